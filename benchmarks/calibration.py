@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What calibration costs beside the policy's forward pass, and the memory it takes.
+
+    python benchmarks/calibration.py CHECKPOINT [--samples 64] [--device auto]
+
+Frames are random pictures, states and actions that fit the checkpoint: neither time nor memory depends on them. "CKA"
+is all that is done with the hidden states: masking, checking, CKA of neighbours and of all pairs, distances, and the
+scores at the end. Memory is that of the whole run, loading included, looked at every 50 ms (Linux).
+"""
+
+from __future__ import annotations
+
+import argparse
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from clp_ros.pruning.calibration import Calibrator
+from clp_ros.vla.policy import LoadedPolicy, load_policy
+
+TASK = "Pick up the cube and put it into the box."
+
+
+def main() -> None:
+    """Runs the measurement and prints it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    args = parser.parse_args()
+
+    memory = Memory()
+    policy = load_policy(args.checkpoint, args.device, mapped=True)
+    calibrator = Calibrator(policy, TASK, frames=args.samples)
+    rng = np.random.default_rng(0)
+    forward, sums = Clock(policy.device), Clock(policy.device)
+    for index in range(-1, args.samples):
+        batch = random_batch(policy, rng)
+        with forward:
+            states, masks = policy.hidden_states(batch, np.random.default_rng([0, index + 1]))
+        if index < 0:  # the first pass reads the weights from the disk
+            forward.wall, forward.cpu = [], []
+            continue
+        with sums:
+            calibrator.add_states(states, masks, index)
+    with sums:
+        calibration = calibrator.finish({})
+    peaks = memory.stop()
+
+    print(f"{args.checkpoint.name} on {policy.device}, {torch.get_num_threads()} threads, {args.samples} samples")
+    print(f"tokens {calibration.meta['tokens']}, of these for all pairs {calibration.meta['matrix_tokens']}")
+    print(f"{'seconds a sample':20}{'forward':>10}{'CKA':>10}{'CKA / forward':>16}")
+    for name, ours, theirs in (("wall", sums.wall, forward.wall), ("processor", sums.cpu, forward.cpu)):
+        mean, base = sum(ours) / args.samples, sum(theirs) / args.samples
+        print(f"{name:20}{base:10.3f}{mean:10.3f}{mean / base:16.1%}")
+    print(", ".join(f"peak {name} {peak / 2**30:.2f} GiB" for name, peak in peaks.items()))
+
+
+def random_batch(policy: LoadedPolicy, rng: np.random.Generator) -> dict:
+    """A frame of noise that fits the policy."""
+    features = policy.policy.config.image_features
+    images = {slot: rng.integers(0, 256, (*x.shape[1:], 3), dtype=np.uint8) for slot, x in features.items()}
+    state = rng.standard_normal(policy.state_size, dtype=np.float32)
+    actions = rng.standard_normal((policy.chunk_size, policy.action_size), dtype=np.float32)
+    return policy.batch(images, state, TASK, actions, np.zeros(policy.chunk_size, dtype=bool))
+
+
+class Clock:
+    """Wall-clock and processor seconds of each of its blocks; what was given to a GPU is waited for."""
+
+    def __init__(self, device: str) -> None:
+        self.wall: list[float] = []
+        self.cpu: list[float] = []
+        self._device = torch.device(device)
+
+    def __enter__(self) -> None:
+        self._start = self._now()
+
+    def __exit__(self, *_: object) -> None:
+        for times, start, end in zip((self.wall, self.cpu), self._start, self._now(), strict=True):
+            times.append(end - start)
+
+    def _now(self) -> tuple[float, float]:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter(), time.process_time()
+
+
+class Memory:
+    """The largest values of this process's resident memory, by kind, bytes."""
+
+    def __init__(self) -> None:
+        self._peaks = {"RssAnon": 0, "RssFile": 0, "RssShmem": 0}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> dict[str, int]:
+        """Ends it and gives the peaks."""
+        self._stop.set()
+        self._thread.join()
+        return self._peaks
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.05):
+            for line in Path("/proc/self/status").read_text().splitlines():
+                name, _, value = line.partition(":")
+                if name in self._peaks:
+                    self._peaks[name] = max(self._peaks[name], int(value.split()[0]) * 1024)
+
+
+if __name__ == "__main__":
+    main()

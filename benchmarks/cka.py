@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All-pairs CKA of a module's layers: ours beside a Gram matrix anew for each pair, as PyPI's torch-cka does it.
+
+    python benchmarks/cka.py [--layers 16] [--tokens 4096] [--dim 960] [--pairs 2]
+
+The slow ways are timed on ``--pairs`` pairs and scaled up to all they compute. torch-cka's own ``_HSIC`` is called
+where the package is installed, otherwise the same formula. Beside it stands a better rival that torch-cka is not: each
+unordered pair once, two Gram matrices and their inner product, without torch-cka's n x n x n matrix product.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from clp_ros.pruning.similarity import LinearCKA
+
+FRAME_TOKENS = 241  # of one SmolVLA frame: 3 cameras x 64, 48 of language, 1 of state
+
+
+def main() -> None:
+    """Runs the comparison and prints it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--dim", type=int, default=960)
+    parser.add_argument("--pairs", type=int, default=2, help="pairs the slow ways are timed on")
+    args = parser.parse_args()
+
+    states = residual_stream(args.layers, args.tokens, args.dim)
+    hsic, source = torch_cka_hsic()
+    ordered, unordered = args.layers**2, args.layers * (args.layers + 1) // 2
+    rows = []
+
+    (matrix, held), ours, peak = measured(lambda: streamed(states, "all"))
+    rows.append(("clp_ros LinearCKA, all pairs", ours, f"{held / 2**20:.0f}", peak, "measured"))
+    (adjacent, held), seconds, peak = measured(lambda: streamed(states, "adjacent"))
+    rows.append(("clp_ros LinearCKA, adjacent pairs", seconds, f"{held / 2**20:.0f}", peak, "measured"))
+    (_, held), seconds, peak = measured(lambda: streamed(states, "all", buffer_bytes=0))
+    rows.append(("clp_ros LinearCKA, all pairs, folded", seconds, f"{held / 2**20:.0f}", peak, "measured"))
+    scale = f"{args.pairs} pairs timed, x {{:g}}"
+    factor = unordered / args.pairs
+    _, seconds, peak = measured(lambda: [gram_pair(states[0], y) for y in states[1 : 1 + args.pairs]])
+    rival = seconds * factor
+    rows.append((f"two Gram matrices for each of {unordered} pairs", rival, "-", peak, scale.format(factor)))
+    factor = ordered / args.pairs
+    row = states[0] @ states[0].T  # once a row of the matrix: not timed
+    _, seconds, peak = measured(lambda: [torch_cka_pair(hsic, row, y) for y in states[1 : 1 + args.pairs]])
+    slow = seconds * factor
+    rows.append((f"torch-cka's way, {ordered} pairs", slow, "-", peak, scale.format(factor)))
+
+    print(f"{args.layers} layers x {args.tokens} tokens x {args.dim}, float32, {torch.get_num_threads()} threads")
+    print(f"torch-cka's HSIC: {source}")
+    print(f"{'':44}{'seconds':>9}{'ratio':>8}{'held MiB':>10}{'peak RSS +MiB':>15}")
+    for name, seconds, held, peak, how in rows:
+        print(f"{name:44}{seconds:9.2f}{seconds / ours:7.1f}x{held:>10}{peak:15.0f}  {how}")
+    print(f"ours is {slow / ours:.1f} times as fast as torch-cka's way, {rival / ours:.1f} times as the better rival")
+    exact = [cka_float64(x, y) for x, y in itertools.pairwise(states)]
+    for name, scores in (("all pairs", np.diagonal(matrix, 1)), ("adjacent", np.diagonal(adjacent, 1))):
+        print(f"largest error of {name} against the float64 formula: {np.abs(scores - exact).max():.1e}")
+
+
+def residual_stream(layers: int, tokens: int, dim: int) -> list[torch.Tensor]:
+    """States that resemble their predecessors, with two channels and one token far outside."""
+    generator = torch.Generator().manual_seed(0)
+    state = torch.randn(tokens, dim, generator=generator)
+    state[:, :2] += 1000
+    state[0, :4] = 5000
+    states = [state]
+    for _ in range(layers - 1):
+        states.append(states[-1] + 0.3 * torch.randn(tokens, dim, generator=generator))
+    return states
+
+
+def streamed(states: list[torch.Tensor], pairs: str, **options: int) -> tuple[np.ndarray, int]:
+    """Ours, frame by frame, as calibration feeds it: the scores in a matrix, and the bytes held before the end."""
+    cka = LinearCKA(len(states), pairs=pairs, **options)
+    for frame in zip(*(state.split(FRAME_TOKENS) for state in states), strict=True):
+        cka.update(frame)
+    held = cka.held_bytes
+    return (cka.matrix() if pairs == "all" else np.diag(cka.adjacent(), 1)), held
+
+
+def torch_cka_hsic() -> tuple[Callable[[torch.Tensor, torch.Tensor], float], str]:
+    """torch-cka's unbiased HSIC, the package's own where it is installed."""
+    try:
+        from torch_cka import CKA
+    except ImportError:
+        return unbiased_hsic, "the same formula (torch_cka is not installed)"
+    return (lambda k, l: CKA._HSIC(SimpleNamespace(device="cpu"), k, l)), "torch_cka.CKA._HSIC"  # noqa: E741
+
+
+def unbiased_hsic(k: torch.Tensor, l: torch.Tensor) -> float:  # noqa: E741
+    """What torch-cka 0.21 computes, a full matrix product included."""
+    n = len(k)
+    ones = torch.ones(n, 1)
+    result = torch.trace(k @ l)
+    result += ((ones.T @ k @ ones @ ones.T @ l @ ones) / ((n - 1) * (n - 2))).item()
+    result -= ((ones.T @ k @ l @ ones) * 2 / (n - 2)).item()
+    return (result / (n * (n - 3))).item()
+
+
+def torch_cka_pair(hsic: Callable[[torch.Tensor, torch.Tensor], float], row: torch.Tensor, y: torch.Tensor) -> None:
+    """What torch-cka 0.21's ``compare`` does for each pair of layers."""
+    column = (y @ y.T).fill_diagonal_(0)
+    hsic(row, column)
+    hsic(column, column)
+
+
+def gram_pair(x: torch.Tensor, y: torch.Tensor) -> float:
+    """CKA from two Gram matrices of centred states and inner products of them."""
+    k, l = ((z - z.mean(dim=0)) @ (z - z.mean(dim=0)).T for z in (x, y))  # noqa: E741
+    return ((k * l).sum() / (k.norm() * l.norm())).item()
+
+
+def cka_float64(x: torch.Tensor, y: torch.Tensor) -> float:
+    """CKA by its definition, in float64."""
+    x, y = (z.double() - z.double().mean(dim=0) for z in (x, y))
+    return ((y.T @ x).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())).item()
+
+
+def measured[T](work: Callable[[], T]) -> tuple[T, float, float]:
+    """What the work gave, its seconds, and the peak of resident memory above what it started with, MiB (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident("VmRSS")
+    start = time.perf_counter()
+    result = work()
+    seconds = time.perf_counter() - start
+    return result, seconds, resident("VmHWM") - before
+
+
+def resident(field: str) -> float:
+    """A field of this process's status, MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+if __name__ == "__main__":
+    main()

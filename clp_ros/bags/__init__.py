@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recorded demonstrations: rosbag2 in, messages and frames out."""

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a rosbag2 recording says about itself, and whether its files are whole. Needs no ROS and no bag library."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field
+
+from clp_ros.errors import ClpError
+
+SUFFIXES = {".mcap": "mcap", ".db3": "sqlite3"}
+"""Suffix of a storage file -> rosbag2 storage id."""
+
+_MCAP_MAGIC = b"\x89MCAP0\r\n"
+_SQLITE_MAGIC = b"SQLite format 3\x00"
+_REINDEX = "the recording was cut off or copied in part: copy it again, or repair it (ros2 bag reindex, mcap recover)"
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A recorded topic: its name, its ROS type ("sensor_msgs/msg/Image") and how many messages the bag holds of it."""
+
+    name: str
+    type: str
+    count: int
+
+
+@dataclass(frozen=True)
+class StorageFile:
+    """One storage file of a bag; ``start_ns`` is its first receive time, None where the metadata does not say."""
+
+    path: Path
+    start_ns: int | None
+
+
+@dataclass(frozen=True)
+class BagInfo:
+    """What is known of a bag before a message is read.
+
+    Attributes:
+        path: The folder, or the single storage file.
+        storage_id: "mcap" or "sqlite3".
+        compression: "" (none), "file" (each file is a .zstd) or "message" (each message is zstd data).
+        topics: By name, in the recording's order.
+        start_ns: Receive time of the first message, nanoseconds.
+        end_ns: Receive time of the last message, nanoseconds.
+        files: In recording order.
+        document: metadata.yaml's content, empty for a single file.
+    """
+
+    path: Path
+    storage_id: str
+    compression: Literal["", "file", "message"]
+    topics: Mapping[str, Topic]
+    start_ns: int
+    end_ns: int
+    files: tuple[StorageFile, ...]
+    document: Mapping[str, Any] = field(repr=False, default_factory=dict)
+
+
+class _Duration(BaseModel):
+    nanoseconds: int
+
+
+class _Time(BaseModel):
+    nanoseconds_since_epoch: int
+
+
+class _TopicMetadata(BaseModel):
+    name: str
+    type: str
+    serialization_format: str
+
+
+class _TopicCount(BaseModel):
+    topic_metadata: _TopicMetadata
+    message_count: int = Field(ge=0)
+
+
+class _File(BaseModel):
+    path: str
+    starting_time: _Time
+
+
+class _Metadata(BaseModel):
+    """The keys of rosbag2's metadata.yaml (versions 1 to 9) that reading needs."""
+
+    storage_identifier: str
+    relative_file_paths: list[str] = Field(min_length=1)
+    duration: _Duration
+    starting_time: _Time
+    message_count: int
+    topics_with_message_count: list[_TopicCount]
+    compression_format: str | None = None
+    compression_mode: str | None = None
+    files: list[_File] = []
+
+
+def read_metadata(folder: Path) -> BagInfo:
+    """Reads ``folder/metadata.yaml`` and checks the files it names.
+
+    Raises:
+        ClpError: No or invalid metadata.yaml, unknown storage or compression, a storage file missing or cut off.
+    """
+    path = folder / "metadata.yaml"
+    if not path.is_file():
+        raise ClpError(
+            "this folder is not a rosbag2 recording (no metadata.yaml in it)",
+            where=folder,
+            fix="give the folder `ros2 bag record` wrote, run `ros2 bag reindex` on it, or give its .mcap or .db3 file",
+        )
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        metadata = _Metadata.model_validate(document["rosbag2_bagfile_information"])
+    # ValueError: a ValidationError, text that is not UTF-8, or a date that is none.
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
+        raise ClpError(
+            f"the bag's metadata cannot be read ({error})", where=path, fix="run `ros2 bag reindex`"
+        ) from error
+
+    storage_id = metadata.storage_identifier
+    if storage_id not in SUFFIXES.values():
+        raise ClpError(
+            f"unknown storage id {storage_id!r}", where=path, fix="convert it to mcap with `ros2 bag convert`"
+        )
+    mode = (metadata.compression_mode or "").lower()
+    compression = "" if mode == "none" else mode
+    if compression not in ("", "file", "message") or (compression and metadata.compression_format != "zstd"):
+        raise ClpError(
+            f"unknown compression (mode {mode!r}, format {metadata.compression_format!r})",
+            where=path,
+            fix="convert it with `ros2 bag convert`; zstd by file or by message is read",
+        )
+
+    topics = collect_topics(
+        ((t.topic_metadata.name, t.topic_metadata.type, t.message_count) for t in metadata.topics_with_message_count),
+        path,
+    )
+    for entry in metadata.topics_with_message_count:
+        check_serialization(entry.topic_metadata.serialization_format, entry.topic_metadata.name, path)
+
+    starts = {PurePath(entry.path).name: entry.starting_time.nanoseconds_since_epoch for entry in metadata.files}
+    # Only the names count: until version 3 the paths began with the folder's name, and a moved bag is still a bag.
+    names = [PurePath(name).name for name in metadata.relative_file_paths]
+    files = tuple(StorageFile(folder / name, starts.get(name)) for name in names)
+    if metadata.message_count > 0:  # `ros2 bag record` that heard nothing may leave files without any content
+        for file in files:
+            check_whole(file.path, "zstd" if compression == "file" else storage_id)
+    start_ns = metadata.starting_time.nanoseconds_since_epoch
+    return BagInfo(
+        path=folder,
+        storage_id=storage_id,
+        compression=compression,
+        topics=topics,
+        start_ns=start_ns,
+        end_ns=start_ns + metadata.duration.nanoseconds,
+        files=files,
+        document=document,
+    )
+
+
+def collect_topics(entries: Any, where: Path) -> dict[str, Topic]:
+    """Sums (name, type, count) entries by topic.
+
+    Raises:
+        ClpError: One topic was recorded with two types.
+    """
+    topics: dict[str, Topic] = {}
+    for name, message_type, count in entries:
+        known = topics.get(name)
+        if known and known.type != message_type:
+            raise ClpError(
+                f"topic {name} was recorded with two types, {known.type} and {message_type}",
+                where=where,
+                fix="record again, or leave one out with `ros2 bag convert`",
+            )
+        topics[name] = Topic(name, message_type, count + (known.count if known else 0))
+    return topics
+
+
+def check_serialization(serialization_format: str, topic: str, where: Path) -> None:
+    """Raises ClpError where ``topic`` is not recorded as CDR, ROS 2's own serialization."""
+    if serialization_format != "cdr":
+        raise ClpError(
+            f"topic {topic} is serialized as {serialization_format!r}, not cdr",
+            where=where,
+            fix="convert it with `ros2 bag convert` (output_serialization_format: cdr)",
+        )
+
+
+def check_whole(path: Path, kind: str) -> None:
+    """Checks, without reading the content, that a storage file is there and was not cut off.
+
+    The libraries beneath differ here: some read a file without its end as if it were a shorter recording.
+
+    Args:
+        path: The storage file.
+        kind: "mcap", "sqlite3" or "zstd".
+
+    Raises:
+        ClpError: The file is missing, is of another kind, or its end is.
+    """
+    if not path.is_file():
+        raise ClpError("the bag lacks a file that its metadata names", where=path, fix="copy the whole folder again")
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        head = stream.read(100)
+        stream.seek(max(0, size - len(_MCAP_MAGIC)))
+        tail = stream.read()
+    magic = {"mcap": _MCAP_MAGIC, "sqlite3": _SQLITE_MAGIC, "zstd": b"\x28\xb5\x2f\xfd"}[kind]
+    if not head.startswith(magic):
+        if magic.startswith(head):
+            raise ClpError(f"truncated bag: the {kind} file has no content", where=path, fix=_REINDEX)
+        raise ClpError(f"this is not a {kind} file", where=path, fix="give the bag `ros2 bag record` wrote")
+    if kind == "mcap" and (tail != _MCAP_MAGIC or size < 2 * len(_MCAP_MAGIC)):
+        raise ClpError("truncated bag: the mcap file has no end", where=path, fix=_REINDEX)
+    if kind == "sqlite3":
+        _check_whole_sqlite(path, head, size)
+
+
+def _check_whole_sqlite(path: Path, head: bytes, size: int) -> None:
+    # https://www.sqlite.org/fileformat2.html, section 1.3: the page count is valid if offsets 24 and 92 agree.
+    page_size = int.from_bytes(head[16:18], "big")
+    pages = int.from_bytes(head[28:32], "big")
+    counted = len(head) == 100 and head[24:28] == head[92:96]
+    if len(head) < 100 or (counted and size < pages * (65536 if page_size == 1 else page_size)):
+        raise ClpError("truncated bag: the sqlite3 file is shorter than its header says", where=path, fix=_REINDEX)
+    for suffix in ("-wal", "-journal"):
+        log = path.with_name(path.name + suffix)
+        if log.is_file() and log.stat().st_size:
+            raise ClpError(
+                "the recording was not closed: part of it is still in sqlite3's log",
+                where=log,
+                fix=f"keep a copy, then let sqlite3 finish it: sqlite3 {path.name} 'PRAGMA journal_mode=DELETE'",
+            )

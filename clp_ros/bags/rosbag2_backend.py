@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Storage files through ROS 2's own ``rosbag2_py``: imported only on a machine that has it."""
+
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import rosbag2_py
+import yaml
+from rclpy.serialization import deserialize_message
+from rosidl_runtime_py.utilities import get_message
+
+from clp_ros.bags.metadata import BagInfo, StorageFile, check_serialization, collect_topics
+from clp_ros.bags.storage import CorruptMessage
+from clp_ros.errors import ClpError
+
+# Written against rosbag2's jazzy branch: rosbag2_py/src/rosbag2_py/_reader.cpp, _storage.cpp.
+_CDR = rosbag2_py.ConverterOptions(input_serialization_format="cdr", output_serialization_format="cdr")
+# What pybind11 makes of the C++ exceptions its storages throw.
+_UNREADABLE = (RuntimeError, ValueError, LookupError, MemoryError)
+
+
+class Rosbag2Backend:
+    """Reads storage files with ``rosbag2_py``; message classes come from the sourced ROS 2 workspace."""
+
+    name = "rosbag2_py"
+
+    def __init__(self) -> None:
+        self._classes: dict[str, type] = {}
+
+    def inspect(self, path: Path, storage_id: str) -> BagInfo:
+        """Describes a single storage file, from its own index.
+
+        Raises:
+            ClpError: The file cannot be read.
+        """
+        try:
+            metadata = rosbag2_py.Info().read_metadata(str(path), storage_id)
+        except _UNREADABLE as error:
+            raise _unreadable(error, path) from error
+        for entry in metadata.topics_with_message_count:
+            check_serialization(entry.topic_metadata.serialization_format, entry.topic_metadata.name, path)
+        topics = collect_topics(
+            (
+                (t.topic_metadata.name, t.topic_metadata.type, t.message_count)
+                for t in metadata.topics_with_message_count
+            ),
+            path,
+        )
+        start_ns = metadata.starting_time.nanoseconds
+        end_ns = start_ns + metadata.duration.nanoseconds
+        return BagInfo(path, storage_id, "", topics, start_ns, end_ns, (StorageFile(path, start_ns),))
+
+    def read(self, bag: BagInfo, file: StorageFile, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+        """Yields (topic, receive time in ns, serialized message) of one file in receive order.
+
+        Raises:
+            ClpError: The file is truncated or otherwise unreadable.
+        """
+        with ExitStack() as stack:
+            if bag.compression:
+                reader = rosbag2_py.SequentialCompressionReader()
+                uri = stack.enter_context(tempfile.TemporaryDirectory(prefix="clp_bag_"))
+                _write_one_file_bag(bag, file, Path(uri))
+            else:
+                reader = rosbag2_py.SequentialReader()
+                uri = str(file.path)
+            try:
+                reader.open(rosbag2_py.StorageOptions(uri=uri, storage_id=bag.storage_id), _CDR)
+                reader.set_filter(rosbag2_py.StorageFilter(topics=sorted(topics)))
+                while reader.has_next():
+                    topic, raw, receive_ns = reader.read_next()
+                    if topic in topics:  # the filter always lets service events through
+                        yield topic, receive_ns, raw
+            except _UNREADABLE as error:
+                raise _unreadable(error, file.path) from error
+            finally:
+                del reader  # it has no close() on Jazzy: its file is closed with it
+
+    def decode(self, bag: BagInfo, message_type: str, raw: bytes) -> Any:
+        """Deserializes one message of ``bag``; rosbag2_py has decompressed it by then.
+
+        Raises:
+            CorruptMessage: ``raw`` is not a message of that type.
+            ClpError: The type's package is not in the sourced ROS 2 environment.
+        """
+        if message_type not in self._classes:
+            try:
+                self._classes[message_type] = get_message(message_type)
+            except (ImportError, AttributeError, ValueError) as error:
+                raise ClpError(
+                    f"no definition of the message type {message_type} is known",
+                    where="the sourced ROS 2 environment",
+                    fix="source the workspace that has its package, or leave its topic out",
+                ) from error
+        try:
+            return deserialize_message(raw, self._classes[message_type])
+        except (RuntimeError, ValueError, MemoryError) as error:
+            raise CorruptMessage(str(error)) from error
+
+
+def _write_one_file_bag(bag: BagInfo, file: StorageFile, folder: Path) -> None:
+    """Makes ``folder`` a bag of this one file, linked: the compression reader wants metadata.yaml, and writes the
+    decompressed file beside the compressed one, which must not be the user's folder."""
+    link = folder / file.path.name
+    link.symlink_to(file.path.absolute())
+    information = dict(bag.document["rosbag2_bagfile_information"], relative_file_paths=[str(link)])
+    (folder / "metadata.yaml").write_text(
+        yaml.safe_dump({"rosbag2_bagfile_information": information}), encoding="utf-8"
+    )
+
+
+def _unreadable(error: Exception, path: Path) -> ClpError:
+    return ClpError(
+        f"the bag's file is truncated or damaged ({error})",
+        where=path,
+        fix="copy it again, or repair it (ros2 bag reindex, ros2 bag convert, mcap recover)",
+    )

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From observations to trajectories, chunk by chunk, while the robot moves."""

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A live robot's newest messages, shared by the threads that receive them and the one that acts on them."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from clp_ros.robots.embodiment import Embodiment
+from clp_ros.robots.observation import NotReady, Observation, ObservationBuffer
+
+Selected = dict[str, tuple[int, Any]]
+
+# Stamps that lead the clock by more come from a clock that is set wrongly: what they say of a message's age is false.
+MAX_LEAD_NS = 100_000_000
+# A camera's period is the median over so many of its latest frames.
+_RECENT = 12
+
+
+class Incomplete(Exception):  # noqa: N818 - a state of affairs, as NotReady is
+    """No observation can be made now.
+
+    Attributes:
+        missing: Why not, an entry an input; the one whose newest message is the oldest comes first.
+    """
+
+    def __init__(self, missing: list[NotReady]) -> None:
+        super().__init__("; ".join(str(one) for one in missing))
+        self.missing = missing
+
+
+@dataclass(frozen=True)
+class InputState:
+    """How one topic is doing.
+
+    Attributes:
+        rate_hz: Messages received a second, since the state was asked for before.
+        age_ms: Age of the newest message that can be used; None before the first.
+        dropped: Messages that could not be used, in all.
+        refused: Why the latest one could not; None where it could.
+    """
+
+    rate_hz: float
+    age_ms: float | None
+    dropped: int
+    refused: str | None
+
+
+class LiveInputs:
+    """Thread-safe: any thread adds, one takes. Nothing is decoded under the lock, so that adding never waits for it.
+
+    Args:
+        embodiment: The robot whose topics they are.
+    """
+
+    def __init__(self, embodiment: Embodiment) -> None:
+        self._buffer = ObservationBuffer(embodiment)
+        self._cameras = tuple(camera.topic for camera in embodiment.cameras.values())
+        self._changed = threading.Condition()
+        self._recent = {topic: deque(maxlen=_RECENT) for topic in self._cameras}
+        self._received: Counter[str] = Counter()
+        self._counted, self._counted_at = Counter(self._received), time.monotonic()
+        self._version = 0
+
+    @property
+    def version(self) -> int:
+        """A number that changes with every camera frame and every :meth:`wake`."""
+        return self._version
+
+    def add(self, topic: str, message: Any, now_ns: int) -> None:
+        """Takes a message in.
+
+        Raises:
+            ClpError: The clock jumped, or the message is stamped by another one. It is not used then.
+        """
+        with self._changed:
+            self._received[topic] += 1
+            taken = self._buffer.add(topic, message, now_ns)
+            if taken and topic in self._cameras:
+                self._recent[topic].append(self._buffer.newest(topic))
+                self._notify()
+
+    def wait(self, version: int, timeout_s: float) -> None:
+        """Waits until :attr:`version` is another one than ``version``, but not longer than ``timeout_s``."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._version != version, timeout_s)
+
+    def wake(self) -> None:
+        """Ends a :meth:`wait` at once."""
+        with self._changed:
+            self._notify()
+
+    def forget(self) -> None:
+        """Forgets all messages, as after a jump of the clock."""
+        with self._changed:
+            self._buffer.forget()
+            for stamps in self._recent.values():
+                stamps.clear()
+
+    def newest_frames(self) -> dict[str, int | None]:
+        """Stamp of every camera's newest frame, nanoseconds, by topic; None before the first."""
+        with self._changed:
+            return {topic: self._buffer.newest(topic) for topic in self._cameras}
+
+    def take(self, now_ns: int, newer_than: Mapping[str, int | None]) -> Selected:
+        """The messages to act on now, not decoded yet.
+
+        Args:
+            now_ns: The time.
+            newer_than: Stamps by camera topic; each camera's frame must be newer than its own, and not older than
+                the time between that camera's frames, or else the next one is about to come.
+
+        Raises:
+            Incomplete: Inputs are missing or stale, or a camera's newer frame has not come yet.
+        """
+        selected: Selected = {}
+        faults: list[tuple[int, NotReady]] = []
+        with self._changed:
+            for topic in self._topics:
+                try:
+                    selected[topic] = self._select(topic, now_ns, newer_than.get(topic))
+                except NotReady as missing:
+                    faults.append((self._buffer.newest(topic) or 0, missing))
+        if faults:
+            faults.sort(key=lambda fault: fault[0])
+            raise Incomplete([missing for _, missing in faults])
+        return selected
+
+    def missing(self, now_ns: int) -> list[NotReady]:
+        """Inputs that have no message to act on now, an entry each; a camera's frame must be of its last period."""
+        found = []
+        with self._changed:
+            for topic in self._topics:
+                try:
+                    self._select(topic, now_ns, None)
+                except NotReady as missing:
+                    found.append(missing)
+        return found
+
+    def state(self, now_ns: int) -> np.ndarray:
+        """Where the joints are, (action_size,) float32 in the policy's units.
+
+        Raises:
+            NotReady: A JointState is missing or stale.
+        """
+        with self._changed:
+            return self._buffer.state(now_ns)
+
+    def decode(self, now_ns: int, selected: Selected) -> Observation:
+        """The observation of what :meth:`take` gave.
+
+        Raises:
+            ClpError: An image cannot be decoded.
+        """
+        # Reads the buffer's settings only, nothing that adding changes: no lock.
+        return self._buffer.decode(now_ns, selected)
+
+    def states(self, now_ns: int) -> dict[str, InputState]:
+        """How every topic is doing."""
+        with self._changed:
+            now = time.monotonic()
+            seconds = max(now - self._counted_at, 1e-3)
+            rates = {topic: (self._received[topic] - self._counted[topic]) / seconds for topic in self._topics}
+            self._counted, self._counted_at = Counter(self._received), now
+            newest = {topic: self._buffer.newest(topic) for topic in self._topics}
+            dropped: Counter[str] = Counter()
+            for (topic, _), count in self._buffer.dropped.items():
+                dropped[topic] += count
+            return {
+                topic: InputState(
+                    rates[topic],
+                    None if newest[topic] is None else (now_ns - newest[topic]) / 1e6,
+                    dropped[topic],
+                    self._buffer.refused.get(topic),
+                )
+                for topic in self._topics
+            }
+
+    def _select(self, topic: str, now_ns: int, last: int | None) -> tuple[int, Any]:
+        newest = self._buffer.newest(topic)
+        if newest is not None and newest - now_ns > MAX_LEAD_NS:
+            ahead = (newest - now_ns) / 1e6
+            raise NotReady(topic, f"its stamps are {ahead:.0f} ms in the future", "stamps in the future")
+        try:
+            entry = self._buffer.select(now_ns, [topic])[topic]
+        except NotReady as missing:
+            why = self._buffer.refused.get(topic)
+            raise NotReady(topic, f"{missing.reason}; {why}" if why else missing.reason, missing.kind) from None
+        age = now_ns - entry[0]
+        if topic in self._cameras and ((last is not None and entry[0] <= last) or age > self._period_ns(topic)):
+            raise NotReady(topic, f"no newer frame for {age / 1e6:.0f} ms", "no newer frame")
+        return entry
+
+    def _period_ns(self, topic: str) -> float:
+        """Time between a camera's frames; 0 before the second, so that the first is not used."""
+        stamps = self._recent[topic]
+        return statistics.median(later - earlier for earlier, later in pairwise(stamps)) if len(stamps) > 1 else 0.0
+
+    def _notify(self) -> None:
+        self._version += 1
+        self._changed.notify_all()
+
+    @property
+    def _topics(self) -> tuple[str, ...]:
+        return tuple(self._buffer.embodiment.topics)

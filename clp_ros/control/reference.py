@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reference trajectory: the positions and velocities that the controllers follow, as they interpolate them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.interpolate import CubicHermiteSpline
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Knots joined by cubic polynomials, as a joint_trajectory_controller joins points that carry velocities.
+
+    It ends at rest, and stays where it ends.
+
+    Attributes:
+        times_ns: (knots,) int64, strictly increasing, on the robot's clock.
+        positions: (knots, joints) float64, rad or m.
+        velocities: (knots, joints) float64, rad/s or m/s.
+    """
+
+    times_ns: np.ndarray
+    positions: np.ndarray
+    velocities: np.ndarray
+
+    def __post_init__(self) -> None:
+        if not (len(self.times_ns) == len(self.positions) == len(self.velocities) > 0):
+            raise ValueError("a reference needs as many positions and velocities as times")
+        if (np.diff(self.times_ns) <= 0).any():
+            raise ValueError("a reference's times must increase")
+
+    @property
+    def end_ns(self) -> int:
+        """When it comes to rest."""
+        return int(self.times_ns[-1])
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """(knots,) float64: the knots' times from the first one on."""
+        return (self.times_ns - self.times_ns[0]) / 1e9
+
+    def sample(self, time_ns: int) -> tuple[np.ndarray, np.ndarray]:
+        """Position and velocity, each (joints,) float64, at a time; at rest before the knots and after them."""
+        if time_ns < self.times_ns[0] or time_ns > self.times_ns[-1]:
+            resting = self.positions[0 if time_ns < self.times_ns[0] else -1]
+            return resting.copy(), np.zeros_like(resting)
+        index = int(np.searchsorted(self.times_ns, time_ns))
+        if self.times_ns[index] == time_ns:  # bit for bit, where a new reference is to begin
+            return self.positions[index].copy(), self.velocities[index].copy()
+        spline = CubicHermiteSpline(self.seconds, self.positions, self.velocities)
+        at = (time_ns - int(self.times_ns[0])) / 1e9
+        return spline(at), spline(at, 1)
+
+    def from_time(self, time_ns: int) -> Reference | None:
+        """The knots after a time; None where there is none."""
+        later = self.times_ns > time_ns
+        if not later.any():
+            return None
+        return Reference(self.times_ns[later], self.positions[later], self.velocities[later])
+
+    def since(self, time_ns: int) -> Reference:
+        """The part that is still of use at a time: from the last knot on that is not after it."""
+        first = max(0, int(np.searchsorted(self.times_ns, time_ns, side="right")) - 1)
+        return Reference(self.times_ns[first:], self.positions[first:], self.velocities[first:])
+
+    def without(self, after_ns: int, before_ns: int) -> Reference:
+        """Less the knots between two times, but with its first and its last."""
+        keep = (self.times_ns <= after_ns) | (self.times_ns >= before_ns)
+        keep[[0, -1]] = True
+        return Reference(self.times_ns[keep], self.positions[keep], self.velocities[keep])
+
+    def resting(self, duration_ns: int) -> Reference:
+        """With one more knot, so much later at the same place."""
+        end = Reference(np.array([self.end_ns + duration_ns]), self.positions[-1:], np.zeros_like(self.velocities[-1:]))
+        return self.then(end)
+
+    def then(self, other: Reference) -> Reference:
+        """This one's knots before ``other`` begins, and then ``other``."""
+        before = self.times_ns < other.times_ns[0]
+        return Reference(
+            np.concatenate([self.times_ns[before], other.times_ns]),
+            np.concatenate([self.positions[before], other.positions]),
+            np.concatenate([self.velocities[before], other.velocities]),
+        )

@@ -1,0 +1,416 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop that drives a robot: the latest complete observation in, a chunk out, in a thread of its own.
+
+Nothing here knows ROS. Which thread runs what: the owner's threads call every public method of :class:`ChunkRunner`,
+none of which waits for the policy but :meth:`ChunkRunner.close`; the worker alone decodes, predicts and sends chunks;
+the guard looks at the inputs, the clock and the worker once a control step, and stops the robot when one fails.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from clp_ros.control.chunk_schedule import Late, ScheduleSettings
+from clp_ros.control.inputs import Incomplete, LiveInputs
+from clp_ros.control.output import TrajectoryOutput
+from clp_ros.control.pace import Pace, Watch
+from clp_ros.control.run_log import RunLog
+from clp_ros.control.statistics import Statistics
+from clp_ros.errors import ClpError
+from clp_ros.robots.embodiment import Embodiment
+from clp_ros.robots.observation import NotReady
+from clp_ros.robots.trajectory import Trajectory, chunk_positions
+
+# How long the worker sleeps at most when no frame wakes it.
+POLL_S = 0.05
+# The same fault is told at most this often.
+TELL_AGAIN_S = 30.0
+# A clock that runs ahead of the computer's own by more than this from one look to the next has jumped.
+JUMP_NS = 2 * 10**9
+# Latency is estimated from so many chunks.
+_RECENT_CHUNKS = 20
+
+
+class Policy(Protocol):
+    """What the runner needs of a policy; :class:`clp_ros.vla.policy.LoadedPolicy` has it."""
+
+    def predict_chunk(
+        self, images: Mapping[str, np.ndarray], state: np.ndarray, task: str, **continuing: Any
+    ) -> np.ndarray:
+        """An action chunk, (steps, action_size), in the policy's units.
+
+        ``continuing`` is given in mode ``rtc`` only: see :meth:`clp_ros.vla.policy.LoadedPolicy.predict_chunk`.
+        """
+
+
+@dataclass
+class _Session:
+    """One activation. A chunk that was begun in another one is never sent.
+
+    Attributes:
+        due_ns: When the next chunk may be made.
+        since_ns: Since when the worker has been waiting for its observation.
+        seen: Stamps that each camera's frame must be newer than, by topic.
+        last_ns, last_s: When the guard looked last, on the robot's clock and on the computer's.
+        missing: Since when each input that is missing has been, by topic.
+        working_s: Since when the policy has been at work on a chunk; None while it is not.
+        observed_ns: Observation time of the chunk sent last; None before the first and after a stop.
+        fault: What is wrong at present: the kind; None while all is well.
+        holding: The same in words.
+        told: Whether a person was told so.
+        faults: Number of faults.
+    """
+
+    due_ns: int
+    since_ns: int
+    seen: dict[str, int | None]
+    last_ns: int
+    last_s: float
+    missing: dict[str, int] = field(default_factory=dict)
+    working_s: float | None = None
+    observed_ns: int | None = None
+    fault: str | None = None
+    holding: str | None = None
+    told: bool = False
+    faults: int = 0
+
+
+class ChunkRunner:
+    """Makes a chunk whenever every camera has a newer frame and the pace allows, joins it to the last, and sends it.
+
+    A fault never ends the loop: the robot is braked to rest and held there, a person is told why once, and the loop
+    goes on when the fault is over.
+
+    Args:
+        embodiment: The robot.
+        inputs: Where its messages come in.
+        policy: What turns observations into chunks. Only the worker calls it, one chunk at a time.
+        instruction: What the policy is told to do; :attr:`instruction` can be set at any time.
+        pace: When chunks are made.
+        send: Sends trajectories, one a controller. Called by the worker, the guard, and whoever deactivates or stops.
+        clock_ns: The time on the messages' clock, nanoseconds. May jump.
+        tell: Tells a person: a level of the logging module, and a line.
+        schedule: How chunks are joined.
+        watch: When the guard stops the robot.
+        failed: Called, by a thread of its own, when there were too many faults. Nothing is sent any more then.
+        log: Where every chunk and fault is written down.
+
+    Attributes:
+        statistics: Counts ``chunks``, ``held``, ``late``, ``slowed down``, ``dropped stale``, ``dropped deactivated``,
+            ``refused``, ``policy errors`` and ``limits hit`` (positions moved to a joint's limit); milliseconds of
+            ``wait`` (from when a chunk was due to its observation), ``decode``, ``inference``, ``send``, ``latency``
+            (from the observation until sent) and ``image to trajectory`` (from the newest image's stamp until sent),
+            and of ``age <topic>`` (how old each message was when it was used); ``seam position gap (rad or m)`` and
+            ``seam velocity gap (per s)``, how far a chunk was from what the robot follows before they were blended.
+    """
+
+    def __init__(
+        self,
+        embodiment: Embodiment,
+        inputs: LiveInputs,
+        policy: Policy,
+        instruction: str,
+        pace: Pace,
+        send: Callable[[list[Trajectory]], None],
+        *,
+        clock_ns: Callable[[], int],
+        tell: Callable[[int, str], None],
+        schedule: ScheduleSettings | None = None,
+        watch: Watch | None = None,
+        failed: Callable[[str], None] | None = None,
+        log: RunLog | None = None,
+    ) -> None:
+        self.instruction = instruction
+        self.statistics = Statistics()
+        self._embodiment = embodiment
+        self._inputs = inputs
+        self._policy = policy
+        self._pace = pace
+        self._clock_ns = clock_ns
+        self._tell = tell
+        self._schedule = schedule or ScheduleSettings()
+        self._watch = watch or Watch()
+        self._failed = failed or (lambda _: None)
+        self._log = log or RunLog(None)
+        self._output = TrajectoryOutput(embodiment, self._schedule, send, clock_ns)
+        self._told: dict[str, float] = {}
+        self._latencies: deque[float] = deque(maxlen=_RECENT_CHUNKS)
+        self._cameras = tuple(camera.topic for camera in embodiment.cameras.values())
+        # Held while sending too, so that nothing is sent any more once deactivate() or stop() has returned.
+        self._gate = threading.Condition()
+        self._session: _Session | None = None
+        self._stopped = False
+        self._closing = False
+        # Daemons: a policy that hangs must not keep the process alive after close() has given up on it.
+        self._worker = threading.Thread(target=self._run, name="policy", daemon=True)
+        self._guard = threading.Thread(target=self._guard_all, name="guard", daemon=True)
+        self._worker.start()
+        self._guard.start()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether :meth:`stop` was called since the last activation."""
+        return self._stopped
+
+    @property
+    def holding(self) -> str | None:
+        """Why the robot is held at present, though active; None while all is well."""
+        session = self._session
+        return session.holding if session else None
+
+    @property
+    def faults(self) -> int:
+        """Number of faults since the activation."""
+        session = self._session
+        return session.faults if session else 0
+
+    @property
+    def latency_s(self) -> float:
+        """What a chunk is expected to take from its observation until it is sent: the 90th percentile of the last."""
+        return float(np.percentile(self._latencies, 90)) if self._latencies else 0.0
+
+    def activate(self) -> None:
+        """Starts sending; ends a :meth:`stop`. The first chunk is made of frames that came after this."""
+        with self._gate:
+            now = self._clock_ns()
+            self._stopped = False
+            self._output.start()
+            self._session = _Session(now, now, self._inputs.newest_frames(), now, time.monotonic())
+            self._log.write("activated", now, instruction=self.instruction)
+            self._gate.notify_all()
+
+    def deactivate(self) -> None:
+        """Brakes the robot to rest, and sends nothing more. A chunk that is being made is thrown away."""
+        self._end("deactivated")
+
+    def stop(self) -> None:
+        """As :meth:`deactivate`, until :meth:`activate`."""
+        self._stopped = True
+        self._end("stopped")
+
+    def close(self, timeout_s: float | None = None) -> bool:
+        """As :meth:`deactivate`, and ends the threads; waits for the policy if it is at work.
+
+        Returns:
+            Whether the worker has ended; False: the policy was still at work after ``timeout_s``.
+        """
+        with self._gate:
+            self._closing = True
+            self._end("closed")
+            self._gate.notify_all()
+        self._inputs.wake()
+        self._guard.join()
+        self._worker.join(timeout_s)
+        self._log.close()
+        return not self._worker.is_alive()
+
+    def _end(self, event: str) -> None:
+        with self._gate:
+            if self._session is not None:
+                self._session = None
+                self._output.hold()
+                self._log.write(event, self._clock_ns())
+        self._inputs.wake()
+
+    # ------------------------------------------------------------------------------------------------ the worker
+
+    def _run(self) -> None:
+        while True:
+            with self._gate:
+                self._gate.wait_for(lambda: self._closing or self._session is not None)
+                if self._closing:
+                    return
+                session = self._session
+            # Read before the inputs are looked at: a frame that comes while they are ends the wait after them at once.
+            version = self._inputs.version
+            try:
+                if self._step(session):
+                    continue
+            except Incomplete:
+                pass  # the guard says so when it lasts
+            except Late as late:
+                self.statistics.count("late")
+                self._fault(session, "late", str(late), hold=False)
+            except (ClpError, NotReady) as fault:
+                self.statistics.count("refused")
+                self._fault(session, f"refused {getattr(fault, 'where', None) or ''}", str(fault))
+            except Exception as error:  # noqa: BLE001 - a model may raise anything; the node lives on, and tells
+                kind = type(error).__name__
+                self.statistics.count("policy errors")
+                self._fault(session, f"policy errors {kind}", f"{kind}: {error}")
+            due_s = (session.due_ns - self._clock_ns()) / 1e9
+            self._inputs.wait(version, min(due_s, POLL_S) if due_s > 0 else POLL_S)
+
+    def _step(self, session: _Session) -> bool:
+        """Makes a chunk if it is time; returns whether it was."""
+        now = self._clock_ns()
+        if now < session.due_ns:
+            # The frames that are used come in after the chunk is due: those that are here by then would be older.
+            session.seen = self._inputs.newest_frames()
+            return False
+        selected = self._inputs.take(now, session.seen)
+        session.seen = {topic: selected[topic][0] for topic in self._cameras}
+        self.statistics.record("wait", (now - session.since_ns) / 1e6)
+        for topic, (stamp, _) in selected.items():
+            self.statistics.record(f"age {topic}", (now - stamp) / 1e6)
+        try:
+            self._chunk(session, now, selected)
+        finally:
+            session.working_s = None
+            session.since_ns = max(session.due_ns, self._clock_ns())
+        return True
+
+    def _interval_ns(self, steps: int) -> int:
+        """From one observation to the next: by the pace, but so that the next chunk comes before this one ends."""
+        period = self._embodiment.period_ns
+        spare = (steps - 2) * period - round((self.latency_s + self._schedule.lead_s) * 1e9)
+        return max(0, min(self._pace.interval_ns(period), spare))
+
+    def _chunk(self, session: _Session, now: int, selected: dict[str, tuple[int, Any]]) -> None:
+        started = time.perf_counter()
+        observation = self._inputs.decode(now, selected)
+        decoded = time.perf_counter()
+        self.statistics.record("decode", (decoded - started) * 1e3)
+        session.working_s = time.monotonic()
+        chunk = self._policy.predict_chunk(
+            observation.images, observation.state, self.instruction, **self._continuing(session, now)
+        )
+        session.working_s = None
+        predicted = time.perf_counter()
+        self.statistics.record("inference", (predicted - decoded) * 1e3)
+        positions, limited = chunk_positions(chunk, self._embodiment)
+        with self._gate:
+            if self._session is not session:
+                self.statistics.count("dropped deactivated")
+                return
+            if self._clock_jumped(session):
+                self.statistics.count("dropped stale")
+                return
+            latency = (self._clock_ns() - now) / 1e9
+            if not 0 <= latency <= self._pace.max_latency_s:
+                self.statistics.count("dropped stale")
+                self._fault(
+                    session,
+                    "stale",
+                    f"a chunk was dropped: its observation was {latency:.2f} s old, "
+                    f"max_latency is {self._pace.max_latency_s:g} s",
+                )
+                return
+            joined = self._output.chunk(positions, now, self._inputs.state(self._clock_ns()))
+            session.observed_ns, session.due_ns = now, now + self._interval_ns(len(positions))
+            told, session.told, session.fault, session.holding = session.told, False, None, None
+        self._latencies.append(latency)
+        position_gap, velocity_gap = float(joined.position_gap.max()), float(joined.velocity_gap.max())
+        newest = max(selected[topic][0] for topic in self._cameras)
+        for name, value in {
+            "send": (time.perf_counter() - predicted) * 1e3,
+            "latency": latency * 1e3,
+            "image to trajectory": (self._clock_ns() - newest) / 1e6,
+            "seam position gap (rad or m)": position_gap,
+            "seam velocity gap (per s)": velocity_gap,
+        }.items():
+            self.statistics.record(name, value)
+        self.statistics.count("chunks")
+        self.statistics.count("limits hit", limited)
+        self.statistics.count("slowed down", int(joined.scale > 1))
+        self._log.write(
+            "chunk",
+            self._clock_ns(),
+            observed=now / 1e9,
+            seam=joined.seam_ns / 1e9,
+            skipped=joined.skipped,
+            scale=joined.scale,
+            limits_hit=limited,
+            decode_ms=(decoded - started) * 1e3,
+            inference_ms=(predicted - decoded) * 1e3,
+            latency_ms=latency * 1e3,
+            position_gap=position_gap,
+            velocity_gap=velocity_gap,
+        )
+        if told:
+            self._tell(logging.INFO, "sending again")
+
+    def _continuing(self, session: _Session, now: int) -> dict[str, int]:
+        """What a policy needs to continue its last chunk, in mode ``rtc``."""
+        if self._schedule.mode != "rtc" or session.observed_ns is None:
+            return {}
+        period = self._embodiment.period_ns
+        return {
+            "elapsed_steps": round((now - session.observed_ns) / period),
+            "delay_steps": math.ceil((self.latency_s + self._schedule.lead_s) * 1e9 / period),
+        }
+
+    # ------------------------------------------------------------------------------------------------ the guard
+
+    def _guard_all(self) -> None:
+        while True:
+            with self._gate:
+                if self._gate.wait_for(lambda: self._closing, self._embodiment.period_ns / 1e9):
+                    return
+                if self._session is not None:
+                    self._guard_one(self._session)
+
+    def _guard_one(self, session: _Session) -> None:
+        if self._clock_jumped(session):
+            return
+        now, now_s = session.last_ns, session.last_s
+        if session.working_s is not None and now_s - session.working_s > self._watch.policy_timeout_s:
+            self._fault(session, "policy hangs", f"the policy has been at work for {now_s - session.working_s:.1f} s")
+            return
+        missing = self._inputs.missing(now)
+        session.missing = {one.topic: session.missing.get(one.topic, now) for one in missing}
+        for one in missing:
+            if now - session.missing[one.topic] > self._watch.input_timeout_s * 1e9:
+                self._fault(session, f"{one.topic} {one.kind}", str(one))
+                return
+
+    def _clock_jumped(self, session: _Session) -> bool:
+        """Looks at the clock, with the gate held; after a jump, all that was stamped before says nothing any more."""
+        now, now_s = self._clock_ns(), time.monotonic()
+        passed = now - session.last_ns
+        jumped = passed - round((now_s - session.last_s) * 1e9)
+        session.last_ns, session.last_s = now, now_s
+        if passed >= 0 and jumped <= JUMP_NS:
+            return False
+        self._inputs.forget()
+        session.due_ns = session.since_ns = now
+        session.seen, session.missing = {}, {}
+        way = "back" if passed < 0 else "forward"
+        self._fault(session, "clock", f"the clock jumped {way} by {abs(jumped) / 1e9:.2f} s", jumped_ns=jumped)
+        return True
+
+    def _fault(self, session: _Session, kind: str, why: str, hold: bool = True, jumped_ns: int = 0) -> None:
+        """Brakes the robot, says why, and counts: once for what lasts, each time for a chunk that fails."""
+        with self._gate:
+            if self._session is not session:
+                return
+            lasting = session.fault == kind and not kind.startswith(("refused", "policy errors", "late", "stale"))
+            session.fault, session.holding = kind, why
+            now = self._clock_ns()
+            if hold:
+                session.observed_ns = None
+                if self._output.hold(jumped_ns):
+                    self.statistics.count("held")
+                    self._log.write("hold", now, why=why)
+            if lasting:
+                return
+            session.faults += 1
+            self._log.write("fault", now, kind=kind, why=why)
+            if time.monotonic() - self._told.get(kind, -TELL_AGAIN_S) >= TELL_AGAIN_S:
+                self._told[kind] = time.monotonic()
+                session.told = True
+                self._tell(logging.WARNING, f"holding: {why}")
+            if self._watch.max_faults and session.faults >= self._watch.max_faults:
+                self._session = None
+                self._log.write("failed", now, faults=session.faults)
+                text = f"{session.faults} faults since the activation, the last: {why}"
+                threading.Thread(target=self._failed, args=(text,), name="failed", daemon=True).start()

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The calibration node: bags, or the robot's topics, become a calibration folder; its matrices go out as topics.
+
+It works once, from its start on. When that is done it stays, so that whoever comes later still gets its topics
+(transient local); after a fault it stays too, with the fault on /diagnostics, until it is started anew.
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from sensor_msgs.msg import Image
+from std_msgs.msg import Float64MultiArray, String
+from std_srvs.srv import Trigger
+
+from clp_ros.bags.reader import open_bag
+from clp_ros.errors import ClpError
+from clp_ros.files import check_apart, check_output_folder
+from clp_ros.nodes.job import Cancelled, Job
+from clp_ros.nodes.live_frames import LiveFrames
+from clp_ros.nodes.messages import image_message, matrix_message
+from clp_ros.nodes.parameters import checkpoint_folder, declare, given_embodiment, output_folder, texts
+from clp_ros.nodes.spin import main as run_node
+from clp_ros.nodes.topics import LATCHED
+from clp_ros.robots.embodiment import Embodiment
+from clp_ros.robots.episode import check_topics
+from clp_ros.robots.task import load_task
+
+if TYPE_CHECKING:
+    from clp_ros.pruning.calibration import Calibration
+    from clp_ros.pruning.plan import Plan
+    from clp_ros.vla.policy import LoadedPolicy
+
+PARAMETERS: dict[str, tuple[Any, str]] = {
+    "checkpoint": ("", "Folder of the policy's checkpoint"),
+    "embodiment": ("", "The robot: a name under config/embodiments, or a YAML file"),
+    "tf_prefix": ("", "Put before the name of every joint, as the driver's argument of that name does"),
+    "topics": ([""], "Topics that are not where the embodiment has them, each ENTRY:=TOPIC"),
+    "task": ("", "The instruction: a name under config/tasks, a YAML file, or the sentence itself"),
+    "bag": ("", "rosbag2 folder, or a list of them; empty: listen to the embodiment's topics"),
+    "samples": (64, "Number of frames to draw"),
+    "output": ("", "Folder to write; empty: <checkpoint>_calibration"),
+    "overwrite": (False, "Whether an output folder that is not empty may be replaced"),
+    "seed": (0, "Seed of the drawn frames and of the policy's noise"),
+    "device": ("auto", "Where the policy runs: auto, cpu, cuda or cuda:N"),
+    "idle_timeout": (5.0, "Seconds of silence on all topics, after the first message, that end the listening"),
+}
+_NEXT = "ros2 service call /pruning/prune std_srvs/srv/Trigger"
+
+
+class CalibrationNode(Node):
+    """See the module's text and config/nodes/calibration.yaml for its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__("calibration")
+        # Read once, at the start: a parameter that could be set later would only seem to have been heard.
+        declare(self, PARAMETERS, read_only=True, untyped="bag")
+        self._live: LiveFrames | None = None
+        self._results: list[Any] = []  # publishers: a transient local topic lives as long as its publisher
+        self._done = self.create_publisher(String, "~/done", LATCHED)
+        self.create_service(Trigger, "~/finish", self._finish)
+        self._job = Job(self, "starting")
+        # A thread of its own beside the executor's only one: rclpy's executor of several threads is so much slower a
+        # message that it loses most of a robot's. Started by the executor's first turn: only from then on can a signal
+        # find the node and end the work.
+        self._worker = threading.Thread(target=self._work, name="calibration")
+        self._start = self.create_timer(0.0, self._begin, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def destroy_node(self) -> None:
+        """Ends the calibration first, which leaves nothing behind, and waits for that."""
+        self._job.cancel()
+        if self._worker.is_alive():
+            self._worker.join()
+        super().destroy_node()
+
+    def _begin(self) -> None:
+        self._start.cancel()
+        self._worker.start()
+
+    def _work(self) -> None:
+        try:
+            with self._job.work("checking the parameters"):
+                self._calibrate()
+        except Cancelled:
+            return
+        except ClpError as error:
+            self.get_logger().error(str(error))
+        except Exception:  # noqa: BLE001 - a bug of ours: the process ends, and says where
+            if not self.context.ok():
+                return  # a signal has ended ROS between a check and a publish
+            self.get_logger().fatal(traceback.format_exc())
+            self.context.try_shutdown()
+
+    def _calibrate(self) -> None:
+        from clp_ros.pruning.plan import default_plan
+        from clp_ros.report.calibration_report import write_calibration
+        from clp_ros.vla.policy import load_policy
+
+        checkpoint = checkpoint_folder(self)
+        output = output_folder(self, checkpoint, "calibration")
+        overwrite = self.get_parameter("overwrite").value
+        bags = texts(self.get_parameter("bag").value)
+        check_apart(output, [checkpoint, *map(Path, bags)])
+        check_output_folder(output, overwrite)
+        embodiment = given_embodiment(self)
+        task = load_task(self.get_parameter("task").value, embodiment).instruction
+        for bag in bags:
+            check_topics(open_bag(bag), embodiment)  # before the policy is loaded, which takes its time
+        self._job.step("loading the policy")
+        policy = load_policy(checkpoint, self.get_parameter("device").value, mapped=True)
+        if bags:
+            calibration = self._calibrate_bags(policy, bags, embodiment, task)
+        else:
+            calibration = self._calibrate_live(policy, embodiment, task)
+        self._job.step("writing the folder")
+        plan = default_plan(calibration, policy.checkpoint)
+        for note in plan.notes:
+            self.get_logger().info(note)
+        write_calibration(calibration, output, plan.report(), command=_NEXT, overwrite=overwrite)
+        self._publish(calibration, plan)
+        self._done.publish(String(data=str(output)))
+        self._job.step("done", output=output, samples=calibration.meta["samples"])
+        self.get_logger().info(f"calibrated on {calibration.meta['samples']} frames: {output}")
+
+    def _calibrate_bags(self, policy: LoadedPolicy, bags: list[str], embodiment: Embodiment, task: str) -> Calibration:
+        from clp_ros.pruning.calibration import calibrate_bags
+
+        def calibrated(done: int, total: int) -> None:
+            if done:
+                self._job.progress(done, total)
+            else:
+                self._job.step("calibrating", bags=len(bags))
+
+        self._job.step("scanning the bags", bags=len(bags))
+        samples, seed = self.get_parameter("samples").value, self.get_parameter("seed").value
+        scanned = self._job.progress
+        return calibrate_bags(policy, bags, embodiment, task, samples, seed, calibrated, scanned)
+
+    def _calibrate_live(self, policy: LoadedPolicy, embodiment: Embodiment, task: str) -> Calibration:
+        from clp_ros.pruning.live_calibration import calibrate_live, make_reservoir
+
+        samples, seed = self.get_parameter("samples").value, self.get_parameter("seed").value
+        reservoir = make_reservoir(policy, embodiment, samples, seed)
+        self._job.step("listening")
+        self._live = LiveFrames(self, reservoir, self.get_parameter("idle_timeout").value)
+        self.get_logger().info(f"listening to {', '.join(embodiment.topics)}")
+        self._live.wait(lambda: self._job.progress(reservoir.held, samples))
+        self._job.step("calibrating", **{"usable ticks": reservoir.usable})
+        return calibrate_live(policy, reservoir, task, seed, self._job.progress)
+
+    def _publish(self, calibration: Calibration, plan: Plan) -> None:
+        from clp_ros.report.heatmaps import heatmap_rgb
+
+        keys = ("threshold", "blocks", "removed", "scores")
+        for name, matrix in calibration.matrices.items():
+            shown = plan.report()[name]
+            picture = heatmap_rgb(matrix, module=name, **{key: shown[key] for key in keys})
+            self._job.check()
+            matrices = self.create_publisher(Float64MultiArray, f"~/cka/{name}", LATCHED)
+            matrices.publish(matrix_message(matrix, ("layer", "layer")))
+            heatmaps = self.create_publisher(Image, f"~/heatmap/{name}", LATCHED)
+            heatmaps.publish(image_message(picture, self.get_clock().now().to_msg(), name))
+            self._results += [matrices, heatmaps]
+
+    def _finish(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        try:
+            if self._live is None:
+                raise ClpError("not listening", fix="finish ends the listening to live topics")
+            frames = self._live.finish()
+        except ClpError as error:
+            response.message = str(error)
+            return response
+        response.success = True
+        response.message = f"calibrating on {frames} frames"
+        return response
+
+
+def main() -> int:
+    """Entry point of ``ros2 run clp_ros calibration``."""
+    return run_node(CalibrationNode, threads=1)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

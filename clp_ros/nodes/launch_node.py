@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the launch files share: their arguments, and a node's parameters from a file with the given arguments on top."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from launch import Action, LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.substitutions import LaunchConfiguration, TextSubstitution
+from launch_ros.parameter_descriptions import ParameterFile, ParameterValue
+
+from clp_ros.resources import resource_path
+
+# Arguments that are parameters of the node too: the parameter's type, and what --show-args says.
+PARAMETERS: dict[str, tuple[type, str]] = {
+    "checkpoint": (str, "Folder of the policy's checkpoint, as lerobot's save_pretrained writes it"),
+    "embodiment": (str, "The robot: a name under config/embodiments, or a YAML file of your own"),
+    "tf_prefix": (str, "Put before the name of every joint, as the robot driver's argument of that name does"),
+    "topics": (
+        list[str],
+        "Topics that are not where the embodiment has them, by its entry, as cameras.cam_high:=/top/image/compressed; "
+        "several as A,B",
+    ),
+    "robot_description_wait": (
+        float,
+        "Seconds to wait for the robot's own description (URDF), whose limits narrow the embodiment's; 0: do not",
+    ),
+    "task": (
+        str,
+        "The instruction: a name under config/tasks (NAME:OBJECT where it has several objects), or the sentence itself",
+    ),
+    "bag": (
+        list[str],
+        "Recorded rosbag2 folder to read, or several as A,B; without one, the embodiment's topics are heard live",
+    ),
+    "samples": (int, "How many frames the calibration draws"),
+    "output": (str, "Folder to write; it must be new or empty, unless overwrite is true"),
+    "overwrite": (bool, "Whether an output folder that is not empty is replaced"),
+    "seed": (int, "Seed of everything that is drawn at random"),
+    "device": (str, "Where the policy runs: auto, cpu, cuda or cuda:<index>"),
+    "use_sim_time": (bool, "Whether the clock is the topic /clock, as `ros2 bag play --clock` or a simulator gives it"),
+    "dry_run": (bool, "Whether the policy's trajectories go to its topic preview only, and no robot moves"),
+    "calibration": (str, "Calibration folder; without one, the folder heard on the calibration node's topic done"),
+    "budgets": (list[str], "Layers to remove from each module, as MODULE=K,MODULE=K; without any, the paper's share"),
+    "threshold": (
+        float,
+        "Lowest similarity at which a layer may be removed; without one, the largest that leaves enough",
+    ),
+    "criterion": (str, "Score to remove by: cka, mse, cosine, random or keep-first"),
+}
+
+NodeArguments = dict[str, Any]
+
+
+def node_description(
+    node: str, start: Callable[[NodeArguments], list[Action]], /, *required: str, **optional: str
+) -> LaunchDescription:
+    """A launch description of one node and its arguments, every one with a description.
+
+    Args:
+        node: Name of the node and of its executable; ``config/nodes/<node>.yaml`` is its parameter file by default.
+        start: Makes the actions that start it, of the keyword arguments for a ``Node`` or ``LifecycleNode``.
+        *required: Names in :data:`PARAMETERS` without which the launch is refused.
+        **optional: Names in :data:`PARAMETERS` and their defaults. ``""`` leaves the parameter as its file has it.
+    """
+
+    def start_with_arguments(context: LaunchContext) -> list[Action]:
+        values = {name: context.launch_configurations[name] for name in (*required, *optional)}
+        given = {name: value for name, value in values.items() if value}
+        return start(
+            {
+                "package": "clp_ros",
+                "executable": node,
+                "name": node,
+                "namespace": LaunchConfiguration("namespace"),
+                "parameters": [
+                    ParameterFile(LaunchConfiguration("params_file"), allow_substs=False),
+                    {name: _typed(name, value) for name, value in given.items()},
+                ],
+                "arguments": ["--ros-args", "--log-level", LaunchConfiguration("log_level")],
+                "output": "screen",
+                "emulate_tty": True,
+            }
+        )
+
+    return LaunchDescription(
+        [
+            *(DeclareLaunchArgument(name, description=PARAMETERS[name][1]) for name in required),
+            *(
+                DeclareLaunchArgument(name, default_value=default, description=PARAMETERS[name][1])
+                for name, default in optional.items()
+            ),
+            DeclareLaunchArgument(
+                "params_file",
+                default_value=str(resource_path(f"config/nodes/{node}.yaml")),
+                description=f"Parameter file of the {node} node; an argument given here goes before it",
+            ),
+            DeclareLaunchArgument("namespace", default_value="", description=f"Namespace of the {node} node"),
+            DeclareLaunchArgument(
+                "log_level",
+                default_value="info",
+                description="Least severity that is logged: debug, info, warn, error or fatal",
+            ),
+            OpaqueFunction(function=start_with_arguments),
+        ]
+    )
+
+
+def _typed(name: str, value: str) -> ParameterValue:
+    # Without a type launch reads every value as YAML: the task "no" would become a bool.
+    kind = PARAMETERS[name][0]
+    if kind == list[str]:
+        value = json.dumps([part.strip() for part in value.split(",")])
+    return ParameterValue(TextSubstitution(text=value), value_type=kind)

@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy node: a robot's camera and joint topics in, one JointTrajectory a controller and chunk out.
+
+A managed node. Configuring loads the checkpoint and starts to listen; activating waits until every input is alive; only
+an active node sends; deactivating, ~/stop, and every fault (see clp_ros.control.runner) brake the robot to rest.
+
+Which thread runs what: the executor's one thread runs the callbacks here, none of which decodes an image or waits for
+the policy; a thread of its own runs each transition; the runner's worker alone runs the policy and publishes. One
+thread, because rclpy's multi-threaded executor takes several times as much of the interpreter's time a message, which
+then is not there for decoding and publishing (benchmarks/camera_load.py: p99 of 21 ms became 250 ms).
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from builtin_interfaces.msg import Time
+from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.duration import Duration
+from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.task import Future
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from clp_ros.control.inputs import LiveInputs
+from clp_ros.control.runner import ChunkRunner
+from clp_ros.errors import ClpError
+from clp_ros.nodes import policy_settings as settings
+from clp_ros.nodes.diagnostics import Diagnostics, Level, Report
+from clp_ros.nodes.messages import INPUT_TYPES, joint_trajectory_message
+from clp_ros.nodes.parameters import checkpoint_folder, declare, given_embodiment
+from clp_ros.nodes.policy_report import report_values
+from clp_ros.nodes.robot_description import RobotDescriptions
+from clp_ros.nodes.spin import main as run_node
+from clp_ros.robots.embodiment import Embodiment
+from clp_ros.robots.task import load_task
+from clp_ros.robots.trajectory import Trajectory
+from clp_ros.settings import did_you_mean
+from clp_ros.vla.compilation import compile_policy
+
+PARAMETERS: dict[str, tuple[Any, str]] = {
+    "checkpoint": ("", "Folder of the policy's checkpoint"),
+    "embodiment": ("", "The robot: a name under config/embodiments, or a YAML file"),
+    "tf_prefix": ("", "Put before the name of every joint, as the driver's argument of that name does"),
+    "topics": ([""], "Topics that are not where the embodiment has them, each ENTRY:=TOPIC"),
+    "robot_description_wait": (
+        2.0,
+        "Seconds to wait for the robot's URDF, whose limits narrow the embodiment's; 0: no",
+    ),
+    "task": ("", "The instruction: a name under config/tasks, a YAML file, or the sentence itself"),
+    "device": ("auto", "Where the policy runs: auto, cpu, cuda or cuda:N"),
+    "compile": (False, "Whether to compile the policy's denoising step with torch.compile, while configuring"),
+    "replan_steps": (-1, "Control steps between chunks; 0: as fast as frames come; -1: the task's execution length"),
+    "rate_hz": (0.0, "Most chunks a second; 0: no limit"),
+    "max_latency": (1.0, "Seconds; a chunk whose observation is older when it could be sent is dropped"),
+    "mode": ("replace", "How chunks are joined: replace, ensemble, or rtc where the policy has it"),
+    "blend_steps": (10, "Control steps over which a new chunk takes over"),
+    "lead": (0.02, "Seconds that a message may take to the controllers"),
+    "too_fast": ("scale", "A chunk beyond velocity or acceleration limits: scale (slow it down) or refuse"),
+    "max_scale": (5.0, "Most that a chunk is slowed down"),
+    "start_distance": (0.3, "Farthest, in rad or m, that a chunk may begin from where the robot is"),
+    "input_timeout": (0.3, "Seconds that an input may be missing or stale before the robot is stopped"),
+    "policy_timeout": (5.0, "Seconds that a chunk may take before the robot is stopped"),
+    "max_faults": (20, "Faults since activating after which the node goes to its error state; 0: never"),
+    "activate_timeout": (10.0, "Seconds that activating waits for every input"),
+    "log_folder": ("", "Folder for a file of JSON lines a run; empty: none"),
+    "dry_run": (False, "Whether chunks go to ~/preview only, each trajectory's frame_id naming its controller"),
+}
+# Only the newest message serves. Best effort hears best-effort (camera drivers) and reliable publishers alike.
+_INPUT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+# How long a running inference is waited for when the node is cleaned up or ends.
+_CLOSE_S = 30.0
+_THROTTLE_S = 5.0
+# How long the controllers are given to acknowledge the last message.
+_ACKNOWLEDGED_S = 0.2
+# How often activating looks at the inputs.
+_POLL_S = 0.05
+
+LoadPolicy = Callable[[Path, str], Any]
+
+
+def _load_policy(folder: Path, device: str) -> Any:
+    from clp_ros.vla.policy import load_policy  # torch and lerobot: seconds, and only a node that runs needs them
+
+    policy = load_policy(folder, device)
+    # While nothing moves yet: the first chunk takes several times as long as the next, and OpenCV takes long to import.
+    policy.warm_up()
+    importlib.import_module("cv2")
+    return policy
+
+
+def _split(nanoseconds: int) -> dict[str, int]:
+    seconds, rest = divmod(nanoseconds, 10**9)
+    return {"sec": seconds, "nanosec": rest}
+
+
+class Ended(Exception):  # noqa: N818 - nothing is wrong
+    """A signal ended ROS while the policy was being loaded."""
+
+
+class PolicyNode(LifecycleNodeMixin, Node):
+    """See the module's text; config/nodes/policy.yaml explains the parameters.
+
+    Args:
+        load: From the checkpoint's folder and the device to a policy with the interface of
+            :class:`clp_ros.vla.policy.LoadedPolicy`: ``chunk_size``, ``check_features`` and ``predict_chunk``.
+
+    Attributes:
+        runner: The loop, while the node is configured.
+    """
+
+    def __init__(self, load: LoadPolicy = _load_policy) -> None:
+        Node.__init__(self, "policy")
+        # Reentrant: get_state answers while a transition loads the policy. A second transition is refused meanwhile.
+        LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
+        self._change = self._service_change_state.callback
+        self._service_change_state.callback = self._change_state
+        declare(self, PARAMETERS, read_only=False)
+        self.add_on_set_parameters_callback(self._check_parameters)
+        self._load = load
+        self._embodiment: Embodiment | None = None
+        self._inputs: LiveInputs | None = None
+        self.runner: ChunkRunner | None = None
+        self._listening: list[Any] = []
+        self._sending: dict[str, Any] = {}
+        self._fault: str | None = None
+        self._failed = False
+        self._giving_up: threading.Thread | None = None
+        self.create_service(Trigger, "~/stop", self._stop)
+        self._diagnostics = Diagnostics(self, self._report)
+
+    # ------------------------------------------------------------------------------------------------ lifecycle
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Reads the parameters, loads the policy, checks that it fits the robot, and listens to the inputs."""
+        self._fault = None
+        try:
+            self._set_up()
+        except Ended:
+            return TransitionCallbackReturn.FAILURE
+        except ClpError as error:
+            self._release()
+            self._fault = str(error)
+            self.get_logger().error(f"not configured: {error}")
+            return TransitionCallbackReturn.FAILURE
+        except Exception as error:  # noqa: BLE001 - rclpy would take it for an ERROR too, but say nothing
+            self.get_logger().error(f"configuring failed\n{traceback.format_exc()}")
+            self._fault = f"{type(error).__name__}: {error}"
+            return TransitionCallbackReturn.ERROR
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Starts sending, and ends a stop, once every input is alive."""
+        self._fault = None
+        deadline = time.monotonic() + self.get_parameter("activate_timeout").value
+        while missing := self._inputs.missing(self._now_ns()):
+            if not self.context.ok():
+                return TransitionCallbackReturn.FAILURE
+            if time.monotonic() > deadline:
+                self._fault = "; ".join(str(one) for one in missing)
+                self.get_logger().error(f"not activated: {self._fault}")
+                return TransitionCallbackReturn.FAILURE
+            time.sleep(_POLL_S)
+        result = super().on_activate(state)
+        self.runner.activate()
+        return result
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Brakes the robot to rest; nothing is sent any more when this returns."""
+        self.runner.deactivate()
+        result = super().on_deactivate(state)
+        return TransitionCallbackReturn.ERROR if self._failed else result
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Frees the policy and all that configuring made."""
+        result = super().on_cleanup(state)
+        self._release()
+        return result
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """As cleaning up, from any state."""
+        self.brake()
+        result = super().on_shutdown(state)
+        self._release()
+        return result
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Frees everything; the node is unconfigured then, and can be configured again."""
+        result = super().on_error(state)
+        self._failed = False
+        self._release()
+        return result
+
+    def brake(self) -> None:
+        """Brakes the robot to rest, if it is driven, and waits until the controllers have been told."""
+        if self.runner is not None:
+            self.runner.deactivate()
+            for publisher in set(self._sending.values()):
+                publisher.wait_for_all_acked(Duration(seconds=_ACKNOWLEDGED_S))
+
+    def destroy_node(self) -> None:
+        """Stops sending and ends the worker first."""
+        if self._giving_up is not None:
+            self._giving_up.join(_CLOSE_S)  # it is in the middle of a transition
+        self._release()
+        super().destroy_node()
+
+    async def _change_state(self, request: ChangeState.Request, response: ChangeState.Response) -> Any:
+        """Runs a transition in a thread of its own, and refuses one that does not exist in this state.
+
+        rclpy's own callback would keep the executor from all else, and lets RCLError out, which ends the node.
+        """
+        done: Future = Future()
+
+        def change() -> None:
+            try:
+                self._change(request, response)
+            except (rclpy_implementation.RCLError, rclpy_implementation.InvalidHandle):
+                if not self.context.ok():
+                    return  # a signal has ended ROS meanwhile
+                response.success = False
+                transition = request.transition.label or request.transition.id
+                self.get_logger().warning(f"no transition {transition} in state {self._state}")
+            done.set_result(response)
+            if self.executor is not None:
+                self.executor.wake()
+
+        threading.Thread(target=change, name="transition").start()
+        return await done
+
+    @property
+    def _state(self) -> str:
+        return self._state_machine.current_state[1]
+
+    # ------------------------------------------------------------------------------------------------ configuring
+
+    def _set_up(self) -> None:
+        self._check_names()
+        checkpoint = checkpoint_folder(self)
+        embodiment = given_embodiment(self)
+        task = load_task(self._given("task", "a name under config/tasks, or an instruction"), embodiment)
+        self.get_logger().info(f"loading {checkpoint}")
+        import cv2  # noqa: F401 - takes a second, which the first image would have to wait
+
+        with RobotDescriptions(self, embodiment) as descriptions:  # heard while the policy is loaded
+            policy = self._load(checkpoint, self.get_parameter("device").value)
+            embodiment = descriptions.narrow()
+        if not self.context.ok():
+            raise Ended
+        slots = [camera.slot for camera in embodiment.cameras.values()]
+        policy.check_features(slots, embodiment.action_size, embodiment.name)
+        pace, schedule, watch = (
+            settings.pace(self, task, policy.chunk_size),
+            settings.schedule(self),
+            settings.watch(self),
+        )
+        if self.get_parameter("compile").value:
+            if schedule.mode == "rtc":
+                raise ClpError(
+                    "a compiled policy cannot continue its last chunk",
+                    where="policy",
+                    fix="set mode to replace or ensemble, or compile to false",
+                )
+            self.get_logger().info("compiling the denoising step")
+            compile_policy(policy, task.instruction, cuda_graphs=False)  # the worker's thread cannot replay graphs
+        if schedule.mode == "rtc":
+            policy.enable_rtc(pace.replan_steps or task.execution_length)
+        self._embodiment, self._inputs = embodiment, LiveInputs(embodiment)
+        self._advertise(embodiment)
+        self.runner = ChunkRunner(
+            embodiment,
+            self._inputs,
+            policy,
+            task.instruction,
+            pace,
+            self._send,
+            clock_ns=self._now_ns,
+            tell=self._tell,
+            schedule=schedule,
+            watch=watch,
+            failed=self._fail,
+            log=settings.run_log(self),
+        )
+        self._listen(embodiment)
+        self.get_logger().info(f"{embodiment.name}: {task.instruction}")
+
+    def _check_names(self) -> None:
+        """Refuses parameters that do not exist: rclpy ignores them, and a misspelt one would do nothing."""
+        for name in self._parameter_overrides:
+            if not self.has_parameter(name) and not name.startswith("qos_overrides."):
+                raise ClpError(f"unknown parameter {name!r}", where="policy", fix=did_you_mean(name, list(PARAMETERS)))
+
+    def _given(self, name: str, fix: str) -> str:
+        value = self.get_parameter(name).value
+        if not value.strip():
+            raise ClpError(f"the parameter {name} is empty", where="policy", fix=f"give {fix}")
+        return value
+
+    def _advertise(self, embodiment: Embodiment) -> None:
+        topics = [controller.topic for controller in embodiment.controllers.values()]
+        if self.get_parameter("dry_run").value:
+            # One topic for all controllers: deep enough for a whole chunk.
+            preview = self.create_lifecycle_publisher(JointTrajectory, "~/preview", QoSProfile(depth=len(topics)))
+            self._sending = dict.fromkeys(topics, preview)
+        else:
+            self._sending = {
+                topic: self.create_lifecycle_publisher(JointTrajectory, topic, QoSProfile(depth=1)) for topic in topics
+            }
+
+    def _listen(self, embodiment: Embodiment) -> None:
+        self._listening = [
+            self.create_subscription(INPUT_TYPES[kind], topic, partial(self._receive, self._inputs, topic), _INPUT)
+            for topic, kind in embodiment.topics.items()
+        ]
+        self._listening.append(self.create_subscription(String, "~/task", self._set_task, QoSProfile(depth=1)))
+
+    def _release(self) -> None:
+        for subscription in self._listening:
+            self.destroy_subscription(subscription)
+        self._listening = []
+        runner, self.runner = self.runner, None
+        if runner is not None and not runner.close(_CLOSE_S):
+            self.get_logger().error(f"the policy did not end within {_CLOSE_S:g} s; its memory is not freed")
+        for publisher in set(self._sending.values()):
+            self.destroy_lifecycle_publisher(publisher)
+        self._sending = {}
+        self._inputs = self._embodiment = runner = None
+        if (torch := sys.modules.get("torch")) is not None:
+            gc.collect()  # a model is full of reference cycles
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    # ------------------------------------------------------------------------------------------------ running
+
+    def _now_ns(self) -> int:
+        return self.get_clock().now().nanoseconds
+
+    def _receive(self, inputs: LiveInputs, topic: str, message: Any) -> None:
+        try:
+            inputs.add(topic, message, self._now_ns())
+        except ClpError as error:
+            self.get_logger().warning(str(error), throttle_duration_sec=_THROTTLE_S)
+
+    def _fail(self, why: str) -> None:
+        """Goes to the lifecycle's error state, after too many faults."""
+        self._giving_up = threading.current_thread()
+        self.get_logger().error(f"giving up: {why}")
+        self._fault, self._failed = f"gave up: {why}", True
+        try:
+            self.trigger_deactivate()
+        except (rclpy_implementation.RCLError, rclpy_implementation.InvalidHandle):
+            self._failed = False  # somebody else has taken the node out of its active state meanwhile
+
+    def _send(self, trajectories: list[Trajectory]) -> None:
+        """Publishes the trajectories of one moment.
+
+        They carry the time for which they were made: whatever the message takes, the controllers are in time where
+        they join what they follow already, since its first points lie on that.
+        """
+        messages = [
+            (trajectory, joint_trajectory_message(trajectory, Time(**_split(trajectory.start_ns))))
+            for trajectory in trajectories
+        ]
+        for trajectory, message in messages:
+            message.header.frame_id = trajectory.controller if self.get_parameter("dry_run").value else ""
+        if not self.context.ok():
+            return  # a signal has ended ROS while this chunk was being made
+        for trajectory, message in messages:
+            self._sending[trajectory.topic].publish(message)
+
+    def _tell(self, level: int, text: str) -> None:
+        # One call a severity: rclpy refuses a call whose severity changes.
+        if level >= logging.WARNING:
+            self.get_logger().warning(text)
+        else:
+            self.get_logger().info(text)
+
+    def _stop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        runner = self.runner
+        if runner is None:
+            response.message = f"nothing to stop: the node is {self._state}"
+            return response
+        runner.stop()
+        self.get_logger().warning(
+            "stopped by ~/stop: nothing is sent until the node is deactivated and activated again"
+        )
+        response.success = True
+        response.message = "stopped; deactivate and activate the node to go on"
+        return response
+
+    def _set_task(self, message: String) -> None:
+        runner = self.runner
+        if runner is None:
+            return  # being cleaned up
+        try:
+            task = load_task(message.data, self._embodiment)
+        except ClpError as error:
+            self.get_logger().warning(f"task refused, the old one stays: {error}", throttle_duration_sec=1.0)
+            return
+        runner.instruction = task.instruction
+        self.get_logger().info(f"task: {task.instruction}")
+
+    def _check_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        names = [parameter.name for parameter in parameters if parameter.name in PARAMETERS]
+        if names and self._state != "unconfigured":
+            return SetParametersResult(
+                successful=False, reason=f"{names[0]} is read when the node is configured: clean it up first"
+            )
+        return SetParametersResult(successful=True)
+
+    # ------------------------------------------------------------------------------------------------ diagnostics
+
+    def _report(self) -> Report:
+        runner, inputs, state = self.runner, self._inputs, self._state
+        if runner is None or inputs is None:
+            if self._fault is not None:
+                return Report(Level.ERROR, f"{state}: {self._fault}")
+            return Report(Level.OK, "loading the policy" if state == "configuring" else state)
+        its = {
+            "state": state,
+            "instruction": runner.instruction,
+            "dry run": self.get_parameter("dry_run").value,
+        }
+        values = its | report_values(runner, inputs, self._now_ns())
+        if runner.stopped:
+            return Report(Level.WARN, "stopped by ~/stop", values)
+        if state == "inactive" and self._fault is not None:
+            return Report(Level.ERROR, f"not activated: {self._fault}", values)
+        if state == "active" and runner.holding is not None:
+            return Report(Level.WARN, f"holding: {runner.holding}", values)
+        return Report(Level.OK, state, values)
+
+
+def main() -> int:
+    """Entry point of ``ros2 run clp_ros policy``."""
+    return run_node(PolicyNode, threads=1, last_words=PolicyNode.brake)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

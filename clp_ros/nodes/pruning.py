@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pruning node: a calibration folder becomes a pruned checkpoint each time ``~/prune`` is called."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.node import Node
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+
+from clp_ros.errors import ClpError
+from clp_ros.nodes.job import Cancelled, Job
+from clp_ros.nodes.parameters import checkpoint_folder, declare, output_folder, texts
+from clp_ros.nodes.spin import main as run_node
+from clp_ros.nodes.topics import LATCHED
+
+PARAMETERS: dict[str, tuple[Any, str]] = {
+    "checkpoint": ("", "Folder of the checkpoint to prune"),
+    "calibration": ("", "Calibration folder of that checkpoint; empty: the one heard on calibration/done"),
+    "output": ("", "Folder to write; empty: <checkpoint>_pruned"),
+    "overwrite": (False, "Whether an output folder that is not empty may be replaced"),
+    "budgets": ([""], "Layers to remove from a module, each MODULE=K; none: the paper's share"),
+    "threshold": (0.0, "Least score of a layer that may go; 0: the largest that the budget allows"),
+    "criterion": ("cka", "Score to remove by: cka, mse, cosine, random or keep-first"),
+    "seed": (0, "Seed of the criterion random"),
+}
+
+
+class PruningNode(Node):
+    """See the module's text and config/nodes/pruning.yaml for its parameters, which are read at each call."""
+
+    def __init__(self) -> None:
+        super().__init__("pruning")
+        declare(self, PARAMETERS, read_only=False)
+        self._heard = ""
+        self._job = Job(self, "ready")
+        # Relative, so that it is the calibration node beside this one in whatever namespace.
+        self.create_subscription(String, "calibration/done", self._hear, LATCHED)
+        # Reentrant: a second call is answered, with a refusal, while the first one works.
+        self.create_service(Trigger, "~/prune", self._prune, callback_group=ReentrantCallbackGroup())
+
+    def destroy_node(self) -> None:
+        """Ends a pruning that is under way first, which leaves nothing behind, and waits for that."""
+        self._job.cancel()
+        super().destroy_node()
+
+    def _hear(self, message: String) -> None:
+        self._heard = message.data
+
+    def _prune(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        started = time.monotonic()
+        try:
+            with self._job.work("reading the calibration"):
+                result = self._write_checkpoint()
+                result["seconds"] = round(time.monotonic() - started, 3)
+                self._job.step(
+                    "done", output=result["output"], removed=json.dumps(result["removed"]), seconds=result["seconds"]
+                )
+        except Cancelled:
+            response.message = "the node shuts down"
+        except ClpError as error:
+            self.get_logger().error(str(error))
+            response.message = str(error)
+        else:
+            response.success = True
+            response.message = json.dumps(result)
+            self.get_logger().info(response.message)
+        return response
+
+    def _write_checkpoint(self) -> dict[str, Any]:
+        from clp_ros.pruning.arguments import parse_budgets
+        from clp_ros.pruning.prune import plan_from_calibration, prune_by_plan, summary
+
+        value = {name: self.get_parameter(name).value for name in PARAMETERS}
+        checkpoint = checkpoint_folder(self)
+        calibration = value["calibration"] or self._heard
+        if not calibration:
+            raise ClpError(
+                "there is no calibration",
+                where="pruning",
+                fix="set the parameter calibration, or run the calibration node",
+            )
+        calibration = Path(calibration).expanduser().absolute()
+        output = output_folder(self, checkpoint, "pruned")
+        plan = plan_from_calibration(
+            checkpoint,
+            calibration,
+            parse_budgets(texts(value["budgets"])),
+            value["threshold"] or None,
+            value["criterion"],
+            value["seed"],
+        )
+        for note in plan.notes:
+            self.get_logger().info(note)
+        self._job.step("pruning", output=output)
+        manifest = prune_by_plan(checkpoint, output, plan, value["overwrite"], self._job.progress)
+        return {"checkpoint": str(checkpoint), "calibration": str(calibration), **summary(manifest, output)}
+
+
+def main() -> int:
+    """Entry point of ``ros2 run clp_ros pruning``."""
+    return run_node(PruningNode)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

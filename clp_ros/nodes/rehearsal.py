@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drives the policy node with a replayed demonstration and reports what came out: the demo's last act.
+
+A process of its own: the policy node runs beside it, as on a robot, and both talk over DDS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import rclpy
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+from trajectory_msgs.msg import JointTrajectory
+
+from clp_ros.bags.reader import open_bag
+from clp_ros.errors import ClpError
+from clp_ros.nodes.replay import Replay
+from clp_ros.robots.embodiment import Embodiment, load_embodiment
+
+# Loading a full-size policy on a slow machine takes minutes.
+_CONFIGURE_S = 300.0
+
+
+_START_S = 30.0
+_END_S = 15.0
+
+
+class PolicyProcess:
+    """The policy node as a process of its own, which the ``with`` block ends. What it prints goes on to stderr.
+
+    Args:
+        parameters: The node's; what is no float is given as text.
+    """
+
+    def __init__(self, parameters: Mapping[str, object]) -> None:
+        command = [sys.executable, "-m", "clp_ros.nodes.policy", "--ros-args"]
+        for name, value in parameters.items():
+            text = json.dumps(value if isinstance(value, float) else str(value))  # quoted: the task "no" is not a bool
+            command += ["-p", f"{name}:={text}"]
+        plain = {"RCUTILS_CONSOLE_OUTPUT_FORMAT": "{severity}: {message}", "RCUTILS_COLORIZED_OUTPUT": "0"}
+        self._process = subprocess.Popen(
+            command,
+            env=os.environ | plain,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        self._fault = "it said nothing"
+        self._reading = threading.Thread(target=self._read, daemon=True)
+        self._reading.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def check(self) -> None:
+        """Raises ClpError when it has ended by itself."""
+        if self._process.poll() is not None:
+            raise self.error("ended by itself")
+
+    def error(self, what: str) -> ClpError:
+        """Ends it; what it did, and its last error, or what else it said last, as one line."""
+        self.end()
+        return ClpError(f"the policy node {what}: {self._fault}", where="/policy")
+
+    def end(self) -> None:
+        """Ends it, and waits for that."""
+        self._process.terminate()
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reading.join()
+
+    def _read(self) -> None:
+        is_error = False
+        for line in self._process.stdout:
+            sys.stderr.write(line)
+            label, _, rest = line.strip().partition(": ")
+            if label.lower() == "error":
+                self._fault, is_error = rest, True
+            elif line.strip() and not is_error:
+                self._fault = line.strip()
+
+
+class Stopped(Exception):  # noqa: N818 - a signal's wish, not an error
+    """The rehearsal was told to end before it was over."""
+
+
+class Rehearsal:
+    """Counts what a policy node sends to an embodiment's controllers."""
+
+    def __init__(self, node: Node, embodiment: Embodiment, stopped: Callable[[], object]) -> None:
+        self._node = node
+        self._stopped = stopped
+        self._received: dict[str, list[int]] = {name: [] for name in embodiment.controllers}  # points of each
+        for name, controller in embodiment.controllers.items():
+            node.create_subscription(
+                JointTrajectory, controller.topic, lambda message, name=name: self._take(name, message), 10
+            )
+
+    def _take(self, controller: str, message: JointTrajectory) -> None:
+        self._received[controller].append(len(message.points))
+
+    def change_state(self, policy: PolicyProcess, transition: str, timeout: float) -> None:
+        """Asks the policy node for a lifecycle transition: ``configure``, ``activate`` or ``deactivate``.
+
+        Raises:
+            ClpError: It has ended, does not answer, or the transition fails.
+            Stopped: The rehearsal is to end.
+        """
+        client = self._node.create_client(ChangeState, "/policy/change_state")
+        if not self._wait(lambda: client.wait_for_service(timeout_sec=0.1), policy, _START_S):
+            raise policy.error("does not answer")
+        self.sleep(0.5)  # discovery goes both ways: a server that does not know its client yet loses the response
+        number = getattr(Transition, f"TRANSITION_{transition.upper()}")
+        future = client.call_async(ChangeState.Request(transition=Transition(id=number)))
+        if not self._wait(future.done, policy, timeout):
+            raise policy.error(f"did not {transition} within {timeout:g} s")
+        if not future.result().success:
+            raise policy.error(f"refused to {transition}")
+
+    def sleep(self, seconds: float) -> None:
+        """Waits so long, or raises Stopped."""
+        end = time.monotonic() + seconds
+        while not self._stopped():
+            if (left := end - time.monotonic()) <= 0:
+                return
+            time.sleep(min(left, 0.05))
+        raise Stopped
+
+    def _wait(self, done: Callable[[], bool], policy: PolicyProcess, timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        while not done():
+            policy.check()
+            if time.monotonic() > deadline:
+                return False
+            self.sleep(0.05)
+        return True
+
+    def result(self) -> dict[str, Any]:
+        """Trajectories received, and the points of the last one, by controller."""
+        return {
+            name: {"trajectories": len(points), "points": points[-1] if points else 0}
+            for name, points in self._received.items()
+        }
+
+
+def rehearse(
+    checkpoint: Path, bag: Path, embodiment_name: str, task: str, stopped: Callable[[], object]
+) -> dict[str, Any]:
+    """Starts the policy node, plays the bag to it in real time, and counts what it sends.
+
+    Args:
+        checkpoint: Of the policy.
+        bag: The demonstration.
+        embodiment_name: As in ``config/embodiments/``.
+        task: As in ``config/tasks/``, or an instruction.
+        stopped: Asked often; the rehearsal ends when it says so.
+
+    Raises:
+        ClpError: The node does not come up, or the bag does not fit.
+        Stopped: ``stopped`` said so.
+    """
+    embodiment = load_embodiment(embodiment_name)
+    parameters = {"checkpoint": checkpoint, "embodiment": embodiment_name, "task": task}
+    # Random weights give random steps, far from the robot: no fault here, where nothing moves.
+    parameters |= {"start_distance": 100.0, "max_scale": 100.0}
+    node = rclpy.create_node("rehearsal")
+    rehearsal = Rehearsal(node, embodiment, stopped)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    spinning = threading.Thread(target=executor.spin, daemon=True)
+    spinning.start()
+    over = threading.Event()
+    try:
+        with open_bag(bag) as reader, PolicyProcess(parameters) as policy, ThreadPoolExecutor(1) as player:
+            try:
+                rehearsal.change_state(policy, "configure", _CONFIGURE_S)
+                playing = player.submit(Replay(node, reader).play, over)
+                rehearsal.sleep(1.0)  # the node activates once its inputs are alive
+                rehearsal.change_state(policy, "activate", 30.0)
+                while not playing.done():
+                    rehearsal.sleep(0.05)
+                playing.result()
+                rehearsal.change_state(policy, "deactivate", 30.0)
+            finally:
+                over.set()
+            seconds = (reader.end_ns - reader.start_ns) / 1e9
+    finally:
+        executor.shutdown()
+        spinning.join()
+        node.destroy_node()
+    return {"seconds": seconds, "controllers": rehearsal.result()}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Prints the result of :func:`rehearse` as one JSON object."""
+    parser = argparse.ArgumentParser(
+        description="Plays a demonstration to the policy node and counts its trajectories."
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--bag", type=Path, required=True)
+    parser.add_argument("--embodiment", required=True)
+    parser.add_argument("--task", required=True)
+    options = parser.parse_args(args)
+    # Not rclpy's handlers: they would end ROS, and leave this process waiting for answers.
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    # Nor an exception out of the handler: raised while the policy node is being started, it would leave it behind.
+    # Nor an Event: its lock may be held by the very code that the signal interrupts.
+    received: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: received.append(number))
+    try:
+        result = rehearse(options.checkpoint, options.bag, options.embodiment, options.task, lambda: received)
+    except Stopped:
+        return 128 + received[0]
+    except ClpError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    finally:
+        rclpy.try_shutdown()
+    print(json.dumps(result))  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plays a recorded demonstration as if it were a robot now, for machines that lack ``ros2 bag play``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+import time
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rclpy
+from builtin_interfaces.msg import Time
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from rosgraph_msgs.msg import Clock
+
+from clp_ros.bags.reader import BagReader, open_bag
+from clp_ros.errors import ClpError
+from clp_ros.nodes.messages import INPUT_TYPES, NANOSECONDS
+
+
+class Replay:
+    """Publishes a bag's camera and JointState messages at their recorded pace.
+
+    Args:
+        node: Publishes them.
+        reader: The recording.
+        rate: Speed, 1 for real time.
+        clock: Whether the stamps stay as recorded and /clock tells the recording's time, for nodes with
+            ``use_sim_time``; otherwise the messages are stamped as if measured now.
+    """
+
+    def __init__(self, node: Node, reader: BagReader, rate: float = 1.0, clock: bool = False) -> None:
+        if not 0 < rate < float("inf"):
+            raise ClpError(f"the rate is {rate}", fix="give a finite rate above 0")
+        topics = {topic.name: topic.type for topic in reader.topics.values() if topic.type in INPUT_TYPES}
+        if not topics:
+            raise ClpError("the bag has no camera and no JointState", where=reader.path, fix="give a demonstration")
+        self._node = node
+        self._reader = reader
+        self._rate = rate
+        self._clock = node.create_publisher(Clock, "/clock", qos_profile_sensor_data) if clock else None
+        self._publishers: dict[str, Publisher] = {
+            name: node.create_publisher(INPUT_TYPES[kind], name, _quality(kind)) for name, kind in topics.items()
+        }
+
+    def play(self, stopped: threading.Event) -> int:
+        """Plays the bag once, unless ``stopped`` is set; returns the number of messages published."""
+        start = time.monotonic()
+        now = self._node.get_clock().now().nanoseconds
+        published = 0
+        for message in self._reader.messages(list(self._publishers)):
+            elapsed = (message.receive_ns - self._reader.start_ns) / self._rate
+            if stopped.wait(max(0.0, start + elapsed / 1e9 - time.monotonic())):
+                break
+            copied = _as_ros(message.data, INPUT_TYPES[message.type])
+            if self._clock is not None:
+                self._clock.publish(Clock(clock=_time(message.receive_ns)))
+            else:
+                # The delay from measuring to receiving stays as it was recorded.
+                stamp = copied.header.stamp
+                late = message.receive_ns - (stamp.sec * NANOSECONDS + stamp.nanosec)
+                copied.header.stamp = _time(now + round(elapsed) - late)
+            self._publishers[message.topic].publish(copied)
+            published += 1
+        return published
+
+
+def _quality(kind: str) -> QoSProfile:
+    return QoSProfile(depth=10) if kind.endswith("JointState") else qos_profile_sensor_data
+
+
+def _time(nanoseconds: int) -> Time:
+    return Time(sec=nanoseconds // NANOSECONDS, nanosec=nanoseconds % NANOSECONDS)
+
+
+def _as_ros(message: Any, kind: type) -> Any:
+    """A message read by either library as one of rclpy's own."""
+    copied = kind()
+    for name in kind.get_fields_and_field_types():
+        value, default = getattr(message, name), getattr(copied, name)
+        if hasattr(default, "get_fields_and_field_types"):
+            value = _as_ros(value, type(default))
+        elif isinstance(default, array):
+            # rclpy takes an array as it is, but checks any other sequence element by element.
+            value = array(default.typecode, np.asarray(value, dtype=default.typecode).tobytes())
+        setattr(copied, name, value)
+    return copied
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Plays a bag: ``python -m clp_ros.nodes.replay BAG [--rate R] [--clock] [--loop]``."""
+    parser = argparse.ArgumentParser(description="Plays a recorded demonstration as if it were a robot now.")
+    parser.add_argument("bag", type=Path, help="rosbag2 recording")
+    parser.add_argument("--rate", type=float, default=1.0, help="speed (default: %(default)s)")
+    parser.add_argument(
+        "--clock", action="store_true", help="keep the stamps and publish /clock, as ros2 bag play does"
+    )
+    parser.add_argument("--loop", action="store_true", help="play again until stopped")
+    rclpy.init(args=args)
+    options = parser.parse_args(rclpy.utilities.remove_ros_args(args)[1:] if args is None else args)
+    node = rclpy.create_node("replay")
+    stopped = threading.Event()
+    rclpy.get_default_context().on_shutdown(stopped.set)
+    try:
+        replay = Replay(node, open_bag(options.bag), options.rate, options.clock)
+        while replay.play(stopped) and options.loop and not stopped.is_set():
+            pass
+    except ClpError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

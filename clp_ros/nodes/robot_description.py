@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hears the robot's own description (URDF) and narrows the embodiment's limits to it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from functools import partial
+from typing import Any, Self
+
+from rclpy.node import Node
+from std_msgs.msg import String
+
+from clp_ros.errors import ClpError
+from clp_ros.nodes.topics import LATCHED
+from clp_ros.robots.embodiment import Embodiment
+from clp_ros.robots.urdf_limits import narrow
+
+# How soon a signal is noticed while a description is waited for.
+_POLL_S = 0.1
+
+
+class RobotDescriptions:
+    """Subscribes to the descriptions of an embodiment's joints; a context manager that ends the subscriptions.
+
+    Each entry of ``joint_states`` has its own topic: two arms that are two robots have two. The node's executor must
+    spin in another thread meanwhile. The node's parameter ``robot_description_wait`` says how long they are waited for,
+    counted from here on: what the caller does before :meth:`narrow` is not waited for twice. 0: nothing is heard.
+
+    Args:
+        node: Has the parameter.
+        embodiment: The robot, as its YAML has it.
+
+    Raises:
+        ClpError: The parameter is no time.
+    """
+
+    def __init__(self, node: Node, embodiment: Embodiment) -> None:
+        self._node = node
+        self._embodiment = embodiment
+        self._wait = node.get_parameter("robot_description_wait").value
+        if not 0 <= self._wait < float("inf"):
+            raise ClpError(
+                f"the parameter robot_description_wait is {self._wait}", where=node.get_name(), fix="give 0 or seconds"
+            )
+        self._deadline = time.monotonic() + self._wait
+        self._topics = {name: states.description_topic for name, states in embodiment.joint_states.items()}
+        self._heard: dict[str, str] = {}
+        self._new = threading.Event()
+        self._subscriptions: list[Any] = []
+
+    def __enter__(self) -> Self:
+        if self._wait:
+            for topic in set(self._topics.values()):
+                heard = partial(self._hear, topic)
+                self._subscriptions.append(self._node.create_subscription(String, topic, heard, LATCHED))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+
+    def narrow(self) -> Embodiment:
+        """The embodiment with the narrower of its own and the described limits, logged.
+
+        A robot that publishes no description in time keeps the embodiment's limits, with a warning.
+
+        Raises:
+            ClpError: A description is not of this robot, see :func:`clp_ros.robots.urdf_limits.narrow`.
+        """
+        if not self._wait:
+            return self._embodiment
+        wanted = sorted(set(self._topics.values()))
+        while (
+            not all(topic in self._heard for topic in wanted)
+            and time.monotonic() < self._deadline
+            and self._node.context.ok()
+        ):
+            self._new.wait(_POLL_S)
+            self._new.clear()
+        documents = {name: self._heard[topic] for name, topic in self._topics.items() if topic in self._heard}
+        embodiment, lines = narrow(self._embodiment, documents, self._topics)
+        logger = self._node.get_logger()
+        if not self._node.context.ok():
+            return embodiment
+        for topic in wanted:
+            if topic in self._heard:
+                logger.info(f"limits are narrowed to those of {topic}")
+            else:
+                logger.warning(f"no description on {topic} within {self._wait:g} s: the embodiment's limits hold alone")
+        for line in lines:
+            logger.info(f"narrower: {line}")
+        return embodiment
+
+    def _hear(self, topic: str, message: String) -> None:
+        self._heard[topic] = message.data
+        self._new.set()

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The simulation node: a MuJoCo robot behind the topics of the real one.
+
+Cameras and joint states go out, each controller's trajectories come in and are followed by a
+joint_trajectory_controller's rules. One thread does it all; a computer that is too slow leaves pictures out.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from rclpy.clock import Clock as RclpyClock
+from rclpy.clock import ClockType
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, JointState
+from std_msgs.msg import Header
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from clp_ros.errors import ClpError
+from clp_ros.nodes.messages import INPUT_TYPES, NANOSECONDS, image_message
+from clp_ros.nodes.parameters import declare, given_embodiment
+from clp_ros.nodes.spin import main as run_node
+from clp_ros.robots.embodiment import Camera
+from clp_ros.settings import did_you_mean
+from clp_ros.simulation.controller import Command, Point, Rejected
+from clp_ros.simulation.robot import SimulatedRobot
+
+PARAMETERS: dict[str, tuple[Any, str]] = {
+    "embodiment": ("", "The robot: a name under config/embodiments, or a YAML file of one of those names"),
+    "tf_prefix": ("", "Put before the name of every joint, as the driver's argument of that name does"),
+    "topics": ([""], "Topics that are not where the embodiment has them, each ENTRY:=TOPIC"),
+    "seed": (0, "Of where the cube lies; ~/reset adds 1 to it"),
+    "rate": (1.0, "Speed, 1 for real time; any other needs clock"),
+    "clock": (False, "Whether time begins at 1 s and goes out on /clock, for nodes with use_sim_time"),
+    "camera_rate": (20.0, "Pictures a second, of each camera"),
+    "joint_state_rate": (100.0, "Joint states a second"),
+    "pictures": ("render", "render: what the cameras see; plain: a picture of one colour, where nothing can be drawn"),
+}
+PICTURES = ("render", "plain")
+_JPEG_QUALITY = 80
+_TICK_S = 0.004
+_GREY = 128
+
+
+class SimulationNode(Node):
+    """See the module's text; config/nodes/simulation.yaml explains the parameters.
+
+    Raises:
+        ClpError: A parameter is wrong, there is no such simulated robot, a package is missing, or nothing can be drawn.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("simulation")
+        declare(self, PARAMETERS, read_only=True)
+        self._embodiment = given_embodiment(self)
+        self._rate = self._positive("rate")
+        clock = self.get_parameter("clock").value
+        if self._rate != 1 and not clock:
+            raise ClpError(f"the parameter rate is {self._rate:g}", where="simulation", fix="set clock to true as well")
+        self._plain = self._choice("pictures", PICTURES) == "plain"
+        self._seed = self.get_parameter("seed").value
+        if self._seed < 0:
+            raise ClpError(f"the parameter seed is {self._seed}", where="simulation", fix="give a seed of at least 0")
+        self.robot = SimulatedRobot(self._embodiment, self._seed)
+        for name, camera in self._embodiment.cameras.items():
+            self._picture(name, camera)  # says now that nothing can be drawn, and makes what draws
+        self._telling_time = self.create_publisher(Clock, "/clock", qos_profile_sensor_data) if clock else None
+        self._began_s = time.monotonic()
+        self._began_ns = NANOSECONDS if clock else self.get_clock().now().nanoseconds
+        self._sources = self._advertise()
+        for name, controller in self._embodiment.controllers.items():
+            self.create_subscription(
+                JointTrajectory, controller.topic, partial(self._receive, name), QoSProfile(depth=1)
+            )
+        self.create_service(Trigger, "~/reset", self._reset)
+        self.create_timer(_TICK_S, self._tick, clock=RclpyClock(clock_type=ClockType.STEADY_TIME))
+        self.get_logger().info(f"simulating {self._embodiment.name}, {'plain' if self._plain else 'drawn'} pictures")
+
+    def destroy_node(self) -> None:
+        """Frees what draws first."""
+        self.robot.close()
+        super().destroy_node()
+
+    def _advertise(self) -> list[_Event]:
+        events = []
+        period = round(NANOSECONDS / self._positive("joint_state_rate"))
+        for name, states in self._embodiment.joint_states.items():
+            publisher = self.create_publisher(JointState, states.topic, QoSProfile(depth=10))
+            events.append(_Event(self._began_ns, period, partial(self._publish_joints, publisher, name)))
+        period = round(NANOSECONDS / self._positive("camera_rate"))
+        for index, (name, camera) in enumerate(self._embodiment.cameras.items()):
+            publisher = self.create_publisher(INPUT_TYPES[camera.type], camera.topic, qos_profile_sensor_data)
+            # One after the other, as no two cameras are in step.
+            first = self._began_ns + index * period // len(self._embodiment.cameras)
+            events.append(_Event(first, period, partial(self._publish_picture, publisher, name, camera)))
+        return events
+
+    def _now_ns(self) -> int:
+        return self._began_ns + round((time.monotonic() - self._began_s) * self._rate * NANOSECONDS)
+
+    def _tick(self) -> None:
+        now = self._now_ns()
+        while (event := min(self._sources, key=lambda one: one.due_ns)).due_ns <= now:
+            self.robot.step(event.due_ns)
+            if self._telling_time is not None:
+                self._telling_time.publish(Clock(clock=_time(event.due_ns)))
+            event.publish(event.due_ns)
+            # Behind time: what cannot be made any more is left out.
+            event.due_ns += event.period_ns * max(1, (self._now_ns() - event.due_ns) // event.period_ns)
+        self.robot.step(now)
+        if self._telling_time is not None:
+            self._telling_time.publish(Clock(clock=_time(now)))
+
+    def _receive(self, controller: str, message: JointTrajectory) -> None:
+        points = tuple(
+            Point(
+                point.time_from_start.sec * NANOSECONDS + point.time_from_start.nanosec,
+                np.array(point.positions),
+                point.velocities,
+                point.accelerations,
+                point.effort,
+            )
+            for point in message.points
+        )
+        stamp = message.header.stamp.sec * NANOSECONDS + message.header.stamp.nanosec
+        try:
+            self.robot.command(controller, Command(tuple(message.joint_names), points, stamp), self._now_ns())
+        except Rejected as rejected:
+            self.get_logger().warning(f"{controller} drops a trajectory: {rejected}", throttle_duration_sec=1.0)
+
+    def _publish_joints(self, publisher: Any, source: str, time_ns: int) -> None:
+        names, positions, speeds = self.robot.joint_states(source)
+        header = Header(stamp=_time(time_ns))
+        publisher.publish(
+            JointState(header=header, name=names, position=array("d", positions), velocity=array("d", speeds))
+        )
+
+    def _publish_picture(self, publisher: Any, name: str, camera: Camera, time_ns: int) -> None:
+        if not publisher.get_subscription_count():
+            return
+        picture, frame = self._picture(name, camera), f"{name}_color_optical_frame"
+        if camera.type.endswith("CompressedImage"):
+            import cv2
+
+            _, jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+            # image_transport's way to say it: the source's encoding, the codec, the encoding inside.
+            message = CompressedImage(
+                header=Header(stamp=_time(time_ns), frame_id=frame), format="rgb8; jpeg compressed bgr8"
+            )
+            message.data = array("B", jpeg.tobytes())
+        else:
+            message = image_message(picture, _time(time_ns), frame)
+        publisher.publish(message)
+
+    def _picture(self, name: str, camera: Camera) -> np.ndarray:
+        if self._plain:
+            return np.full((camera.height, camera.width, 3), _GREY, dtype=np.uint8)
+        try:
+            return self.robot.picture(name, camera.height, camera.width)
+        except ClpError as error:
+            fix = f"{error.fix}, or the parameter pictures to plain"
+            raise ClpError(error.what, where=error.where, fix=fix) from error
+
+    def _reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._seed += 1
+        self.robot.reset(self._seed)
+        response.success, response.message = True, f"seed {self._seed}"
+        return response
+
+    def _positive(self, name: str) -> float:
+        value = self.get_parameter(name).value
+        if not 0 < value < float("inf"):
+            raise ClpError(f"the parameter {name} is {value}", where="simulation", fix="give a number above 0")
+        return value
+
+    def _choice(self, name: str, choices: Sequence[str]) -> str:
+        value = self.get_parameter(name).value
+        if value not in choices:
+            raise ClpError(
+                f"the parameter {name} is {value!r}", where="simulation", fix=did_you_mean(value, list(choices))
+            )
+        return value
+
+
+class _Event:
+    """Something that is published again and again."""
+
+    def __init__(self, due_ns: int, period_ns: int, publish: Any) -> None:
+        self.due_ns, self.period_ns, self.publish = due_ns, period_ns, publish
+
+
+def _time(nanoseconds: int) -> Time:
+    return Time(sec=nanoseconds // NANOSECONDS, nanosec=nanoseconds % NANOSECONDS)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the node until it is told to stop."""
+    return run_node(SimulationNode, args, threads=1)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

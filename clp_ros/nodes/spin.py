@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of a node's process: start, spin, and a clean end on SIGINT (Ctrl-C) and SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import rclpy
+from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+
+from clp_ros.errors import ClpError
+
+# One for a long callback (loading a model), the others for services, parameters and diagnostics meanwhile.
+THREADS = 4
+
+
+# How long a signal may wait for the executor.
+_LOOK_S = 0.1
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as KeyboardInterrupt is SIGINT."""
+
+
+def main(
+    make_node: Callable[[], Node],
+    args: Sequence[str] | None = None,
+    threads: int = THREADS,
+    last_words: Callable[[Any], None] | None = None,
+) -> int:
+    """Runs one node until it is told to stop.
+
+    A node that has threads of its own stops them in ``destroy_node``.
+
+    Args:
+        make_node: Makes the node. ClpError and parameters of a wrong type end the process with one line.
+        args: Command line, for tests; the process's own by default.
+        threads: Of the executor. One is much cheaper a message: for a node whose callbacks are all short.
+        last_words: Called with the node after a signal, while it can still send. rclpy's own signal handlers end ROS
+            first, so they are not used.
+
+    Returns:
+        The exit code: 0 after SIGINT or SIGTERM, 1 when the node could not start.
+    """
+    node = None
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that puts this in the background ignores it
+        signal.signal(signal.SIGTERM, _terminate)
+        node = make_node()
+        executor = SingleThreadedExecutor() if threads == 1 else MultiThreadedExecutor(num_threads=threads)
+        executor.add_node(node)
+        while rclpy.ok():
+            executor.spin_once(timeout_sec=_LOOK_S)
+    except (KeyboardInterrupt, _Terminated, ExternalShutdownException):
+        _ignore_signals()
+        if node is not None and last_words is not None and rclpy.ok():
+            last_words(node)
+    except (ClpError, InvalidParameterTypeException, InvalidParameterValueException) as error:
+        if node is not None:
+            raise  # not at start-up: a node handles the user's faults itself
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - there is no node to log with
+        return 1
+    finally:
+        _ignore_signals()
+        rclpy.try_shutdown()  # first: what waits for ROS in other threads ends by it
+        if node is not None:
+            node.destroy_node()
+    return 0
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
+def _ignore_signals() -> None:
+    """A second signal must not cut the clean-up short: it is what removes half-written output."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

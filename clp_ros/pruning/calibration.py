@@ -1,0 +1,452 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calibration: frames of demonstrations through the policy once, and how alike its layers' hidden states are.
+
+Paper, section 4 and algorithm 1, lines 2-5. In several processes, each with a part of the frames:
+``torchrun --nproc-per-node N -m clp_ros.pruning.calibration`` with the arguments of ``clp calibrate``.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clp_ros import __version__
+from clp_ros.bags.reader import BagReader, open_bag
+from clp_ros.errors import ClpError
+from clp_ros.json_object import read_json_object
+from clp_ros.pruning import processes
+from clp_ros.robots.embodiment import Embodiment
+from clp_ros.robots.episode import EpisodeTicks, Frame, LeftOut, read_frames, usable_ticks
+
+if TYPE_CHECKING:
+    import torch
+
+    from clp_ros.vla.policy import LoadedPolicy
+
+SCHEMA_VERSION = 1
+# Tokens of a module that all pairs of layers are compared by: the work and the memory grow with it, the frames' do not.
+MATRIX_TOKENS = 2048
+JSON_FILE = "calibration.json"
+MATRICES_FILE = "cka.npz"
+# What pruning reads of calibration.json besides the scores.
+_FIELDS = {"checkpoint": dict, "family": str, "modules": dict}
+_MODULE_FIELDS = {"layers": int, "group": str, "period": int, "dead_last": bool}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What calibration found.
+
+    Attributes:
+        meta: How it was made, as it stands in calibration.json; ``meta["modules"]`` holds, by module name, its layers,
+            group, period and whether its last layer's output reaches nothing.
+        matrices: CKA of all pairs of layers, (L, L) float64, by module: that of neighbours over all tokens, that of
+            other pairs over a random part of them where they are many.
+        mse: Mean squared error between neighbours' hidden states, (L-1,) float64, by module.
+        cosine: Mean cosine similarity between them, (L-1,) float64, by module.
+    """
+
+    meta: dict[str, Any]
+    matrices: dict[str, np.ndarray]
+    mse: dict[str, np.ndarray]
+    cosine: dict[str, np.ndarray]
+
+    @property
+    def adjacent(self) -> dict[str, np.ndarray]:
+        """CKA of neighbours, by module: element i is CKA(H_i, H_{i+1}), (L-1,) float64."""
+        return {name: np.diagonal(matrix, offset=1).copy() for name, matrix in self.matrices.items()}
+
+    def save(self, folder: Path) -> None:
+        """Writes calibration.json and cka.npz. The same calibration gives the same bytes."""
+        modules = {
+            name: self.meta["modules"][name]
+            | {
+                "adjacent": self.adjacent[name].tolist(),
+                "mse": self.mse[name].tolist(),
+                "cosine": self.cosine[name].tolist(),
+            }
+            for name in self.matrices
+        }
+        document = {"schema_version": SCHEMA_VERSION, **self.meta, "modules": modules}
+        (folder / JSON_FILE).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        np.savez(folder / MATRICES_FILE, **self.matrices)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Calibration:
+        """Reads a calibration folder.
+
+        Raises:
+            ClpError: A file is missing or damaged, or another version of clp_ros wrote it.
+        """
+        path = Path(folder) / JSON_FILE
+        fix = "run clp calibrate again, or give the folder it wrote"
+        try:
+            document = read_json_object(path, fix)
+            matrices = _read_matrices(Path(folder) / MATRICES_FILE)
+        except FileNotFoundError as error:
+            raise ClpError("this is no calibration folder", where=error.filename, fix=fix) from None
+        except ClpError:
+            raise
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, MemoryError) as error:
+            raise ClpError(f"the calibration cannot be read ({error})", where=folder, fix=fix) from error
+        found = document.pop("schema_version", None)
+        if found != SCHEMA_VERSION:
+            raise ClpError(f"schema version {found!r}, expected {SCHEMA_VERSION}", where=path, fix=fix)
+        try:
+            series = _check_document(document, matrices)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ClpError(f"the calibration is damaged ({error!r})", where=path, fix=fix) from error
+        return cls(document, {name: matrices[name] for name in series["mse"]}, series["mse"], series["cosine"])
+
+
+def _read_matrices(path: Path) -> dict[str, np.ndarray]:
+    # Not np.load: given anything but a zip file it guesses what it is.
+    with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def _check_document(document: dict[str, Any], matrices: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Takes the series of scores out of a parsed calibration.json and holds all of it against the matrices."""
+    if not all(isinstance(document[key], kind) for key, kind in _FIELDS.items()):
+        raise TypeError(f"{', '.join(_FIELDS)} are not of their types")
+    if not all(isinstance(document["checkpoint"][key], str) for key in ("path", "fingerprint")):
+        raise TypeError("the checkpoint's path and fingerprint are not text")
+    modules = document["modules"]
+    if modules.keys() != matrices.keys():
+        raise ValueError(f"{JSON_FILE} is of {', '.join(modules)}, {MATRICES_FILE} of {', '.join(matrices)}")
+    series = {
+        key: {name: np.array(module.pop(key), dtype=np.float64) for name, module in modules.items()}
+        for key in ("adjacent", "mse", "cosine")
+    }
+    groups: dict[str, tuple[int, int]] = {}
+    for name, module in modules.items():
+        if not all(type(module[key]) is kind for key, kind in _MODULE_FIELDS.items()):
+            raise TypeError(f"{name}: {', '.join(_MODULE_FIELDS)} are not of their types")
+        layers, matrix = module["layers"], matrices[name]
+        fixed = module.setdefault("fixed", [])  # not there before any family had such layers
+        if not isinstance(fixed, list) or not all(type(layer) is int and 0 <= layer < layers for layer in fixed):
+            raise TypeError(f"{name}: fixed is not a list of its layers")
+        shapes = {key: series[key][name].shape for key in series} | {"cka": matrix.shape}
+        if shapes != dict.fromkeys(series, (layers - 1,)) | {"cka": (layers, layers)}:
+            raise ValueError(f"{name}: {shapes} do not fit {layers} layers")
+        if matrix.dtype != np.float64 or not all(
+            np.isfinite(x).all() for x in (matrix, *(s[name] for s in series.values()))
+        ):
+            raise ValueError(f"{name}: not all scores are finite float64 numbers")
+        if not np.array_equal(np.diagonal(matrix, offset=1), series["adjacent"][name]):
+            raise ValueError(f"{name}: {JSON_FILE} and {MATRICES_FILE} are not of one calibration")
+        if module["period"] < 1 or groups.setdefault(module["group"], (layers, module["period"])) != (
+            layers,
+            module["period"],
+        ):
+            raise ValueError(f"{name}: the modules of {module['group']} differ in depth or period")
+    return series
+
+
+def check_seed(seed: int) -> None:
+    """Refuses a negative seed, which numpy cannot take."""
+    if seed < 0:
+        raise ClpError(f"the seed is {seed}", fix="use 0 or a positive number")
+
+
+class Calibrator:
+    """Runs frames through a policy and keeps running sums over its layers' hidden states; no state piles up.
+
+    Neighbours are compared over all tokens. All pairs of layers are compared over at most :data:`MATRIX_TOKENS` tokens
+    of a module, drawn evenly from the frames: over all tokens they would cost half as much as the policy itself.
+
+    Args:
+        policy: The policy.
+        task: The instruction.
+        seed: Each frame's noise and time, and its part of the tokens that all pairs are compared by.
+        frames: Number of frames that will come, at most.
+
+    Raises:
+        ClpError: The seed is negative.
+    """
+
+    def __init__(self, policy: LoadedPolicy, task: str, seed: int = 0, frames: int = 64) -> None:
+        from clp_ros.pruning.distances import AdjacentDistances
+        from clp_ros.pruning.similarity import LinearCKA
+
+        check_seed(seed)
+        self.policy = policy
+        self.task = task
+        self.seed = seed
+        self.frames = frames
+        self.samples = 0
+        self.tokens = {module.name: 0 for module in policy.modules}
+        self._adjacent: dict[str, LinearCKA] = {}
+        self._all: dict[str, LinearCKA] = {}
+        self._distances: dict[str, AdjacentDistances] = {}
+        for module in policy.modules:
+            given = {"name": module.name, "device": policy.device}
+            # For states in half precision only; all others are multiplied and summed in float64.
+            self._adjacent[module.name] = LinearCKA(module.layers, pairs="adjacent", products="bfloat16", **given)
+            self._all[module.name] = LinearCKA(module.layers, **given)
+            self._distances[module.name] = AdjacentDistances(module.layers, **given)
+
+    def add(self, frame: Frame, index: int | None = None) -> None:
+        """Takes one frame: one forward pass of the training-time graph, at noise and time seeded for this frame.
+
+        Args:
+            frame: The frame.
+            index: Its number among all frames drawn, which seeds it; that of frames taken so far if not given.
+
+        Raises:
+            ClpError: A hidden state is not finite; it names the layer.
+        """
+        index = self.samples if index is None else index
+        observation = frame.observation
+        batch = self.policy.batch(observation.images, observation.state, self.task, frame.actions, frame.action_is_pad)
+        self.add_states(*self.policy.hidden_states(batch, np.random.default_rng([self.seed, index])), index)
+
+    def add_states(self, states: dict[str, list[torch.Tensor]], masks: Mapping[str, torch.Tensor], index: int) -> None:
+        """Takes the hidden states of one frame, as :meth:`LoadedPolicy.hidden_states` gives them, and empties them."""
+        for name, layers in states.items():
+            layers[:] = [state[masks[name]] for state in layers]
+        _check_finite(states)
+        for number, name in enumerate(list(states)):
+            hidden = states.pop(name)
+            self._adjacent[name].update(hidden)
+            self._distances[name].update(hidden)
+            chosen = self._choose(len(hidden[0]), index, number)
+            self._all[name].update(hidden if chosen is None else [state[chosen] for state in hidden])
+            self.tokens[name] += len(hidden[0])
+        self.samples += 1
+
+    def _choose(self, tokens: int, index: int, module: int) -> np.ndarray | None:
+        """The tokens of a frame that all pairs of layers are compared by; None for all of them.
+
+        It depends on nothing but the frame, so that it is the same whichever process takes it.
+        """
+        share = (index + 1) * MATRIX_TOKENS // self.frames - index * MATRIX_TOKENS // self.frames
+        if tokens <= share:
+            return None
+        return np.sort(np.random.default_rng([self.seed, index, module]).choice(tokens, share, replace=False))
+
+    def all_reduce(self) -> None:
+        """Adds up what all processes have taken, in every process."""
+        if processes.world_size() == 1:
+            return
+        for sums in (*self._adjacent.values(), *self._all.values(), *self._distances.values()):
+            sums.all_reduce()
+        taken = processes.gather((self.samples, self.tokens))
+        self.samples = sum(samples for samples, _ in taken)
+        self.tokens = {name: sum(tokens[name] for _, tokens in taken) for name in self.tokens}
+
+    def finish(self, source: dict[str, Any]) -> Calibration:
+        """The calibration of all frames taken.
+
+        Args:
+            source: Where the frames came from, for calibration.json: ``bags``, ``embodiment``, ``episodes``, …
+
+        Raises:
+            ClpError: There were no frames.
+        """
+        if not self.samples:
+            raise ClpError(
+                "no frame was calibrated on", fix="record a longer demonstration, or loosen the topics' sync"
+            )
+        checkpoint = self.policy.checkpoint
+        meta = {
+            "checkpoint": {"path": str(checkpoint.path), "fingerprint": checkpoint.fingerprint()},
+            "family": checkpoint.family.name,
+            "task": self.task,
+            **source,
+            "samples": self.samples,
+            "tokens": self.tokens,
+            "matrix_tokens": {name: sums.tokens for name, sums in self._all.items()},
+            "seed": self.seed,
+            "dtype": str(next(self.policy.policy.parameters()).dtype).removeprefix("torch."),
+            "device": self.policy.device,
+            "versions": {
+                "clp_ros": __version__,
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("lerobot", "torch", "transformers", "numpy")},
+            },
+            "modules": {
+                module.name: {
+                    "layers": module.layers,
+                    "group": module.group,
+                    "period": module.period,
+                    "dead_last": module.dead_last,
+                    "fixed": sorted(module.fixed),
+                }
+                for module in self.policy.modules
+            },
+        }
+        matrices = {name: sums.matrix() for name, sums in self._all.items()}
+        for name, matrix in matrices.items():
+            layers = np.arange(len(matrix) - 1)
+            matrix[layers, layers + 1] = matrix[layers + 1, layers] = self._adjacent[name].adjacent()
+        return Calibration(
+            meta,
+            matrices,
+            {name: sums.mse() for name, sums in self._distances.items()},
+            {name: sums.cosine() for name, sums in self._distances.items()},
+        )
+
+
+def _check_finite(hidden: Mapping[str, Sequence[torch.Tensor]]) -> None:
+    """Names the first layer at fault: where modules attend to each other, all those after it are at fault too."""
+    from clp_ros.pruning.hidden_states import first_not_finite, not_finite
+
+    firsts = {name: first_not_finite(states) for name, states in hidden.items()}
+    faults = [(layer, name) for name, layer in firsts.items() if layer is not None]
+    if faults:
+        layer, name = min(faults)
+        raise not_finite(name, layer)
+
+
+def calibrate_bags(
+    policy: LoadedPolicy,
+    bags: Sequence[str | Path],
+    embodiment: Embodiment,
+    task: str,
+    samples: int = 64,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    scanned: Callable[[int, int], None] | None = None,
+) -> Calibration:
+    """Calibrates on frames drawn over all episodes of some bags (one bag, one episode).
+
+    In a :func:`clp_ros.pruning.processes.process_group` each process takes a part of the frames, and all return the
+    calibration on all of them.
+
+    Args:
+        policy: The policy; its features must fit the embodiment.
+        bags: rosbag2 recordings.
+        embodiment: The robot they were recorded with.
+        task: The instruction.
+        samples: Number of frames; fewer where the bags have fewer usable control ticks.
+        seed: Draws the frames, and each frame's noise and time.
+        progress: Called with (frames done, frames drawn), of this process: done is 0 when all bags are scanned, then
+            after each.
+        scanned: Called with (seconds scanned, seconds of all bags) while the bags are searched for usable control
+            ticks, which comes first.
+
+    Raises:
+        ClpError: A bag, the embodiment or the policy do not fit each other; it says where.
+    """
+    if samples < 1:
+        raise ClpError(f"samples is {samples}", fix="calibrate on at least one frame")
+    if not bags:
+        raise ClpError("no bag is given", fix="give --bag")
+    check_fit(policy, embodiment)
+    check_seed(seed)
+    readers = [open_bag(bag) for bag in bags]
+    episodes = _scan(readers, embodiment, scanned)
+    drawn = draw_calibration_set([len(episode.usable) for episode in episodes], samples, seed)
+    total = sum(len(indices) for indices in drawn)
+    calibrator = Calibrator(policy, task, seed, total)
+    number, share = processes.rank(), processes.world_size()
+    mine = len(range(number, total, share))
+    if progress is not None:
+        progress(0, mine)
+    taken, left_out, index = [], LeftOut(total), 0
+    for reader, episode, indices in zip(readers, episodes, drawn, strict=True):
+        before, already = calibrator.samples, Counter(left_out.dropped)
+        numbers = {tick: index + i for i, tick in enumerate(episode.usable[indices].tolist())}
+        index += len(numbers)
+        ticks = [tick for tick, i in numbers.items() if i % share == number]
+        for frame in read_frames(reader, embodiment, ticks, policy.chunk_size, left_out) if ticks else ():
+            processes.check_others()
+            calibrator.add(frame, numbers[frame.observation.tick_ns])
+            if progress is not None:
+                progress(calibrator.samples, mine)
+        taken.append((calibrator.samples - before, left_out.dropped - already))
+    processes.agree()
+    calibrator.all_reduce()
+    taken = _sum_taken(processes.gather(taken), total)
+    described = [_describe(reader, episode, *t) for reader, episode, t in zip(readers, episodes, taken, strict=True)]
+    return calibrator.finish({"embodiment": embodiment.name, "episodes": len(readers), "bags": described})
+
+
+def _sum_taken(taken: Sequence[Sequence[tuple[int, Counter[str]]]], total: int) -> list[tuple[int, Counter[str]]]:
+    """Frames taken and left out, a bag, of all processes together; too many left out are an error as in one process."""
+    whole = LeftOut(total)
+    sums = []
+    for bags in zip(*taken, strict=True):
+        left_out = sum((counts for _, counts in bags), Counter())
+        for reason in left_out.elements():
+            topic, _, what = reason.partition(": ")
+            whole.add(ClpError(what, where=topic, fix="record it again"))
+        sums.append((sum(samples for samples, _ in bags), left_out))
+    return sums
+
+
+def _scan(
+    readers: Sequence[BagReader], embodiment: Embodiment, scanned: Callable[[int, int], None] | None
+) -> list[EpisodeTicks]:
+    total = sum(reader.end_ns - reader.start_ns for reader in readers)
+    episodes, earlier = [], 0
+    for reader in readers:
+
+        def tell(tick: int, reader: BagReader = reader, earlier: int = earlier) -> None:
+            if scanned is not None:
+                # The last tick lies after the last message.
+                scanned((earlier + min(tick, reader.end_ns) - reader.start_ns) // 10**9, total // 10**9)
+
+        episodes.append(usable_ticks(reader, embodiment, tell))
+        earlier += reader.end_ns - reader.start_ns
+    return episodes
+
+
+def check_fit(policy: LoadedPolicy, embodiment: Embodiment) -> None:
+    """Refuses a robot that does not fit the policy: see :meth:`LoadedPolicy.check_features`."""
+    slots = [camera.slot for camera in embodiment.cameras.values()]
+    policy.check_features(slots, embodiment.action_size, f"embodiment {embodiment.name}")
+
+
+def draw_calibration_set(ticks: Sequence[int], samples: int, seed: int) -> list[np.ndarray]:
+    """Draws frames over all episodes, each usable tick as likely as any other.
+
+    Args:
+        ticks: Number of usable control ticks of each episode.
+        samples: Number of frames to draw; all there are, where there are fewer.
+        seed: Seed.
+
+    Returns:
+        Ascending indices into each episode's ticks, int64.
+    """
+    ends = np.cumsum(ticks)
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.choice(ends[-1], size=min(samples, int(ends[-1])), replace=False))
+    starts = ends - np.asarray(ticks)
+    return [
+        chosen[(chosen >= start) & (chosen < end)] - start
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+    ]
+
+
+def _describe(reader: BagReader, episode: EpisodeTicks, samples: int, left_out: Counter[str]) -> dict[str, Any]:
+    return {
+        "path": str(reader.path),
+        "fingerprint": reader.fingerprint(),
+        "start_ns": reader.start_ns,
+        "end_ns": reader.end_ns,
+        "topics": {topic.name: {"type": topic.type, "count": topic.count} for topic in reader.topics.values()},
+        "usable_ticks": len(episode.usable),
+        "samples": samples,
+        "unusable_ticks": episode.unusable,
+        "dropped_messages": dict(episode.dropped),
+        "left_out_frames": dict(left_out),
+    }
+
+
+if __name__ == "__main__":
+    from clp_ros.cli import main
+
+    with processes.process_group():
+        raise SystemExit(main(["calibrate", *sys.argv[1:]]))

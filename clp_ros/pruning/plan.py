@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to remove: a calibration, budgets and a criterion become one removal set a group of modules."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from clp_ros.errors import ClpError
+from clp_ros.pruning.calibration import Calibration, check_seed
+from clp_ros.pruning.selection import (
+    CRITERIA,
+    allowed_budgets,
+    blocks,
+    calibrated_threshold,
+    criterion_scores,
+    group_scores,
+    select_layers,
+)
+from clp_ros.settings import did_you_mean
+from clp_ros.vla.checkpoint import Checkpoint
+from clp_ros.vla.family import Module
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """The removal set of the modules that lose the same layers.
+
+    Attributes:
+        group: Name of the group.
+        modules: Its modules.
+        scores: (L-1,) float64 by the criterion, larger for more redundant; element i belongs to layer i+1.
+        threshold: τ; None where nothing is removed.
+        blocks: Runs of layers whose scores reach τ, the anchor first.
+        removed: 0-based layers to remove.
+    """
+
+    group: str
+    modules: tuple[str, ...]
+    scores: np.ndarray
+    threshold: float | None
+    blocks: tuple[tuple[int, ...], ...]
+    removed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to remove from a checkpoint.
+
+    Attributes:
+        criterion: What the layers were chosen by.
+        groups: The removal sets.
+        notes: Where it is not what one would expect, a sentence each, for the user.
+    """
+
+    criterion: str
+    groups: tuple[GroupPlan, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def removal(self) -> dict[str, tuple[int, ...]]:
+        """0-based layers to remove, by module."""
+        return {name: group.removed for group in self.groups for name in group.modules}
+
+    @property
+    def scores(self) -> dict[str, np.ndarray]:
+        """The scores that selected, (L-1,) float64, by module."""
+        return {name: group.scores for group in self.groups for name in group.modules}
+
+    @property
+    def thresholds(self) -> dict[str, float | None]:
+        """τ by module."""
+        return {name: group.threshold for group in self.groups for name in group.modules}
+
+    def report(self) -> dict[str, dict[str, object]]:
+        """What a report shows of each module: see :class:`clp_ros.report.calibration_report.ModulePlan`."""
+        return {
+            name: {
+                "threshold": group.threshold,
+                "blocks": group.blocks,
+                "removed": group.removed,
+                "group": group.group,
+                "scores": group.scores if len(group.modules) > 1 else None,
+            }
+            for group in self.groups
+            for name in group.modules
+        }
+
+
+def make_plan(
+    calibration: Calibration,
+    budgets: Mapping[str, int] | None = None,
+    threshold: float | None = None,
+    criterion: str = "cka",
+    seed: int = 0,
+) -> Plan:
+    """Selects the layers to remove (method.md, steps 3 and 4).
+
+    Args:
+        calibration: Scores.
+        budgets: Layers to remove, by module; a coupled module's name stands for its group. None: with a threshold, as
+            many candidates as can go; without one, none — see :func:`default_plan` for the paper's share.
+        threshold: τ; the largest that the budget allows, if not given.
+        criterion: One of :data:`clp_ros.pruning.selection.CRITERIA`.
+        seed: Seed of the criterion ``random``.
+
+    Raises:
+        ClpError: A module or criterion is unknown, budgets of one group differ, or no set fits.
+    """
+    if criterion not in CRITERIA:
+        raise ClpError(f"unknown criterion {criterion!r}", fix=did_you_mean(criterion, list(CRITERIA)))
+    check_seed(seed)
+    modules = calibration.meta["modules"]
+    unknown = sorted(set(budgets or ()) - set(modules))
+    if unknown:
+        raise ClpError(f"a budget names no module: {unknown[0]!r}", fix=did_you_mean(unknown[0], list(modules)))
+    groups: dict[str, list[str]] = {}
+    for name, module in modules.items():
+        groups.setdefault(module["group"], []).append(name)
+    plans = []
+    for group, names in groups.items():
+        layers, period = modules[names[0]]["layers"], modules[names[0]]["period"]
+        fixed = {layer for name in names for layer in modules[name].get("fixed", ())}
+        scores = _group_scores(calibration, names, layers, criterion, seed)
+        given = _given_budget(names, budgets)
+        if given is None and threshold is not None and not budgets:
+            given = _largest_budget(scores, threshold, period, fixed)
+        budget = given or 0
+        try:
+            removed = select_layers(scores, budget, threshold, period, fixed)
+        except ClpError as error:
+            raise ClpError(error.what, where=" and ".join(names), fix=error.fix) from error
+        used = threshold if threshold is not None else calibrated_threshold(scores, budget, period, fixed)
+        plans.append(GroupPlan(group, tuple(names), scores, used, blocks(scores, used), removed))
+    return Plan(criterion, tuple(plans))
+
+
+def default_plan(calibration: Calibration, checkpoint: Checkpoint, criterion: str = "cka", seed: int = 0) -> Plan:
+    """The plan when the user names no budget and no threshold: the paper's share (Table 5) of each group.
+
+    Where the structure of a stack does not allow just that many, the nearest smaller number that it allows; the plan's
+    notes say so. Args and errors as :func:`make_plan`.
+    """
+    budgets, notes = {}, []
+    groups: dict[str, list[Module]] = {}
+    for module in checkpoint.modules:
+        groups.setdefault(module.group, []).append(module)
+    for group, share in checkpoint.family.default_budget(checkpoint.config).items():
+        members = groups[group]
+        fixed = frozenset().union(*(module.fixed for module in members))
+        allowed = allowed_budgets(members[0].layers, members[0].period, fixed)
+        budget = max(size for size in allowed if size <= share)
+        budgets |= {module.name: budget for module in members}
+        if budget < share:
+            names = " and ".join(module.name for module in members)
+            notes.append(f"{names}: {budget} layers go and not {share}, the paper's share, which cannot go alone")
+    return replace(make_plan(calibration, budgets, criterion=criterion, seed=seed), notes=tuple(notes))
+
+
+def check_calibration(calibration: Calibration, checkpoint: Checkpoint) -> None:
+    """Refuses a calibration of another checkpoint.
+
+    Raises:
+        ClpError: Its fingerprint is another one's.
+    """
+    if calibration.meta["checkpoint"]["fingerprint"] != checkpoint.fingerprint():
+        raise ClpError(
+            f"the calibration is of another checkpoint ({calibration.meta['checkpoint']['path']})",
+            where=checkpoint.path,
+            fix="calibrate this checkpoint, or give the one that was calibrated",
+        )
+
+
+def _group_scores(calibration: Calibration, names: list[str], layers: int, criterion: str, seed: int) -> np.ndarray:
+    measured = {"cka": calibration.adjacent, "mse": calibration.mse, "cosine": calibration.cosine}.get(criterion)
+    if measured is None:
+        return criterion_scores(criterion, layers, seed=seed)
+    modules = calibration.meta["modules"]
+    dead = [name for name in names if modules[name]["dead_last"] and len(names) > 1]
+    members = {name: criterion_scores(criterion, layers, measured[name], seed) for name in names}
+    return group_scores(members, dead)
+
+
+def _given_budget(names: list[str], budgets: Mapping[str, int] | None) -> int | None:
+    given = {budgets[name] for name in names if budgets and name in budgets}
+    if len(given) > 1:
+        raise ClpError(
+            f"{' and '.join(names)} lose the same layers, but their budgets differ", fix="give one budget for the group"
+        )
+    return given.pop() if given else None
+
+
+def _largest_budget(scores: np.ndarray, threshold: float, period: int, fixed: Collection[int]) -> int:
+    for budget in range(int((scores >= threshold).sum()), 0, -1):
+        try:
+            select_layers(scores, budget, threshold, period, fixed)
+        except ClpError:
+            continue
+        return budget
+    return 0

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pruning job: from a calibration folder to a pruned checkpoint, for the command line and the node alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clp_ros.errors import ClpError
+from clp_ros.pruning.surgery import prune_checkpoint
+from clp_ros.vla.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from clp_ros.pruning.plan import Plan
+
+
+def plan_from_calibration(
+    checkpoint: str | Path,
+    calibration: str | Path,
+    budgets: Mapping[str, int] | None = None,
+    threshold: float | None = None,
+    criterion: str = "cka",
+    seed: int = 0,
+) -> Plan:
+    """What pruning a checkpoint by a calibration would remove. With neither budgets nor threshold: the paper's share.
+
+    Raises:
+        ClpError: The two do not belong together, or no removal set fits.
+    """
+    # Reading calibrations takes the bag reader's libraries; removing given layers does not wait for them.
+    from clp_ros.pruning.calibration import Calibration
+    from clp_ros.pruning.plan import check_calibration, default_plan, make_plan
+
+    source = Checkpoint.open(checkpoint)
+    found = Calibration.load(calibration)
+    check_calibration(found, source)
+    if budgets or threshold is not None:
+        plan = make_plan(found, budgets, threshold, criterion, seed)
+    else:
+        plan = default_plan(found, source, criterion, seed)
+    if not any(plan.removal.values()):
+        raise ClpError("nothing would be removed", where=calibration, fix="raise the budget or lower the threshold")
+    return plan
+
+
+def prune_by_plan(
+    checkpoint: str | Path,
+    output: str | Path,
+    plan: Plan,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Writes the checkpoint without the layers of a plan; returns the manifest. See :func:`prune_checkpoint`."""
+    return prune_checkpoint(
+        checkpoint,
+        output,
+        plan.removal,
+        criterion=plan.criterion,
+        thresholds=plan.thresholds,
+        scores={name: scores.tolist() for name, scores in plan.scores.items()},
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def summary(manifest: Mapping[str, Any], output: str | Path) -> dict[str, Any]:
+    """The last pruning of a manifest in a few words, for JSON on one line."""
+    step = manifest["steps"][-1]
+    return {
+        "output": str(Path(output).absolute()),
+        "criterion": step["criterion"],
+        "threshold": step["threshold"],
+        "removed": {name: record["removed"] for name, record in step["modules"].items()},
+        "layers": {name: len(record["kept"]) for name, record in step["modules"].items()},
+        "parameters": step["parameters"],
+    }

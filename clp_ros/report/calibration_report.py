@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The calibration folder as a whole: the numbers, a heatmap a module and the page, or nothing at all."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from clp_ros.errors import ClpError
+from clp_ros.files import atomic_folder
+from clp_ros.report.heatmaps import draw_heatmap
+from clp_ros.report.page import write_report
+
+if TYPE_CHECKING:
+    from clp_ros.pruning.calibration import Calibration
+
+
+class ModulePlan(TypedDict, total=False):
+    """What would be removed from a module. Every key may be missing.
+
+    Attributes:
+        threshold: τ, or None.
+        blocks: The layers of each block, 0-based, its anchor first.
+        removed: The 0-based layers that would go.
+        scores: ``(L-1,)`` the mean of the group, where that selects and not the module's own adjacent score.
+    """
+
+    threshold: float | None
+    blocks: Sequence[Sequence[int]]
+    removed: Sequence[int]
+    scores: Sequence[float] | None
+
+
+def write_calibration(
+    calibration: "Calibration",
+    output: str | os.PathLike[str],
+    plan: Mapping[str, ModulePlan],
+    *,
+    command: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes a calibration folder (interfaces.md, Files): ``calibration.json``, ``cka.npz``, heatmaps, ``report.html``.
+
+    The folder appears when all of it is written; on any failure, Ctrl-C too, nothing is left behind.
+
+    Args:
+        calibration: What was measured.
+        output: The folder to write.
+        plan: What would be removed, a module; a module it does not name is shown without.
+        command: The line to type next, for the page.
+        overwrite: Whether a folder that is not empty may be replaced.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ClpError: The output is not empty, not a folder, or cannot be written.
+        ValueError: The plan names a module that was not calibrated.
+    """
+    unknown = sorted(set(plan) - set(calibration.matrices))
+    if unknown:
+        raise ValueError(f"the plan names modules that were not calibrated: {', '.join(unknown)}")
+    output = Path(output)
+    try:
+        with atomic_folder(output, overwrite) as folder:
+            _write(calibration, folder, plan, command)
+    except OSError as error:
+        raise ClpError(
+            f"cannot write the calibration ({error.strerror or error})",
+            where=error.filename or output,
+            fix="make room on the disk, or give another --output",
+        ) from error
+    return output
+
+
+def _write(calibration: "Calibration", folder: Path, plan: Mapping[str, ModulePlan], command: str | None) -> None:
+    calibration.save(folder)
+    modules: list[dict[str, Any]] = []
+    adjacent = calibration.adjacent
+    for name, matrix in calibration.matrices.items():
+        module_plan = plan.get(name, {})
+        draw_heatmap(
+            matrix,
+            module=name,
+            threshold=module_plan.get("threshold"),
+            blocks=module_plan.get("blocks", ()),
+            removed=module_plan.get("removed", ()),
+            path=folder / f"heatmap_{name}.png",
+            scores=module_plan.get("scores"),
+        )
+        measured = {"adjacent": adjacent[name], "mse": calibration.mse[name], "cosine": calibration.cosine[name]}
+        modules.append({"name": name, **calibration.meta["modules"][name], **measured, **module_plan})
+    write_report(folder, {"meta": calibration.meta, "modules": modules, "command": command})

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An embodiment: which topics a robot's cameras and joints are on, and how they map to a policy's features."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from clp_ros.errors import ClpError
+from clp_ros.settings import Settings, did_you_mean, find_settings, load_settings
+
+Positive = Annotated[float, Field(gt=0)]
+TopicName = Annotated[str, Field(pattern=r"^/[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*$")]
+JOINT_STATE_TYPE = "sensor_msgs/msg/JointState"
+
+
+def _repeated(names: list[str]) -> list[str]:
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
+class Sync(Settings):
+    """How a topic is sampled on control ticks. Nothing here has a default, but ``tolerance_ms``.
+
+    Attributes:
+        policy: ``hold``: the newest message, however old. ``asof``: the newest, if not older than ``tolerance_ms``.
+            ``drop``: the newest, if its time is less than one control step ago. A tick without it is not used.
+        tolerance_ms: Milliseconds, for ``asof``.
+        stamp: Which time a message has: ``header`` (when it was measured) or ``receive`` (when it came in). No message
+            serves a tick before its time.
+    """
+
+    policy: Literal["hold", "asof", "drop"]
+    tolerance_ms: Positive | None = None
+    stamp: Literal["header", "receive"]
+
+    @model_validator(mode="after")
+    def _tolerance_belongs_to_asof(self) -> Self:
+        if (self.policy == "asof") != (self.tolerance_ms is not None):
+            raise ValueError("tolerance_ms belongs to policy asof, which needs it")
+        return self
+
+
+class Camera(Settings):
+    """A camera topic and the policy feature it feeds (``slot``, e.g. ``observation.images.cam_high``)."""
+
+    topic: TopicName
+    type: Literal["sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"]
+    slot: str = Field(pattern=r"^observation\.images?(\.[A-Za-z0-9_]+)*$")
+    height: Annotated[int, Field(gt=0)] = 480
+    width: Annotated[int, Field(gt=0)] = 640
+    sync: Sync
+
+
+class JointStates(Settings):
+    """A sensor_msgs/JointState topic.
+
+    Attributes:
+        topic: Where it is.
+        sync: How it is sampled.
+        robot_description: Where the URDF of its joints is; by default ``robot_description`` beside ``topic``.
+    """
+
+    topic: TopicName
+    sync: Sync
+    robot_description: TopicName | None = None
+
+    @property
+    def description_topic(self) -> str:
+        """Where the URDF of its joints is, if the robot publishes one."""
+        return self.robot_description or f"{self.topic.rpartition('/')[0]}/robot_description"
+
+
+class Joint(Settings):
+    """One joint of a controller.
+
+    Attributes:
+        name: As the JointState and the controller name it.
+        lower, upper: Position limits, in the controller's unit (rad or m).
+        velocity: Velocity limit, in that unit per second.
+        acceleration: Acceleration limit, in that unit per second squared; None where there is none.
+        unit: What the policy sees: ``rad`` or ``m`` as they are, or ``normalised``, 0 at ``zero`` and 1 at ``one``.
+        zero, one: For ``normalised``, and None otherwise; by default lower and upper.
+    """
+
+    name: str = Field(min_length=1)
+    lower: float
+    upper: float
+    velocity: Positive
+    acceleration: Positive | None = None
+    unit: Literal["rad", "m", "normalised"]
+    zero: float | None = None
+    one: float | None = None
+
+    @model_validator(mode="after")
+    def _limits_and_units_make_sense(self) -> Self:
+        if self.lower >= self.upper:
+            raise ValueError(f"joint {self.name}: lower must be below upper")
+        if self.unit != "normalised" and not (self.zero is None and self.one is None):
+            raise ValueError(f"joint {self.name}: zero and one belong to unit normalised")
+        if self.unit == "normalised" and self.scale == 0:
+            raise ValueError(f"joint {self.name}: zero and one must differ")
+        return self
+
+    @property
+    def offset(self) -> float:
+        """The controller's position where the policy's value is 0."""
+        if self.unit != "normalised":
+            return 0.0
+        return self.lower if self.zero is None else self.zero
+
+    @property
+    def scale(self) -> float:
+        """The controller's way for a step of 1 in the policy's value: position = offset + scale * value."""
+        if self.unit != "normalised":
+            return 1.0
+        return (self.upper if self.one is None else self.one) - self.offset
+
+
+class Controller(Settings):
+    """A joint_trajectory_controller: where its trajectories go and where its joints are measured."""
+
+    joint_states: str
+    topic: TopicName
+    joints: Annotated[list[Joint], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _joints_are_unique(self) -> Self:
+        names = [joint.name for joint in self.joints]
+        twice = _repeated(names)
+        if twice:
+            raise ValueError(f"the joint {twice[0]} is there twice")
+        return self
+
+
+class Embodiment(Settings):
+    """A robot. Its controllers' joints, in file order, are the components of ``observation.state`` and ``action``."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    description: str
+    control_rate_hz: Annotated[float, Field(ge=0.1, le=1000)]
+    cameras: Annotated[dict[str, Camera], Field(min_length=1)]
+    joint_states: Annotated[dict[str, JointStates], Field(min_length=1)]
+    controllers: Annotated[dict[str, Controller], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _names_fit_together(self) -> Self:
+        for name, controller in self.controllers.items():
+            if controller.joint_states not in self.joint_states:
+                raise ValueError(
+                    f"controllers.{name}.joint_states is {controller.joint_states!r}, "
+                    f"not one of joint_states: {', '.join(self.joint_states)}"
+                )
+        inputs = [camera.topic for camera in self.cameras.values()]
+        inputs += [states.topic for states in self.joint_states.values()]
+        outputs = [controller.topic for controller in self.controllers.values()]
+        slots = [camera.slot for camera in self.cameras.values()]
+        for what, names in (("topic", inputs + outputs), ("slot", slots)):
+            twice = _repeated(names)
+            if twice:
+                raise ValueError(f"the {what} {twice[0]} is there twice")
+        for source in self.joint_states:
+            readers = [controller for controller in self.controllers.values() if controller.joint_states == source]
+            if not readers:
+                raise ValueError(f"joint_states.{source} is used by no controller")
+            names = [joint.name for controller in readers for joint in controller.joints]
+            twice = _repeated(names)
+            if twice:
+                raise ValueError(f"the joint {twice[0]} of joint_states {source} has two controllers")
+        return self
+
+    @cached_property
+    def joints(self) -> tuple[Joint, ...]:
+        """All joints in vector order."""
+        return tuple(joint for controller in self.controllers.values() for joint in controller.joints)
+
+    @property
+    def action_size(self) -> int:
+        """Length of ``observation.state`` and of one action."""
+        return len(self.joints)
+
+    @property
+    def period_ns(self) -> int:
+        """One control step in nanoseconds."""
+        return round(1e9 / self.control_rate_hz)
+
+    @property
+    def topics(self) -> dict[str, str]:
+        """ROS type name of every input topic."""
+        topics = {camera.topic: camera.type for camera in self.cameras.values()}
+        return topics | {states.topic: JOINT_STATE_TYPE for states in self.joint_states.values()}
+
+    def sync_of(self, topic: str) -> Sync:
+        """How an input topic is sampled."""
+        return {source.topic: source.sync for source in (*self.cameras.values(), *self.joint_states.values())}[topic]
+
+
+def load_embodiment(
+    name_or_path: str | Path, tf_prefix: str = "", topics: Mapping[str, str] | None = None
+) -> Embodiment:
+    """Reads an embodiment by its name under config/embodiments, or from a .yaml file.
+
+    Args:
+        name_or_path: Its name or file.
+        tf_prefix: Put before the name of every joint, as a driver's argument of that name does.
+        topics: Topics that are elsewhere, by their entry in the file: ``cameras.cam_high``, ``controllers.arm``,
+            ``joint_states.ur``, ``joint_states.ur.robot_description``.
+
+    Raises:
+        ClpError: There is no such file, or something in it is wrong; it names the key. Or ``topics`` names an entry
+            that does not exist, or makes two topics one.
+    """
+    path = find_settings(name_or_path, "embodiments", "embodiment")
+    embodiment = load_settings(path, Embodiment)
+    if not tf_prefix and not topics:
+        return embodiment
+    document = embodiment.model_dump()
+    for controller in document["controllers"].values():
+        for joint in controller["joints"]:
+            joint["name"] = tf_prefix + joint["name"]
+    entries = _topic_entries(document)
+    for name, topic in (topics or {}).items():
+        if name not in entries:
+            raise ClpError(
+                f"{embodiment.name} has no topic {name!r}", where=path, fix=did_you_mean(name, list(entries))
+            )
+        entry, key = entries[name]
+        entry[key] = topic
+    try:
+        return Embodiment.model_validate(document)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(str(part) for part in fault["loc"]).removesuffix(".topic")
+        what = "is not an absolute topic" if fault["type"] == "string_pattern_mismatch" else fault["msg"]
+        given = f"{(topics or {}).get(place, '')} " if place else ""
+        raise ClpError(
+            f"the topics given do not fit: {given}{what.removeprefix('Value error, ')}", where=place or path
+        ) from error
+
+
+def _topic_entries(document: Mapping[str, Any]) -> dict[str, tuple[dict[str, Any], str]]:
+    """The topics of an embodiment's document that can be given another name: by entry, the mapping and its key."""
+    kinds = ("cameras", "joint_states", "controllers")
+    found = {f"{kind}.{name}": (entry, "topic") for kind in kinds for name, entry in document[kind].items()}
+    for name, entry in document["joint_states"].items():
+        found[f"joint_states.{name}.robot_description"] = (entry, "robot_description")
+    return found

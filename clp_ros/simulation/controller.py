@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A joint_trajectory_controller of ROS 2 Jazzy, by its rules: what it takes, what it drops, how it interpolates.
+
+Its topic interface alone: no actions, no tolerances. It replaces what it follows by the newest message at once, and
+begins from the last command (``interpolate_from_desired_state: true``) or from where the joints are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from clp_ros.errors import ClpError
+from clp_ros.robots.trajectory import Trajectory
+
+# Of a last point's velocity that counts as rest: the controller's own, C++'s epsilon of a float.
+_AT_REST = float(np.finfo(np.float32).eps)
+
+
+class Rejected(ClpError):  # noqa: N818 - the controller's word
+    """A message that the controller drops; a real one only logs it."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a trajectory message, as it came: of any length.
+
+    Attributes:
+        time_ns: ``time_from_start``.
+        positions: rad or m, one a joint; velocities and accelerations likewise, or empty.
+        velocities: per second.
+        accelerations: per second squared.
+        effort: No position controller takes any.
+    """
+
+    time_ns: int
+    positions: Sequence[float]
+    velocities: Sequence[float] = ()
+    accelerations: Sequence[float] = ()
+    effort: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Command:
+    """A trajectory message.
+
+    Attributes:
+        joint_names: In any order.
+        points: In time order.
+        stamp_ns: When it starts; 0: now.
+    """
+
+    joint_names: tuple[str, ...]
+    points: tuple[Point, ...]
+    stamp_ns: int = 0
+
+    @classmethod
+    def of(cls, trajectory: Trajectory) -> Command:
+        """What is sent for a trajectory."""
+        speeds = trajectory.velocities
+        points = tuple(
+            Point(round(seconds * 1e9), position, () if speeds is None else speeds[index])
+            for index, (seconds, position) in enumerate(zip(trajectory.times, trajectory.positions, strict=True))
+        )
+        return cls(trajectory.joint_names, points, trajectory.start_ns)
+
+
+@dataclass(frozen=True)
+class State:
+    """Where joints are or should be: each (joints,) float64; rad or m, per second, per second squared."""
+
+    positions: np.ndarray
+    velocities: np.ndarray
+    accelerations: np.ndarray
+
+    @classmethod
+    def resting(cls, positions: Sequence[float] | np.ndarray) -> State:
+        """At rest there."""
+        positions = np.array(positions, dtype=np.float64)
+        return cls(positions, np.zeros_like(positions), np.zeros_like(positions))
+
+
+class TrajectoryController:
+    """One controller. Times never go back.
+
+    Args:
+        joints: Their names, in the controller's order.
+        positions: Where they are.
+        allow_partial_joints_goal: Take messages that name some of the joints; the others stay.
+        allow_nonzero_velocity_at_trajectory_end: Take messages that do not end at rest.
+        interpolate_from_desired_state: Begin a new trajectory from the last command, not from the measured state.
+
+    Attributes:
+        commanded: The state commanded last.
+    """
+
+    def __init__(
+        self,
+        joints: Sequence[str],
+        positions: Sequence[float] | np.ndarray,
+        *,
+        allow_partial_joints_goal: bool = False,
+        allow_nonzero_velocity_at_trajectory_end: bool = False,
+        interpolate_from_desired_state: bool = True,
+    ) -> None:
+        self.joints = tuple(joints)
+        self.commanded = State.resting(positions)
+        self._partial = allow_partial_joints_goal
+        self._moving_end = allow_nonzero_velocity_at_trajectory_end
+        self._from_desired = interpolate_from_desired_state
+        self._commanded_ns: int | None = None
+        self._following: _Following | None = None
+        self._next: Command | None = None
+
+    def receive(self, command: Command, now_ns: int) -> None:
+        """Takes a message; it is followed from the next :meth:`sample` on.
+
+        Raises:
+            Rejected: It is dropped; what is being followed goes on.
+        """
+        self._check(command, now_ns)
+        self._next = command
+
+    def sample(self, time_ns: int, measured: Sequence[float] | np.ndarray | None = None) -> np.ndarray:
+        """Commands the joints, as the controller's update does: positions (joints,) float64, rad or m.
+
+        Args:
+            time_ns: The time.
+            measured: (joints,), where the joints are; needed without ``interpolate_from_desired_state`` only.
+        """
+        if self._next is not None:
+            before_ns, before = self._commanded_ns, self.commanded
+            if not self._from_desired:
+                if measured is None:
+                    raise ValueError("this controller begins from where the joints are: give measured")
+                before_ns, before = time_ns, State.resting(measured)
+            before_ns = time_ns if before_ns is None else before_ns
+            self._following = _Following(self._in_order(self._next), self._next.stamp_ns or time_ns, before_ns, before)
+            self._next = None
+        if self._following is not None:
+            wanted = self._following.state(time_ns)
+            # What is not a number is not written to the hardware: that joint stays.
+            put = np.isnan(wanted.positions)
+            self.commanded = State(
+                np.where(put, self.commanded.positions, wanted.positions),
+                np.where(put | np.isnan(wanted.velocities), 0.0, wanted.velocities),
+                np.where(put | np.isnan(wanted.accelerations), 0.0, wanted.accelerations),
+            )
+        self._commanded_ns = time_ns
+        return self.commanded.positions
+
+    def _check(self, command: Command, now_ns: int) -> None:
+        names, count = command.joint_names, len(self.joints)
+        if not names:
+            raise Rejected("it names no joints")
+        if len(names) > count or (len(names) < count and not self._partial):
+            raise Rejected(f"it names {len(names)} joints, the controller has {count}")
+        for name in names:
+            if name not in self.joints:
+                raise Rejected(f"the controller has no joint {name!r}")
+        if not command.points:
+            raise Rejected("it has no points")
+        last = command.points[-1]
+        if command.stamp_ns and command.stamp_ns + last.time_ns < now_ns:
+            raise Rejected(f"it ended {(now_ns - command.stamp_ns - last.time_ns) / 1e9:.3f} s ago")
+        if not self._moving_end and any(abs(speed) > _AT_REST for speed in last.velocities):
+            raise Rejected("it does not end at rest")
+        previous_ns: float = -math.inf
+        for index, point in enumerate(command.points):
+            if point.time_ns <= previous_ns:
+                raise Rejected(f"point {index} is not after the one before it")
+            previous_ns = point.time_ns
+            if len(point.positions) != len(names):
+                raise Rejected(f"point {index} has {len(point.positions)} positions for {len(names)} joints")
+            for what in ("velocities", "accelerations"):
+                if len(getattr(point, what)) not in (0, len(names)):
+                    raise Rejected(f"point {index} has {len(getattr(point, what))} {what} for {len(names)} joints")
+            if len(point.effort):
+                raise Rejected(f"point {index} has effort")
+
+    def _in_order(self, command: Command) -> list[Point]:
+        """Its points in the controller's order of joints; a joint that is not named stays."""
+        at = [self.joints.index(name) for name in command.joint_names]
+        partial = len(at) < len(self.joints)
+
+        def sorted_to(values: Sequence[float], stay: np.ndarray) -> np.ndarray | None:
+            if not len(values):
+                return None
+            # A joint that duplicate names left out goes to 0: the controller's own way.
+            found = stay.copy() if partial else np.zeros(len(self.joints))
+            found[at] = values
+            return found
+
+        still = np.zeros(len(self.joints))
+        return [
+            Point(
+                point.time_ns,
+                sorted_to(point.positions, self.commanded.positions),
+                sorted_to(point.velocities, still),
+                sorted_to(point.accelerations, still),
+            )
+            for point in command.points
+        ]
+
+
+class _Following:
+    """A trajectory that is being followed: its points, when it starts, and the state before it."""
+
+    def __init__(self, points: list[Point], start_ns: int, before_ns: int, before: State) -> None:
+        self._points = points
+        self._times_ns = [start_ns + point.time_ns for point in points]
+        self._before = Point(before_ns, before.positions, before.velocities, before.accelerations)
+
+    def state(self, time_ns: int) -> State:
+        following = int(np.searchsorted(self._times_ns, time_ns, side="right"))
+        if following == len(self._points):  # played out: it holds the last point
+            last, still = self._points[-1], np.zeros_like(self._points[-1].positions)
+            speeds, forces = (still if values is None else values for values in (last.velocities, last.accelerations))
+            return State(np.asarray(last.positions), speeds, forces)
+        end, end_ns = self._points[following], self._times_ns[following]
+        if following == 0:
+            return _between(self._before, self._before.time_ns, end, end_ns, time_ns)
+        return _between(self._points[following - 1], self._times_ns[following - 1], end, end_ns, time_ns)
+
+
+def _between(start: Point, start_ns: int, end: Point, end_ns: int, time_ns: int) -> State:
+    """Joins two points by a line, a cubic or a quintic polynomial, by which derivatives both have."""
+    span, at = (end_ns - start_ns) / 1e9, (time_ns - start_ns) / 1e9
+    p0, p1, v0, v1 = start.positions, end.positions, start.velocities, end.velocities
+    a0, a1 = start.accelerations, end.accelerations
+    way = p1 - p0
+    if v0 is None or v1 is None:
+        coefficients = [p0, way / span]
+    elif a0 is None or a1 is None:
+        coefficients = [p0, v0, (3 * way / span - 2 * v0 - v1) / span, (v0 + v1 - 2 * way / span) / span**2]
+    else:
+        coefficients = [
+            p0,
+            v0,
+            a0 / 2,
+            (20 * way - (8 * v1 + 12 * v0) * span - (3 * a0 - a1) * span**2) / (2 * span**3),
+            (-30 * way + (14 * v1 + 16 * v0) * span + (3 * a0 - 2 * a1) * span**2) / (2 * span**4),
+            (12 * way - 6 * (v1 + v0) * span + (a1 - a0) * span**2) / (2 * span**5),
+        ]
+    values = np.zeros((3, len(p0)))
+    for power, coefficient in enumerate(coefficients):
+        values[0] += coefficient * at**power
+        values[1] += power * coefficient * at ** max(0, power - 1)
+        values[2] += power * (power - 1) * coefficient * at ** max(0, power - 2)
+    return State(*values)

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a VLA family is: the facts that calibration, selection, surgery and benchmark need, as data.
+
+A family is one file in this package that exports ``FAMILY``; it is found by itself. Importing such a file must not
+import torch, so that pruning a checkpoint stays as light as copying it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clp_ros.errors import ClpError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Module:
+    """One stack of layers that can be pruned (method.md: a prunable module).
+
+    Attributes:
+        name: As the command line, the files and the topics name it.
+        group: Modules of one group lose the same layers.
+        layers: Number of layers that the checkpoint's config gives it.
+        layer_prefix: Start of a layer's keys in the state dict, with ``{layer}`` for its index.
+        layers_path: Attribute path from the policy to the layers' ``nn.ModuleList``.
+        norm_path: Attribute path from the policy to the module that takes the last layer's output. Unused where
+            ``probe`` is None.
+        period: Layer kinds alternate with the layer index at this period: the j-th kept layer must have an index
+            congruent to j modulo it. 1 where all layers are alike.
+        dead_last: Whether the last layer's output reaches nothing, so that its score says nothing about it.
+        probe: Attribute of a layer whose input is the layer's input, for families that call a layer's parts by hand
+            so that a hook on the layer itself never fires. None: layers are called, and their own output is read (its
+            first element, of a tuple).
+        fixed: 0-based layers that may not go, whatever their score: something else depends on where they stand.
+    """
+
+    name: str
+    group: str
+    layers: int
+    layer_prefix: str
+    layers_path: str
+    norm_path: str = ""
+    period: int = 1
+    dead_last: bool = False
+    probe: str | None = "input_layernorm"
+    fixed: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Family:
+    """A VLA family. All callables that need torch or lerobot import them inside.
+
+    Attributes:
+        name: As the command line and the files name it.
+        recognises: Whether a config.json is of this family.
+        modules: The prunable modules of a checkpoint with this config. Raises ClpError on a config it cannot prune.
+        with_depths: The config with new numbers of layers, by module name. Does not change its argument. Raises
+            ClpError where the model cannot be so shallow.
+        localise: ``localise(documents, folder, contents)`` rewrites, in place, every path in the top-level JSON files
+            of a checkpoint (by file name) that points to something the checkpoint itself holds, so that it points into
+            ``folder``. ``contents`` is where its files lie now: ``folder``, or what will be renamed to it. Processor
+            steps that lerobot cannot run give way to the plugin's here.
+        default_ratio: Share of the layers removed when no budget is given, by group: the paper's Table 5.
+        build: Builds the policy of a checkpoint folder with no weights in it yet, for a device by name. It is called
+            within :func:`clp_ros.vla.empty_weights.empty_weights`: parameters are on the meta device, whatever it does.
+        forward: Runs the training-time graph once and returns, by module name, which tokens count: bool (batch,
+            tokens), False for padding. Noise and time come from ``rng``.
+        make_checkpoint: Writes a seeded random checkpoint of the real classes into an empty folder that will be
+            renamed to ``final``. ``features`` is a :class:`clp_ros.vla.features.PolicyFeatures`.
+        lerobot: Versions of lerobot that have its classes, e.g. ``>=0.5.1,<0.6``. Empty: all that this package takes.
+        wrapper: What lerobot puts before every tensor's name. Published checkpoints may hold what it wraps, without.
+        tied: Tensors that the published model ties to another, with that other, and lerobot stores on their own: left
+            out where parameters are counted with tied matrices once. Published checkpoints may hold one of the two.
+        connect: ``connect(preprocessor, postprocessor)`` joins those of their steps that need each other, which their
+            files cannot say, and loads what they would load when they are first used.
+        denoise: Attribute path from the policy to what runs once a denoising step: the part worth compiling.
+    """
+
+    name: str
+    recognises: Callable[[Config], bool]
+    modules: Callable[[Config], tuple[Module, ...]]
+    with_depths: Callable[[Config, Mapping[str, int]], dict[str, Any]]
+    localise: Callable[[Mapping[str, dict[str, Any]], Path, Path], None]
+    default_ratio: Mapping[str, float]
+    build: Callable[[Path, str], nn.Module]
+    forward: Callable[[nn.Module, dict[str, Any], np.random.Generator], dict[str, torch.Tensor]]
+    make_checkpoint: Callable[..., None]
+    lerobot: str = ""
+    wrapper: str = ""
+    tied: Mapping[str, str] = field(default_factory=dict)
+    connect: Callable[[Any, Any], None] | None = None
+    denoise: str = "model.denoise_step"
+
+    def default_budget(self, config: Config) -> dict[str, int]:
+        """Layers to remove from each group when the user names no budget: the paper's share, rounded down.
+
+        Never more than may go: of a stack pruned before, the share may be.
+        """
+        layers: dict[str, int] = {}
+        staying: dict[str, set[int]] = {}
+        for module in self.modules(config):
+            layers[module.group] = module.layers
+            staying.setdefault(module.group, {0}).update(module.fixed)
+        return {
+            group: min(int(count * self.default_ratio[group]), count - len(staying[group]))
+            for group, count in layers.items()
+        }
+
+
+@cache
+def families() -> dict[str, Family]:
+    """Every family this package knows, by name."""
+    package = importlib.import_module("clp_ros.vla")
+    found = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        family = getattr(importlib.import_module(f"clp_ros.vla.{info.name}"), "FAMILY", None)
+        if isinstance(family, Family):
+            found[family.name] = family
+    return dict(sorted(found.items()))
+
+
+def family_named(name: str) -> Family:
+    """The family of this name.
+
+    Raises:
+        ClpError: There is none.
+    """
+    try:
+        return families()[name]
+    except KeyError:
+        raise ClpError(f"unknown family {name!r}", fix=f"use one of: {', '.join(families())}") from None
+
+
+def family_of(config: Config, where: object) -> Family:
+    """The family that recognises a checkpoint's config.json.
+
+    Args:
+        config: The parsed config.json.
+        where: The file it was read from, for the error.
+
+    Raises:
+        ClpError: No family does.
+    """
+    for family in families().values():
+        if family.recognises(config):
+            return family
+    raise ClpError(
+        f"no known family recognises this config (type {config.get('type')!r})",
+        where=where,
+        fix=f"give a checkpoint of one of: {', '.join(families())}",
+    )
+
+
+def check_lerobot(family: Family) -> None:
+    """Refuses a family that the installed lerobot does not have.
+
+    Raises:
+        ClpError: It is of another version; the message says which one is needed.
+    """
+    from importlib.metadata import version
+
+    from packaging.specifiers import SpecifierSet
+
+    installed = version("lerobot")
+    if family.lerobot and not SpecifierSet(family.lerobot).contains(installed, prereleases=True):
+        raise ClpError(
+            f"{family.name} needs lerobot {family.lerobot}, installed is {installed}",
+            fix=f'pip install "lerobot{family.lerobot}", in an environment of its own',
+        )

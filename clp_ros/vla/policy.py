@@ -1,0 +1,381 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint, loaded strictly and ready to run: action chunks out of observations, hidden states out of layers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clp_ros.errors import ClpError
+from clp_ros.vla.checkpoint import Checkpoint
+from clp_ros.vla.family import Family, Module, check_lerobot
+from clp_ros.vla.processors import load_processors
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+STATE = "observation.state"
+
+
+@dataclass
+class LoadedPolicy:
+    """A policy with its processors.
+
+    Attributes:
+        checkpoint: What it was loaded from.
+        policy: lerobot's policy, in evaluation mode.
+        device: Where it runs, e.g. ``cpu`` or ``cuda``.
+        image_slots: The camera features it takes, in its own order.
+        state_size: Length of ``observation.state``.
+        action_size: Length of one action.
+        chunk_size: Actions in a chunk.
+    """
+
+    checkpoint: Checkpoint
+    policy: nn.Module
+    preprocessor: Any
+    postprocessor: Any
+    device: str
+    _last_chunk: Any = field(default=None, init=False, repr=False)  # as the model made it, before the postprocessor
+
+    @property
+    def family(self) -> Family:
+        """The family the checkpoint belongs to."""
+        return self.checkpoint.family
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """The prunable modules."""
+        return self.checkpoint.modules
+
+    @property
+    def image_slots(self) -> tuple[str, ...]:
+        """The camera features, in the policy's order, without those that lerobot itself leaves empty."""
+        return tuple(slot for slot in self.policy.config.image_features if ".empty_camera_" not in slot)
+
+    @property
+    def state_size(self) -> int:
+        """Length of ``observation.state``."""
+        return self.policy.config.robot_state_feature.shape[0]
+
+    @property
+    def action_size(self) -> int:
+        """Length of one action."""
+        return self.policy.config.action_feature.shape[0]
+
+    @property
+    def chunk_size(self) -> int:
+        """Actions in a chunk."""
+        return self.policy.config.chunk_size
+
+    def check_features(self, slots: Collection[str], action_size: int, whose: str) -> None:
+        """Refuses a robot that does not fit the policy, with both sides named.
+
+        Raises:
+            ClpError: The cameras or the sizes differ.
+        """
+        if set(slots) != set(self.image_slots):
+            raise ClpError(
+                f"the policy's cameras are {', '.join(sorted(self.image_slots))}; "
+                f"{whose} has {', '.join(sorted(slots))}",
+                where=self.checkpoint.path,
+                fix="give each camera the slot of the policy's feature it feeds, in the embodiment",
+            )
+        if not self.state_size == self.action_size == action_size:
+            raise ClpError(
+                f"the policy's state has {self.state_size} and its action {self.action_size} components; "
+                f"{whose} has {action_size} joints",
+                where=self.checkpoint.path,
+                fix="use a checkpoint that was trained for this embodiment",
+            )
+
+    def batch(
+        self,
+        images: Mapping[str, np.ndarray],
+        state: np.ndarray,
+        task: str,
+        actions: np.ndarray | None = None,
+        action_is_pad: np.ndarray | None = None,
+    ) -> dict[str, Any]:
+        """One sample as a batch of the policy's own, through its preprocessor.
+
+        Args:
+            images: (height, width, 3) uint8 RGB, by slot; every slot of the policy.
+            state: (state_size,) float.
+            task: The instruction.
+            actions: (chunk_size, action_size) float, for the training-time graph.
+            action_is_pad: (chunk_size,) bool.
+
+        Raises:
+            ClpError: A camera is missing.
+        """
+        import numpy as np
+        import torch
+
+        missing = sorted(set(self.image_slots) - set(images))
+        if missing:
+            raise ClpError(f"no image for {missing[0]}", where=self.checkpoint.path, fix="connect that camera")
+        sample: dict[str, Any] = {"task": [task]}
+        for slot in self.image_slots:
+            pixels = torch.from_numpy(np.ascontiguousarray(images[slot])).permute(2, 0, 1)
+            sample[slot] = pixels.unsqueeze(0).to(torch.float32) / 255.0
+        sample[STATE] = torch.as_tensor(state, dtype=torch.float32).unsqueeze(0)
+        if actions is not None:
+            sample["action"] = torch.as_tensor(actions, dtype=torch.float32).unsqueeze(0)
+        batch = self.preprocessor(sample)
+        if action_is_pad is not None:
+            batch["action_is_pad"] = torch.as_tensor(action_is_pad).unsqueeze(0).to(self.device)
+        return batch
+
+    def enable_rtc(self, horizon: int) -> None:
+        """Lets the policy continue its last chunk: real-time chunking (arXiv 2506.07339), as lerobot has it.
+
+        Args:
+            horizon: Steps of the last chunk that guide the next.
+
+        Raises:
+            ClpError: lerobot has none for this policy.
+        """
+        if not hasattr(self.policy, "init_rtc_processor"):
+            raise ClpError(
+                f"lerobot has no real-time chunking for {self.family.name}",
+                where=self.checkpoint.path,
+                fix="use mode replace or ensemble",
+            )
+        from lerobot.policies.rtc.configuration_rtc import RTCConfig
+
+        self.policy.config.rtc_config = RTCConfig(enabled=True, execution_horizon=horizon)
+        self.policy.init_rtc_processor()
+        self.policy.requires_grad_(False)  # its guidance takes gradients, of the actions only
+
+    def predict_chunk(
+        self,
+        images: Mapping[str, np.ndarray],
+        state: np.ndarray,
+        task: str,
+        noise: torch.Tensor | None = None,
+        elapsed_steps: int | None = None,
+        delay_steps: int = 0,
+    ) -> np.ndarray:
+        """Predicts an action chunk.
+
+        Args:
+            images: (height, width, 3) uint8 RGB, by slot.
+            state: (state_size,) float.
+            task: The instruction.
+            noise: Where the flow starts, in the policy's own shape; drawn when not given.
+            elapsed_steps: After :meth:`enable_rtc`: continue the last chunk, of which so many steps have passed.
+            delay_steps: Steps of it that will have been executed by the time this chunk is there: they are kept.
+
+        Returns:
+            (chunk_size, action_size) float32, in the units the policy was trained on.
+        """
+        import torch
+
+        given: dict[str, Any] = {} if noise is None else {"noise": noise}  # not every policy takes one
+        if elapsed_steps is not None and self._last_chunk is not None and elapsed_steps < self.chunk_size:
+            given |= {"prev_chunk_left_over": self._last_chunk[:, elapsed_steps:], "inference_delay": delay_steps}
+        # Not inference_mode with guidance, which takes gradients.
+        with torch.inference_mode() if "inference_delay" not in given else torch.no_grad():
+            chunk = self.policy.predict_action_chunk(self.batch(images, state, task), **given)
+            self._last_chunk = chunk.clone()
+            return self.postprocessor(chunk)[0].to("cpu", torch.float32).numpy()
+
+    def warm_up(self, task: str = "warm up") -> None:
+        """Predicts one chunk from blank pictures, so that the first real one is not the slow one."""
+        import numpy as np
+
+        features = self.policy.config.image_features
+        images = {slot: np.zeros((*feature.shape[1:], 3), dtype=np.uint8) for slot, feature in features.items()}
+        self.predict_chunk(images, np.zeros(self.state_size, dtype=np.float32), task)
+
+    def hidden_states(
+        self, batch: dict[str, Any], rng: np.random.Generator
+    ) -> tuple[dict[str, list[torch.Tensor]], dict[str, torch.Tensor]]:
+        """Runs the training-time graph once and reads every prunable layer's output (paper, section 3: H_ℓ).
+
+        Args:
+            batch: From :meth:`batch`, with actions.
+            rng: Source of the flow's noise and time.
+
+        Returns:
+            By module name: the hidden states, (batch, tokens, dim) a layer in order; and which tokens are not padding,
+            bool (batch, tokens).
+        """
+        import torch
+
+        with torch.inference_mode(), _recorded(self.policy, self.modules) as states:
+            masks = self.family.forward(self.policy, batch, rng)
+        for module in self.modules:
+            if len(states[module.name]) != module.layers or None in states[module.name]:
+                raise RuntimeError(f"not every layer of {module.name} ran: the family's probes do not fit this lerobot")
+        return states, masks
+
+
+@contextlib.contextmanager
+def _recorded(policy: nn.Module, modules: Collection[Module]) -> Iterator[dict[str, list[Any]]]:
+    """Records the output of every layer: the input of the next one, and of the norm after the last."""
+    states: dict[str, list[Any]] = {module.name: [None] * module.layers for module in modules}
+    handles = []
+    try:
+        for module in modules:
+            layers = policy.get_submodule(module.layers_path)
+
+            def keep(state: torch.Tensor, index: int, name: str = module.name) -> None:
+                states[name][index] = state.detach().clone()  # some models add to this tensor in place later
+
+            if module.probe is None:
+                for index, layer in enumerate(layers):
+
+                    def after(_: Any, __: Any, output: Any, index: int = index, keep: Any = keep) -> None:
+                        keep(output[0] if isinstance(output, tuple) else output, index)
+
+                    handles.append(layer.register_forward_hook(after))
+                continue
+            probes = [layer.get_submodule(module.probe) for layer in layers[1:]]
+            for index, probe in enumerate([*probes, policy.get_submodule(module.norm_path)]):
+
+                def before(_: Any, inputs: tuple[Any, ...], index: int = index, keep: Any = keep) -> None:
+                    keep(inputs[0], index)
+
+                handles.append(probe.register_forward_pre_hook(before))
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def resolve_device(device: str) -> str:
+    """The device ``auto`` stands for: CUDA where there is one, otherwise the CPU.
+
+    Raises:
+        ClpError: The device is not known, or not there.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        wanted = None
+    if wanted is None or wanted.type not in ("cpu", "cuda"):
+        raise ClpError(f"unknown device {device!r}", fix="use auto, cpu, cuda or cuda:N")
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise ClpError(
+            f"the device {device!r} is not there", fix="use a GPU that is there (with a CUDA build of torch), or cpu"
+        )
+    return device
+
+
+def load_policy(
+    folder: str | Path, device: str = "auto", dtype: str = "auto", mapped: bool = False, weights: bool = True
+) -> LoadedPolicy:
+    """Loads a checkpoint strictly with lerobot's own classes, offline where the folder holds all it needs.
+
+    Args:
+        folder: The checkpoint.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: ``auto`` (as lerobot loads it) or ``float32``.
+        mapped: Leave weights that have the model's dtype in their files, memory-mapped: they take memory that the
+            system can take back at any time, so that a model larger than the memory runs, if slowly. On the CPU only.
+            The last bits of results may differ, since kernels depend on where in memory the weights begin.
+        weights: Whether to load them. Without, they are :func:`clp_ros.vla.empty_weights.fake_weights`, on the CPU.
+
+    Raises:
+        ClpError: The folder is not a whole checkpoint of a known family, or does not fit lerobot's model.
+    """
+    from clp_ros.vla.empty_weights import assign_weights, empty_weights, fake_weights
+
+    checkpoint = Checkpoint.open(Path(folder))
+    check_lerobot(checkpoint.family)
+    device = resolve_device(device) if weights else "cpu"
+    if dtype not in ("auto", "float32"):
+        raise ClpError(f"unknown dtype {dtype!r}", fix="use auto or float32")
+    with quiet():
+        told = _told("lerobot cannot build its model", checkpoint.path, "check config.json and what it points to")
+        with told, empty_weights():
+            policy = checkpoint.family.build(checkpoint.path, device)
+        _check_tensors(policy, checkpoint)
+        if dtype == "float32":
+            policy.float()
+        if weights:
+            assign_weights(policy, _read_tensors(checkpoint), copy=device == "cpu" and not mapped)
+            policy.to(device)
+        else:
+            fake_weights(policy)
+        policy.eval()
+        with _told("its processors do not load", checkpoint.path, "save them again with this lerobot"):
+            preprocessor, postprocessor = load_processors(checkpoint, device)
+    return LoadedPolicy(checkpoint, policy, preprocessor, postprocessor, device)
+
+
+def _check_tensors(policy: nn.Module, checkpoint: Checkpoint) -> None:
+    """Every tensor of the model must be in the checkpoint, with its shape, and nothing else."""
+    wanted = policy.state_dict(keep_vars=True)
+    for name, stored in checkpoint.model_names.items():
+        shape = checkpoint.tensors[stored].shape
+        if name not in wanted:
+            raise ClpError(
+                f"tensor {stored!r} is not one of the model's", where=checkpoint.path, fix="config.json does not fit it"
+            )
+        if tuple(wanted[name].shape) != tuple(shape):
+            raise ClpError(
+                f"tensor {stored!r} has shape {tuple(shape)}, the model's has {tuple(wanted[name].shape)}",
+                where=checkpoint.path,
+                fix="config.json does not fit the weights",
+            )
+    # Tied tensors are stored once; the model shows them under each of their names.
+    held = {id(wanted[name]) for name in checkpoint.model_names}
+    missing = [name for name in wanted if id(wanted[name]) not in held]
+    if missing:
+        raise ClpError(
+            f"tensor {missing[0]!r} is missing ({len(missing)} in all)",
+            where=checkpoint.path,
+            fix="config.json does not fit the weights",
+        )
+
+
+def _read_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    from safetensors import safe_open
+
+    weights = {}
+    for file in checkpoint.weight_files:
+        with safe_open(checkpoint.path / file, framework="pt") as tensors:
+            weights |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - no mapping
+    return {name: weights[stored] for name, stored in checkpoint.model_names.items()}
+
+
+@contextlib.contextmanager
+def _told(what: str, where: object, fix: str) -> Iterator[None]:
+    """Tells whatever a library finds wrong with the files it is given as a ClpError."""
+    try:
+        yield
+    except ClpError:
+        raise
+    except Exception as error:  # lerobot, draccus, transformers and the hub each have exceptions of their own
+        raise ClpError(f"{what} ({type(error).__name__}: {error})", where=where, fix=fix) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps lerobot's and transformers' own loading chatter (prints, warnings of defaults) off stdout and stderr."""
+    root, disabled = logging.getLogger(), logging.root.manager.disable
+    handlers = list(root.handlers)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(max(disabled, logging.WARNING))
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+            # logging.warning(), which lerobot calls, gives a root logger without handlers one that prints on stderr.
+            root.handlers[:] = handlers

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint's processors, loaded without letting it choose what code runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from clp_ros.errors import ClpError
+from clp_ros.json_object import read_json_object
+from clp_ros.vla.checkpoint import Checkpoint
+
+_PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
+
+
+def load_processors(checkpoint: Checkpoint, device: str) -> tuple[Any, Any]:
+    """The pre- and the postprocessor that lie beside a checkpoint's weights, as lerobot's pipelines.
+
+    Raises:
+        ClpError: One is missing, or has a step that would run code of the checkpoint's choice.
+    """
+    # lerobot's own way to processors ends so, but with 0.5's GR00T it takes their statistics away.
+    from lerobot.policies.factory import _reconnect_relative_absolute_steps
+    from lerobot.processor import PolicyProcessorPipeline
+    from lerobot.processor.converters import (
+        batch_to_transition,
+        policy_action_to_transition,
+        transition_to_batch,
+        transition_to_policy_action,
+    )
+
+    for name in _PROCESSORS:
+        if not (checkpoint.path / name).is_file():
+            raise ClpError(
+                f"{name} is missing",
+                where=checkpoint.path,
+                fix="save the policy's processors beside it (lerobot 0.4 and later do)",
+            )
+    with _localised(checkpoint) as folder:
+        preprocessor = PolicyProcessorPipeline.from_pretrained(
+            folder,
+            config_filename=_PROCESSORS[0],
+            overrides={"device_processor": {"device": device}},
+            to_transition=batch_to_transition,
+            to_output=transition_to_batch,
+        )
+        postprocessor = PolicyProcessorPipeline.from_pretrained(
+            folder,
+            config_filename=_PROCESSORS[1],
+            to_transition=policy_action_to_transition,
+            to_output=transition_to_policy_action,
+        )
+    _reconnect_relative_absolute_steps(preprocessor, postprocessor)
+    if checkpoint.family.connect is not None:
+        checkpoint.family.connect(preprocessor, postprocessor)
+    return preprocessor, postprocessor
+
+
+@contextlib.contextmanager
+def _localised(checkpoint: Checkpoint) -> Iterator[Path]:
+    """The processors' files as the family localises them for where the checkpoint lies now: it may have been moved."""
+    documents = {name: read_json_object(checkpoint.path / name) for name in _PROCESSORS}
+    checkpoint.family.localise(documents, checkpoint.path, checkpoint.path)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for name, document in documents.items():
+            _check_steps(document, checkpoint.path / name)
+            (folder / name).write_text(json.dumps(document), encoding="utf-8")
+        for state in checkpoint.path.glob("*.safetensors"):
+            (folder / state.name).symlink_to(state)
+        yield folder
+
+
+def _check_steps(document: Mapping[str, Any], path: Path) -> None:
+    """Refuses steps with which a checkpoint would choose the code that lerobot runs.
+
+    lerobot imports a step without ``registry_name`` by the Python path under ``class``, be it ``subprocess.Popen``, and
+    calls it with the checkpoint's arguments. Its action tokenizer runs Python files that come with the tokenizer,
+    unless told not to.
+
+    Raises:
+        ClpError: There is such a step.
+    """
+    from lerobot.processor import ProcessorStepRegistry
+
+    for step in document["steps"]:
+        if "registry_name" not in step:
+            raise ClpError(
+                f"a step would import and run {step.get('class')!r}",
+                where=path,
+                fix="only steps by the registry_name of an installed lerobot are loaded; remove it",
+            )
+        registered = ProcessorStepRegistry.get(step["registry_name"])
+        by_default = getattr(registered, "trust_remote_code", False)
+        if step.get("config", {}).get("trust_remote_code", by_default):
+            raise ClpError(
+                f"the step {step['registry_name']} would run code that comes with its tokenizer",
+                where=path,
+                fix="set trust_remote_code to false in its config",
+            )

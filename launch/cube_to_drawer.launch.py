@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The task "cube to drawer" on the robot it is for, aloha_single."""
+
+from launch import LaunchDescription
+
+from clp_ros.nodes.launch_policy import task_description
+
+
+def generate_launch_description() -> LaunchDescription:
+    return task_description("cube_to_drawer")

@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The task "groceries to basket" on the robot it is for, ur10e."""
+
+from launch import LaunchDescription
+
+from clp_ros.nodes.launch_policy import task_description
+
+
+def generate_launch_description() -> LaunchDescription:
+    return task_description("groceries_to_basket")

@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The task "transfer cube" on the robot it is for, aloha_bimanual."""
+
+from launch import LaunchDescription
+
+from clp_ros.nodes.launch_policy import task_description
+
+
+def generate_launch_description() -> LaunchDescription:
+    return task_description("transfer_cube")

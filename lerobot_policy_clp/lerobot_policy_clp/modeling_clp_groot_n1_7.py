@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GR00T N1.7 built from its own config alone, at any depth, and loaded strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from lerobot.policies.groot.groot_n1_7 import (
+    GR00TN17,
+    GR00TN17ActionHead,
+    GR00TN17Config,
+    Qwen3Backbone,
+    _cosmos_reason2_qwen3_vl_config,
+    _tie_unused_qwen_lm_head,
+)
+from lerobot.policies.groot.modeling_groot import GrootPolicy
+from lerobot.policies.pretrained import PreTrainedPolicy
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from .configuration_clp_groot_n1_7 import ClpGrootN17Config
+from .fixed_noise import FixedNoise
+
+
+class ClpGrootN17Policy(GrootPolicy):
+    """LeRobot's GR00T N1.7 policy at the depths and widths of its config."""
+
+    config_class = ClpGrootN17Config
+    name = "clp_groot_n1_7"
+
+    def _create_groot_model(self) -> nn.Module:
+        # Parameters are all of one dtype, as LeRobot leaves them; buffers (of rotary embeddings) stay float32.
+        dtype = torch.float32 if self.config.model_params_fp32 else torch.bfloat16
+        with _default_dtype(dtype):
+            model = _Model(_model_config(self.config), _backbone_config(self.config))
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        return model
+
+    @classmethod
+    def from_pretrained(cls, pretrained_name_or_path: str | Path, **kwargs: Any) -> ClpGrootN17Policy:
+        """Loads a checkpoint; never a base model of LeRobot's, and never but strictly.
+
+        Args:
+            pretrained_name_or_path: Folder, or id on the hub.
+            **kwargs: As LeRobot's; ``strict`` counts for nothing.
+
+        Raises:
+            RuntimeError: A tensor is missing, extra or misshaped.
+        """
+        # GrootPolicy's own takes a folder without weights for NVIDIA's base model.
+        return PreTrainedPolicy.from_pretrained.__func__(cls, pretrained_name_or_path, **kwargs | {"strict": True})
+
+    def predict_action_chunk(self, batch: dict[str, Tensor], noise: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """LeRobot's, from a given noise.
+
+        Args:
+            batch: From the preprocessor.
+            noise: (batch, action_horizon, max_action_dim), where the flow starts; drawn when not given.
+            **kwargs: As LeRobot's.
+
+        Returns:
+            (batch, chunk_size, action_size), normalised.
+        """
+        with nullcontext() if noise is None else FixedNoise(noise):
+            return super().predict_action_chunk(batch, **kwargs)
+
+
+class _Backbone(Qwen3Backbone):
+    """LeRobot's backbone from a config in memory: LeRobot knows Cosmos-Reason2-2B's and those in a folder or a hub."""
+
+    def __init__(self, config: Qwen3VLConfig, **kwargs: Any) -> None:
+        self._config = config
+        super().__init__(load_pretrained_weights=False, **kwargs)
+
+    def _from_backbone_config(self, *, model_kwargs: dict[str, Any], **_: Any) -> nn.Module:
+        return Qwen3VLForConditionalGeneration._from_config(self._config, **model_kwargs)
+
+
+class _Model(GR00TN17):
+    """LeRobot's model around such a backbone."""
+
+    def __init__(self, config: GR00TN17Config, backbone_config: Qwen3VLConfig) -> None:
+        PreTrainedModel.__init__(self, config)
+        self.config = config
+        self.backbone = _Backbone(
+            backbone_config,
+            tune_llm=config.tune_llm,
+            tune_visual=config.tune_visual,
+            select_layer=config.select_layer,
+            use_flash_attention=config.use_flash_attention,
+            tune_top_llm_layers=config.tune_top_llm_layers,
+        )
+        self.action_head = GR00TN17ActionHead(config)
+        self.post_init()
+        _tie_unused_qwen_lm_head(self.backbone.model)
+
+
+def _model_config(config: ClpGrootN17Config) -> GR00TN17Config:
+    """The model's config as LeRobot has it once a base model is loaded."""
+    tuned = ("tune_llm", "tune_visual", "tune_projector", "tune_diffusion_model", "tune_vlln", "tune_top_llm_layers")
+    model = GR00TN17Config(**config.model_config, **{name: getattr(config, name) for name in tuned})
+    model.use_flash_attention = config.use_flash_attention
+    for name in ("num_inference_timesteps", "rtc_ramp_rate"):
+        if getattr(config, name) is not None:
+            setattr(model, name, getattr(config, name))
+    model.select_layer = config.llm_layers
+    model.vl_self_attention_cfg["num_layers"] = config.vl_self_attention_layers
+    model.diffusion_model_cfg["num_layers"] = config.dit_layers
+    return model
+
+
+def _backbone_config(config: ClpGrootN17Config) -> Qwen3VLConfig:
+    backbone = Qwen3VLConfig(**config.backbone_config) if config.backbone_config else _cosmos_reason2_qwen3_vl_config()
+    # LeRobot builds all of the published model's layers and drops those above.
+    backbone.text_config.num_hidden_layers = config.llm_layers
+    return backbone
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

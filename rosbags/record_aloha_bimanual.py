@@ -1,0 +1,220 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Records the demonstration `aloha_bimanual`: gym-aloha's cube transfer in MuJoCo, written as a rosbag2 folder.
+
+The right arm picks the red cube up, the left arm takes it over (aloha_transfer.py). What is recorded is what the
+simulated joints did, never what was asked of them. A run whose cube does not end in the left gripper writes no bag.
+
+Needs requirements-simulation.txt and, to draw without a display, EGL (Debian: libegl1 libgl1-mesa-dri). See README.md.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from aloha_transfer import JOINT_NAMES, SECOND, Scene
+from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+from tqdm import tqdm
+
+from clp_ros.errors import ClpError
+from clp_ros.files import atomic_folder, check_output_folder
+
+MILLISECOND = SECOND // 1000
+EPOCH = 1_750_000_000 * SECOND  # simulation time 0 on the bag's clock: 2025-06-15 15:06:40 UTC
+JOINT_RATE = 50.0  # Hz; ALOHA's control rate, and gym-aloha's
+
+# Camera of the scene, and when its first picture is taken: no camera runs in step with the joints or with another.
+CAMERAS = {
+    "cam_high": ("top", 8 * MILLISECOND),
+    "cam_left_wrist": ("left_wrist", 14 * MILLISECOND),
+    "cam_right_wrist": ("right_wrist", 22 * MILLISECOND),
+}
+PICTURE_SIZE = (320, 240)  # ALOHA's cameras give 640x480, which would take twice the room
+JPEG_QUALITY = 80
+ARM_PHASES = {"left": 0, "right": 6 * MILLISECOND}
+# From the stamp to the recorder: a driver's message comes at once, a picture is exposed, compressed and sent first.
+JOINT_DELAY = (0.4, 1.6)  # ms
+CAMERA_DELAY = (4.0, 10.0)  # ms
+
+NO_DEADLINE = QosTime(0, 0)
+
+
+@dataclass
+class Source:
+    """One topic: when its next message is due and how it is made."""
+
+    topic: str
+    type: str
+    rate: float
+    phase_ns: int
+    delay_ms: tuple[float, float]
+    make: Callable[[Any], Any]  # header -> message
+    frame: str
+    count: int = 0
+
+    def due_ns(self) -> int:
+        """Simulation time of the next message."""
+        return self.phase_ns + round(self.count * SECOND / self.rate)
+
+
+def make_sources(scene: Scene, types: dict[str, Any], arguments: argparse.Namespace) -> list[Source]:
+    """The five topics of the recording."""
+
+    def joint_states(side: str) -> Callable[[Any], Any]:
+        def make(header: Any) -> Any:
+            position, velocity = scene.arm(side)
+            return types["sensor_msgs/msg/JointState"](header, list(JOINT_NAMES), position, velocity, np.zeros(0))
+
+        return make
+
+    def compressed_image(camera: str) -> Callable[[Any], Any]:
+        def make(header: Any) -> Any:
+            picture = cv2.cvtColor(scene.picture(camera, *PICTURE_SIZE), cv2.COLOR_RGB2BGR)
+            _, jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+            # image_transport's way to say it: the source's encoding, the codec, the encoding inside.
+            return types["sensor_msgs/msg/CompressedImage"](header, "rgb8; jpeg compressed bgr8", jpeg)
+
+        return make
+
+    sources = [
+        Source(
+            topic=f"/follower_{side}/joint_states",
+            type="sensor_msgs/msg/JointState",
+            rate=JOINT_RATE,
+            phase_ns=phase,
+            delay_ms=JOINT_DELAY,
+            make=joint_states(side),
+            frame="",
+        )
+        for side, phase in ARM_PHASES.items()
+    ]
+    sources += [
+        Source(
+            topic=f"/{name}/color/image_rect_raw/compressed",
+            type="sensor_msgs/msg/CompressedImage",
+            rate=arguments.camera_rate,
+            phase_ns=phase,
+            delay_ms=CAMERA_DELAY,
+            make=compressed_image(camera),
+            frame=f"{name}_color_optical_frame",
+        )
+        for name, (camera, phase) in CAMERAS.items()
+    ]
+    return sources
+
+
+def offered_qos(type_name: str) -> Qos:
+    """What the drivers offer: pictures as sensor data (best effort), joint states reliably."""
+    sensor_data = type_name == "sensor_msgs/msg/CompressedImage"
+    return Qos(
+        history=QosHistory.KEEP_LAST,
+        depth=5 if sensor_data else 10,
+        reliability=QosReliability.BEST_EFFORT if sensor_data else QosReliability.RELIABLE,
+        durability=QosDurability.VOLATILE,
+        deadline=NO_DEADLINE,
+        lifespan=NO_DEADLINE,
+        liveliness=QosLiveliness.AUTOMATIC,
+        liveliness_lease_duration=NO_DEADLINE,
+        avoid_ros_namespace_conventions=False,
+    )
+
+
+def record(arguments: argparse.Namespace) -> dict[str, int]:
+    """Simulates, draws and writes the bag.
+
+    Returns:
+        Messages written, by topic.
+
+    Raises:
+        ClpError: The output folder is not empty, a package or a drawing library is missing, or the arms lost the cube.
+    """
+    check_output_folder(arguments.output, arguments.overwrite)
+    scene = Scene(arguments.seed)
+    store = get_typestore(Stores.ROS2_JAZZY)
+    sources = make_sources(scene, store.types, arguments)
+    jitter = np.random.default_rng(arguments.seed)
+    arrived: list[tuple[int, Source, Any]] = []
+    steps = scene.steps(arguments.seconds)
+    for now in tqdm(scene.run(steps), total=steps, desc="recording", unit="step"):
+        for source in sources:
+            if now < source.due_ns():
+                continue
+            stamp = EPOCH + now
+            time = store.types["builtin_interfaces/msg/Time"](*divmod(stamp, SECOND))
+            message = source.make(store.types["std_msgs/msg/Header"](time, source.frame))
+            receive = stamp + round(jitter.uniform(*source.delay_ms) * MILLISECOND)
+            arrived.append((receive, source, message))
+            source.count += 1
+    if not scene.handed_over():
+        raise ClpError(
+            "the left arm does not hold the cube at the end",
+            where=f"--seed {arguments.seed}",
+            fix="take another --seed, or a longer --seconds",
+        )
+
+    # A recorder writes in the order of arrival: a joint state overtakes the picture stamped just before it.
+    arrived.sort(key=lambda entry: entry[0])
+    with atomic_folder(arguments.output, arguments.overwrite) as folder:
+        # The writer makes its folder itself and names the file after it.
+        bag = folder / arguments.output.name
+        with Writer(bag, version=Writer.VERSION_LATEST, storage_plugin=StoragePlugin.MCAP) as writer:
+            writer.set_custom_data("made_by", "record_aloha_bimanual.py")
+            writer.set_custom_data("seed", str(arguments.seed))
+            connections = {
+                source.topic: writer.add_connection(
+                    source.topic, source.type, typestore=store, offered_qos_profiles=[offered_qos(source.type)]
+                )
+                for source in sources
+            }
+            for receive, source, message in arrived:
+                writer.write(connections[source.topic], receive, store.serialize_cdr(message, source.type))
+        for file in bag.iterdir():
+            file.rename(folder / file.name)
+        bag.rmdir()
+    return {source.topic: source.count for source in sources}
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    default = Path(__file__).resolve().parent / "aloha_bimanual"
+    parser.add_argument("--output", type=Path, default=default, help="the bag's folder (default: beside this script)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the bag that is there")
+    parser.add_argument("--seed", type=int, default=0, help="the cube's place and the arrival times (default: 0)")
+    parser.add_argument("--seconds", type=float, default=9.0, help="9 to 60 (default: 9, near the joints' top speed)")
+    parser.add_argument("--camera-rate", type=float, default=25.0, help="pictures a second a camera, 1 to 50")
+    values = parser.parse_args(arguments)
+    values.output = values.output.resolve()
+    ranges = {"seed": (0, 2**32 - 1), "seconds": (9, 60), "camera_rate": (1, 50)}
+    for name, (low, high) in ranges.items():
+        if not low <= getattr(values, name) <= high:
+            parser.error(f"--{name.replace('_', '-')} is from {low} to {high}")
+    return values
+
+
+def main() -> int:
+    """Records, and says what was written."""
+    arguments = parse()
+    try:
+        counts = record(arguments)
+    except ClpError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130  # nothing was written yet, or atomic_folder has removed it
+    size = sum(file.stat().st_size for file in arguments.output.iterdir())
+    for topic, count in counts.items():
+        sys.stdout.write(f"{count:5d}  {topic}\n")
+    sys.stdout.write(f"{size / 1e6:.2f} MB in {arguments.output}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures for all tests."""
+
+import fcntl
+import itertools
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# Tests may import what they share (bag_tools); --import-mode=importlib puts nothing on the path by itself.
+sys.path.append(str(Path(__file__).parent))
+
+_bag_numbers = itertools.count()
+_domain_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real recordings and robot descriptions that is kept beside the checkout."""
+    folder = Path(os.environ.get("CLP_ROS_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "bags").is_dir():
+        pytest.skip(f"no shared test data in {folder} (set CLP_ROS_SHARED_DATA)")
+    return folder
+
+
+@pytest.fixture
+def ros_domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A ROS domain of this test's own, in the environment; parallel runs on this machine get others.
+
+    Domains up to 100 only: from 102 on, DDS's ports lie in the range Linux gives to outgoing connections.
+    """
+    start = 7 * os.getpid() + next(_domain_numbers)
+    for domain in (1 + (start + step) % 100 for step in range(100)):
+        lock = open(Path(tempfile.gettempdir()) / f"clp_ros_test_domain_{domain}.lock", "a")  # noqa: SIM115
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            continue
+        break
+    else:
+        pytest.skip("all 100 ROS domains are taken by other test runs")
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    yield domain
+    lock.close()  # which gives up the lock
+
+
+@pytest.fixture
+def write_bag(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a bag into the test's folder: ``write_bag(messages, **options)``, see bag_tools.write_bag."""
+    import bag_tools
+
+    def write(messages: bag_tools.Recorded, name: str | None = None, **options: object) -> Path:
+        return bag_tools.write_bag(tmp_path / (name or f"bag_{next(_bag_numbers)}"), messages, **options)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random SmolVLA of lerobot's own classes for the bimanual ALOHA. Tests read it and write elsewhere."""
+    from clp_ros.cli import main
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    arguments = "make-checkpoint --family smolvla --size tiny --embodiment aloha_bimanual --json --output"
+    assert main([*arguments.split(), str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def family_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``family_checkpoint(name)``: a family's tiny random checkpoint, made once. Tests read it and write elsewhere.
+
+    A family whose lerobot is not installed skips the test, with the reason.
+    """
+    from clp_ros.cli import main
+    from clp_ros.errors import ClpError
+    from clp_ros.vla.family import check_lerobot, family_named
+
+    made: dict[str, Path] = {}
+
+    def checkpoint(name: str) -> Path:
+        try:
+            check_lerobot(family_named(name))
+        except ClpError as error:
+            pytest.skip(str(error))
+        if name not in made:
+            folder = tmp_path_factory.mktemp("families") / name
+            assert main(["make-checkpoint", "--family", name, "--size", "tiny", "--json", "--output", str(folder)]) == 0
+            made[name] = folder
+        return made[name]
+
+    return checkpoint
+
+
+@pytest.fixture(scope="session")
+def recording() -> Path:
+    """The recorded demonstration of the bimanual ALOHA that the repository ships."""
+    return ROOT / "rosbags" / "aloha_bimanual"
+
+
+@pytest.fixture(scope="session")
+def tiny_policy(tiny_checkpoint: Path) -> Any:
+    """The tiny checkpoint, loaded on the CPU. A test that changes it puts it back."""
+    from clp_ros.vla.policy import load_policy
+
+    return load_policy(tiny_checkpoint, "cpu")
+
+
+@pytest.fixture(scope="session")
+def mapped_policy(tiny_checkpoint: Path) -> Any:
+    """The same, as calibration loads it: the last bits of its results may differ."""
+    from clp_ros.vla.policy import load_policy
+
+    return load_policy(tiny_checkpoint, "cpu", mapped=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_calibration(tiny_checkpoint: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A calibration folder of the tiny checkpoint: 4 frames of the recording, seed 0."""
+    from clp_ros.cli import main
+
+    folder = tmp_path_factory.mktemp("calibrations") / "tiny"
+    files = ["--checkpoint", str(tiny_checkpoint), "--bag", str(recording), "--output", str(folder)]
+    robot = ["--embodiment", "aloha_bimanual", "--task", "transfer_cube"]
+    assert main(["calibrate", *files, *robot, "--samples", "4", "--device", "cpu", "--json"]) == 0
+    return folder
+
+
+@pytest.fixture
+def peer(ros_domain: int) -> Iterator[Any]:
+    """A node in this process, in the test's own domain: see ros_tools.Peer."""
+    import ros_tools
+
+    with ros_tools.Peer(ros_domain) as peer:
+        yield peer

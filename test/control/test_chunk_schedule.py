@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chunks joined to one reference: continuous at every seam, inside the limits, at rest in the end, whatever comes."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from clp_ros.control.chunk_schedule import MODES, ChunkSchedule, Late, ScheduleSettings
+from clp_ros.control.reference import Reference
+from clp_ros.control.safety import Limits, brake, check, excess
+from clp_ros.errors import ClpError
+
+PERIOD_NS = 20_000_000
+PERIOD = PERIOD_NS / 1e9
+START_NS = 1_700_000_000 * 10**9
+JOINTS = 3
+
+
+def limits(acceleration: float = np.inf, velocity: float = 2.0) -> Limits:
+    return Limits(
+        tuple(f"joint_{i}" for i in range(JOINTS)),
+        np.full(JOINTS, -1.5),
+        np.full(JOINTS, 1.5),
+        np.full(JOINTS, velocity),
+        np.full(JOINTS, acceleration),
+    )
+
+
+def schedule(acceleration: float = np.inf, velocity: float = 2.0, **how: object) -> ChunkSchedule:
+    return ChunkSchedule(limits(acceleration, velocity), PERIOD_NS, ScheduleSettings(**how))
+
+
+def expert(times_s: np.ndarray) -> np.ndarray:
+    """A smooth path, (times, joints)."""
+    phase = np.asarray(times_s)[:, None] * np.array([1.0, 1.7, 2.3])
+    return 0.4 * np.sin(phase)
+
+
+def chunk_at(seconds: float, steps: int = 50, noise: float = 0.0, seed: int = 0) -> np.ndarray:
+    wanted = expert(seconds + np.arange(1, steps + 1) * PERIOD)
+    rng = np.random.default_rng(seed)
+    return wanted + noise * rng.standard_normal((1, JOINTS)) + noise / 5 * rng.standard_normal(wanted.shape)
+
+
+def dense(reference: Reference, points: int = 20) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Times (s), positions and velocities between the knots, by the cubic's own formula."""
+    out = []
+    for k in range(len(reference.times_ns) - 1):
+        h = (reference.times_ns[k + 1] - reference.times_ns[k]) / 1e9
+        p0, p1 = reference.positions[k : k + 2]
+        v0, v1 = reference.velocities[k : k + 2]
+        a2 = 3 * (p1 - p0) / h**2 - (2 * v0 + v1) / h
+        a3 = -2 * (p1 - p0) / h**3 + (v0 + v1) / h**2
+        for tau in np.linspace(0, h, points):
+            at = (reference.times_ns[k] - START_NS) / 1e9 + tau
+            out.append((at, p0 + v0 * tau + a2 * tau**2 + a3 * tau**3, v0 + 2 * a2 * tau + 3 * a3 * tau**2))
+    times, positions, velocities = zip(*out, strict=True)
+    return np.array(times), np.array(positions), np.array(velocities)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("latency_ms", [0, 50, 150, 300])
+def test_seams_are_continuous_and_the_expert_is_followed(mode: str, latency_ms: int) -> None:
+    plan = schedule(mode=mode)
+    observed, executed = START_NS, None
+    for number in range(20):
+        now = observed + latency_ms * 1_000_000 + number * 37_000  # not on any grid
+        seconds = (observed - START_NS) / 1e9
+        measured = expert(np.array([seconds]))[0] if executed is None else executed.sample(now)[0]
+        joined = plan.add(chunk_at(seconds, noise=0.01, seed=number), observed, now, measured)
+        assert joined.reference.times_ns[0] > now
+        if executed is not None:
+            before, after = executed.sample(joined.seam_ns), plan.reference.sample(joined.seam_ns)
+            np.testing.assert_array_equal(before, after)
+            for time in range(now, joined.seam_ns, 1_000_000):
+                np.testing.assert_allclose(executed.sample(time), plan.reference.sample(time), atol=1e-9)
+        executed = plan.reference
+        observed = max(observed + 10 * PERIOD_NS, now)
+    times, positions, _ = dense(executed)
+    while_driven = (times > (now - START_NS) / 1e9 + 0.3) & (times < (now - START_NS) / 1e9 + 0.5)
+    assert np.abs(positions[while_driven] - expert(times[while_driven])).max() < 0.05
+    check(executed.since(now), limits())
+
+
+def test_steps_that_have_passed_are_left_out() -> None:
+    plan = schedule(blend_steps=1)
+    ramp = np.linspace(0.0, 0.49, 50)[:, None] * np.ones(JOINTS)
+    joined = plan.add(ramp, START_NS, START_NS + 5 * PERIOD_NS, ramp[5])
+    assert joined.seam_ns == START_NS + 6 * PERIOD_NS
+    assert joined.skipped == 6
+    # Step i is for i + 1 control steps after the observation.
+    positions, _ = joined.reference.sample(START_NS + 30 * PERIOD_NS)
+    np.testing.assert_allclose(positions, ramp[29], atol=1e-9)
+    with pytest.raises(Late):
+        schedule().add(ramp, START_NS, START_NS + 50 * PERIOD_NS, ramp[-1])
+
+
+def test_ensemble_is_the_weighted_mean_of_the_chunks_that_reach() -> None:
+    plan = schedule(mode="ensemble", ensemble_decay=0.5)
+    first, second = np.full((50, JOINTS), 0.1), np.full((50, JOINTS), 0.2)
+    plan.add(first, START_NS, START_NS, np.full(JOINTS, 0.1))
+    plan.add(second, START_NS + 10 * PERIOD_NS, START_NS + 10 * PERIOD_NS, np.full(JOINTS, 0.1))
+    weights = np.exp([0.0, -0.5])
+    both = (0.1 * weights[0] + 0.2 * weights[1]) / weights.sum()
+    np.testing.assert_allclose(plan.reference.sample(START_NS + 30 * PERIOD_NS)[0], both, atol=1e-9)
+    np.testing.assert_allclose(plan.reference.sample(START_NS + 57 * PERIOD_NS)[0], 0.2, atol=1e-9)
+
+
+def test_a_policy_that_dies_ends_in_a_smooth_stop() -> None:
+    plan = schedule(acceleration=8.0)
+    joined = plan.add(chunk_at(0.0), START_NS, START_NS, expert(np.zeros(1))[0])
+    end = joined.reference
+    np.testing.assert_array_equal(end.velocities[-1], 0.0)
+    assert excess(end, limits(8.0)).factor <= 1 + 1e-6
+    assert plan.hold(end.end_ns + 1) is None
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("latency_ms", [0, 50, 150, 290])
+def test_chunks_of_one_motion_change_nothing_at_the_seams(mode: str, latency_ms: int) -> None:
+    """Not even when the motion takes most of the acceleration there is, and a seam lies where braking had begun."""
+
+    def motion(times_ns: np.ndarray) -> np.ndarray:
+        return 0.5 * (1 - np.cos(2.0 * (times_ns - START_NS) / 1e9))[:, None] * np.ones(JOINTS)
+
+    plan = schedule(acceleration=2.5, mode=mode)  # of which it takes 2.0
+    joined = plan.add(motion(START_NS + np.arange(1, 51) * PERIOD_NS), START_NS, START_NS, np.zeros(JOINTS))
+    for observed in START_NS + 680_000_000 * np.arange(1, 6):
+        now = int(observed) + latency_ms * 1_000_000
+        chunk = motion(observed + np.arange(1, 51) * PERIOD_NS)
+        joined = plan.add(chunk, int(observed), now, motion(np.array([now]))[0])
+        assert joined.scale == 1.0
+        on_the_way = joined.reference.times_ns < observed + 49 * PERIOD_NS
+        times = joined.reference.times_ns[on_the_way]
+        np.testing.assert_allclose(joined.reference.positions[on_the_way], motion(times), atol=2e-3)
+
+
+def test_a_chunk_that_is_too_fast_is_slowed_down_or_refused() -> None:
+    fast = np.linspace(0, 1.4, 20)[:, None] * np.ones(JOINTS)  # 3.7 rad/s
+    still = np.zeros(JOINTS)
+    joined = schedule(velocity=1.0, max_scale=10.0).add(fast, START_NS, START_NS, still)
+    assert joined.scale > 3.5
+    assert np.abs(dense(joined.reference)[2]).max() <= 1.0 + 1e-6
+    np.testing.assert_allclose(joined.reference.positions[-1], 1.4, atol=0.1)
+    with pytest.raises(ClpError, match=r"times too fast \(velocity of joint_0"):
+        schedule(velocity=1.0, too_fast="refuse").add(fast, START_NS, START_NS, still)
+    with pytest.raises(ClpError, match="too fast"):
+        schedule(velocity=1.0, max_scale=2.0).add(fast, START_NS, START_NS, still)
+
+
+def test_a_chunk_far_from_the_arm_is_refused_and_the_reference_stays() -> None:
+    plan = schedule(start_distance=0.3)
+    with pytest.raises(ClpError, match=r"begins 0\.5\d* from where the arm is.*") as caught:
+        plan.add(np.full((10, JOINTS), 0.5), START_NS, START_NS, np.zeros(JOINTS))
+    assert caught.value.where == "joint_0"
+    assert plan.reference is None
+    plan.add(np.zeros((50, JOINTS)), START_NS, START_NS, np.zeros(JOINTS))
+    kept = plan.reference
+    with pytest.raises(ClpError, match="from where it was sent"):  # it is held by something
+        plan.add(np.zeros((50, JOINTS)), START_NS, START_NS + PERIOD_NS, np.array([0.0, 0.4, 0.0]))
+    assert plan.reference is kept
+    # At rest: somebody has moved it, and it goes on from there.
+    later = kept.end_ns + 10**9
+    joined = plan.add(np.full((50, JOINTS), 0.5), later, later, np.full(JOINTS, 0.5))
+    np.testing.assert_allclose(joined.reference.positions, 0.5)
+
+
+@pytest.mark.parametrize("bad", [1.7, -1.7, np.nan, np.inf])
+def test_a_robot_outside_its_limits_is_not_driven(bad: float) -> None:
+    plan = schedule()
+    measured = np.array([0.0, 0.0, bad])
+    with pytest.raises(ClpError, match=r"outside \[-1.5, 1.5\]") as caught:
+        plan.add(np.zeros((50, JOINTS)), START_NS, START_NS, measured)
+    assert caught.value.where == "joint_2"
+    assert plan.reference is None
+    plan.add(np.full((50, JOINTS), 1.4), START_NS, START_NS, np.full(JOINTS, 1.51))  # a little beyond
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [np.full((5, JOINTS), np.nan), np.full((5, JOINTS), np.inf), np.zeros((0, JOINTS)), np.zeros((5, 2)), np.zeros(3)],
+)
+def test_what_is_no_chunk_is_refused(chunk: np.ndarray) -> None:
+    plan = schedule()
+    with pytest.raises(ClpError):
+        plan.add(chunk, START_NS, START_NS, np.zeros(JOINTS))
+    assert plan.reference is None
+
+
+values = st.floats(-3, 3, allow_nan=False)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    chunks=st.lists(arrays(np.float64, st.tuples(st.integers(1, 12), st.just(JOINTS)), elements=values), max_size=6),
+    delays=st.lists(st.integers(0, 400), min_size=6, max_size=6),
+    mode=st.sampled_from(MODES),
+    acceleration=st.sampled_from([np.inf, 20.0, 3.0]),
+    hold_after=st.integers(0, 400),
+    start=st.floats(-1.5, 1.5),
+)
+def test_nothing_unsafe_comes_out_whatever_goes_in(
+    chunks: list, delays: list, mode: str, acceleration: float, hold_after: int, start: float
+) -> None:
+    bound = limits(acceleration)
+    plan = ChunkSchedule(bound, PERIOD_NS, ScheduleSettings(mode=mode, start_distance=1.0))
+    now, here = START_NS, np.full(JOINTS, start)
+    previous = None
+    for chunk, delay in zip(chunks, delays, strict=False):
+        observed, now = now, now + delay * 1_000_000
+        here = here if previous is None else previous.sample(now)[0]
+        try:
+            joined = plan.add(chunk, observed, now, here)
+        except ClpError:
+            assert plan.reference is previous
+            continue
+        sent = joined.reference
+        assert sent.times_ns[0] > now
+        assert (np.diff(sent.times_ns) > 0).all()
+        check(sent, bound)
+        _, positions, speeds = dense(plan.reference)
+        assert np.abs(positions).max() <= 1.5 + 1e-5
+        assert np.abs(speeds).max() <= 2.0 + 1e-5
+        if previous is not None:
+            np.testing.assert_array_equal(previous.sample(joined.seam_ns), plan.reference.sample(joined.seam_ns))
+        previous = plan.reference
+    now += hold_after * 1_000_000
+    stop = plan.hold(now)
+    if stop is not None:
+        assert stop.times_ns[0] > now
+        np.testing.assert_array_equal(stop.velocities[-1], 0.0)
+        np.testing.assert_allclose(stop.sample(stop.times_ns[0]), previous.sample(stop.times_ns[0]))
+        assert np.abs(dense(plan.reference)[1]).max() <= 1.5 + 1e-5
+        seconds = (stop.end_ns - now) / 1e9
+        slowest = min(acceleration, 2.0 / 0.25)
+        assert seconds <= 0.02 + 0.02 + 2.0 / slowest + 0.02 + 1e-6
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    position=arrays(np.float64, JOINTS, elements=st.floats(-1.5, 1.5)),
+    velocity=arrays(np.float64, JOINTS, elements=st.floats(-2, 2)),
+)
+def test_braking_ends_at_rest_inside_the_limits(position: np.ndarray, velocity: np.ndarray) -> None:
+    bound = limits(10.0)
+    room = np.where(velocity > 0, bound.upper - position, position - bound.lower)
+    velocity = np.sign(velocity) * np.minimum(np.abs(velocity), 3 * room / PERIOD)
+    stop = brake(position, velocity, START_NS, PERIOD_NS, bound)
+    np.testing.assert_array_equal(stop.velocities[0], velocity)
+    np.testing.assert_array_equal(stop.velocities[-1], 0.0)
+    assert np.abs(dense(stop)[1]).max() <= 1.5 + 1e-6
+    enough = velocity**2 / 20 + np.abs(velocity) * PERIOD < room
+    way = np.abs(dense(stop)[1][-1] - position)
+    assert (way <= velocity**2 / 20 + np.abs(velocity) * PERIOD + 1e-12)[enough].all()
+
+
+def test_check_refuses_what_a_controller_would_take() -> None:
+    bound = limits(10.0)
+    times = START_NS + np.arange(3, dtype=np.int64) * PERIOD_NS
+    zeros = np.zeros((3, JOINTS))
+    check(Reference(times, zeros, zeros), bound)
+
+    def changed(array: np.ndarray, value: float, knot: int = 1) -> np.ndarray:
+        array = array.copy()
+        array[knot, 1] = value
+        return array
+
+    for positions, velocities, words in [
+        (changed(zeros, np.nan), zeros, "not finite"),
+        (zeros, changed(zeros, np.inf), "not finite"),
+        (changed(zeros, 1.6), zeros, r"leaves \[-1.5, 1.5\]"),
+        (zeros, changed(zeros, 0.1, knot=2), "at rest"),
+        (changed(zeros, 0.1), zeros, "too fast"),
+    ]:
+        with pytest.raises(ClpError, match=words):
+            check(Reference(times, positions, velocities), bound)
+    # Inside at the knots, outside between them.
+    edge = np.full((3, JOINTS), 1.5)
+    with pytest.raises(ClpError, match="leaves"):
+        check(Reference(times, edge, changed(zeros, 1.0)), limits())
+    with pytest.raises(ValueError, match="increase"):
+        Reference(times[::-1].copy(), zeros, zeros)

@@ -1,0 +1,532 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop without ROS: a clock that tests set, messages that tests add. What it does on a robot is in test_policy."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from clp_ros.control.chunk_schedule import ScheduleSettings
+from clp_ros.control.inputs import Incomplete, LiveInputs
+from clp_ros.control.pace import Pace, Watch
+from clp_ros.control.run_log import RunLog
+from clp_ros.control.runner import ChunkRunner
+from clp_ros.control.statistics import WINDOW, Statistics
+from clp_ros.errors import ClpError
+from clp_ros.robots.embodiment import Embodiment, load_embodiment
+from clp_ros.robots.trajectory import Trajectory
+
+MS = 10**6
+PERIOD_NS = 33 * MS
+START_NS = 1_000 * 10**9
+
+
+def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+class Rig:
+    """A runner on a robot whose time passes when a test says so."""
+
+    def __init__(
+        self,
+        embodiment: Embodiment,
+        pace: Pace,
+        predict: Callable[..., np.ndarray] | None = None,
+        log: RunLog | None = None,
+        schedule: ScheduleSettings | None = None,
+    ) -> None:
+        self.now = START_NS
+        self.cameras = [camera.topic for camera in embodiment.cameras.values()]
+        self.joints = [states.topic for states in embodiment.joint_states.values()]
+        self.names = [joint.name for joint in embodiment.joints[:7]]
+        self.inputs = LiveInputs(embodiment)
+        self.sent: list[list[Trajectory]] = []
+        self.told: list[tuple[int, str]] = []
+        self.tasks: list[str] = []
+        self.failures: list[str] = []
+        self.continuing: list[dict[str, int]] = []
+        self.predict = predict or (lambda images, state, task: np.tile(state, (50, 1)))
+        self.runner = ChunkRunner(
+            embodiment,
+            self.inputs,
+            SimpleNamespace(predict_chunk=self._predict),
+            "do it",
+            pace,
+            self.sent.append,
+            clock_ns=lambda: self.now,
+            tell=lambda level, text: self.told.append((level, text)),
+            watch=Watch(input_timeout_s=0.5, policy_timeout_s=1.0, max_faults=5),
+            failed=self.failures.append,
+            log=log,
+            schedule=schedule,
+        )
+
+    def _predict(self, images: dict[str, np.ndarray], state: np.ndarray, task: str, **continuing: int) -> np.ndarray:
+        self.tasks.append(task)
+        self.continuing.append(continuing)
+        return self.predict(images, state, task)
+
+    def add(self, *topics: str, age_ns: int = 0, position: float = 0.03) -> None:
+        for topic in topics:
+            stamp = self.now - age_ns
+            header = SimpleNamespace(stamp=SimpleNamespace(sec=stamp // 10**9, nanosec=stamp % 10**9))
+            if topic in self.joints:
+                positions = [0.0] * 6 + [position]
+                message = SimpleNamespace(header=header, name=self.names, position=positions)
+            else:
+                message = SimpleNamespace(header=header, format="jpeg", data=JPEG)
+            self.inputs.add(topic, message, self.now)
+
+    def frames(self, number: int = 1) -> None:
+        """All inputs, so many periods on end."""
+        for _ in range(number):
+            self.now += PERIOD_NS
+            self.add(*self.joints, *self.cameras)
+
+    def started(self) -> "Rig":
+        self.frames(2)
+        self.runner.activate()
+        return self
+
+    def quiet(self) -> None:
+        """Nothing is sent, though the worker looks many times."""
+        before = len(self.sent)
+        time.sleep(0.25)
+        assert len(self.sent) == before
+
+
+JPEG = cv2.imencode(".jpg", np.full((8, 8, 3), 128, np.uint8))[1].tobytes()
+
+
+@pytest.fixture(scope="module")
+def embodiment() -> Embodiment:
+    return load_embodiment("aloha_bimanual")
+
+
+@pytest.fixture
+def make(embodiment: Embodiment) -> Iterator[Callable[..., Rig]]:
+    rigs: list[Rig] = []
+
+    def make(predict: Callable[..., np.ndarray] | None = None, **pace: Any) -> Rig:
+        rigs.append(Rig(embodiment, Pace(**{"replan_steps": 0} | pace), predict))
+        return rigs[-1].started()
+
+    yield make
+    for rig in rigs:
+        assert rig.runner.close(20)
+    assert "policy" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_chunk_is_made_of_a_set_of_frames_that_is_new_in_every_camera(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.quiet()  # the frames from before the activation are not used
+    rig.now += PERIOD_NS
+    rig.add(*rig.joints, *rig.cameras[:2])
+    rig.quiet()
+    rig.add(rig.cameras[2])
+    until(lambda: len(rig.sent) == 1)
+    assert [trajectory.controller for trajectory in rig.sent[0]] == [
+        "left_arm",
+        "left_gripper",
+        "right_arm",
+        "right_gripper",
+    ]
+    np.testing.assert_allclose(rig.sent[0][1].positions, 0.03, atol=1e-8)
+    # The 50 steps, but for the first 200 ms on the way from the controllers' last command; and one to come to rest.
+    np.testing.assert_allclose(rig.sent[0][0].times, np.arange(11, 52) / 50)
+    assert rig.sent[0][0].start_ns == rig.now
+    np.testing.assert_allclose(rig.sent[0][0].velocities, 0.0, atol=1e-6)
+    rig.quiet()
+
+
+def test_a_frame_older_than_its_cameras_period_waits_for_the_next(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.now += PERIOD_NS
+    rig.add(*rig.joints, rig.cameras[0])
+    rig.now += PERIOD_NS + MS
+    rig.add(*rig.joints, *rig.cameras[1:])  # the first camera's next frame is late
+    rig.quiet()
+    rig.add(rig.cameras[0])
+    until(lambda: rig.sent)
+    ages = {name: its.maximum for name, its in rig.runner.statistics.spreads().items() if name.startswith("age")}
+    assert set(ages.values()) == {0.0}
+    assert len(ages) == 5
+
+
+def test_the_next_chunk_comes_replan_steps_later_of_frames_from_then_on(make: Callable[..., Rig]) -> None:
+    rig = make(replan_steps=10)  # 200 ms
+    rig.frames()
+    until(lambda: len(rig.sent) == 1)
+    for _ in range(6):
+        rig.frames()
+        rig.quiet()  # 33 to 198 ms later
+    rig.frames()
+    until(lambda: len(rig.sent) == 2)
+
+
+def test_the_rate_is_bounded(make: Callable[..., Rig]) -> None:
+    rig = make(rate_hz=10.0)
+    rig.frames()
+    until(lambda: len(rig.sent) == 1)
+    for _ in range(3):
+        rig.frames()
+        rig.quiet()
+    rig.frames()
+    until(lambda: len(rig.sent) == 2)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "counter", "words"),
+    [
+        (KeyError("x"), "policy errors", "KeyError: 'x'"),
+        (MemoryError("full"), "policy errors", "MemoryError: full"),
+        (ClpError("no image"), "refused", "no image"),
+        (np.full((5, 14), np.inf), "refused", "not finite at step 0, joint 'waist'"),
+        (np.zeros((5, 13)), "refused", "shape (5, 13)"),
+        (np.zeros((0, 14)), "refused", "shape (0, 14)"),
+        (None, "refused", "shape ()"),
+    ],
+)
+def test_whatever_the_policy_does_the_loop_goes_on(
+    make: Callable[..., Rig], chunk: Any, counter: str, words: str
+) -> None:
+    def fail(*_: Any) -> Any:
+        if isinstance(chunk, Exception):
+            raise chunk
+        return chunk
+
+    rig = make(fail)
+    for times in (1, 2, 3):
+        rig.frames()
+        until(lambda times=times: rig.runner.statistics.counts()[counter] == times)
+    rig.quiet()
+    assert rig.runner.statistics.counts()[counter] == 3  # once a set of frames, not in circles
+    assert words in rig.runner.holding
+    assert [level for level, _ in rig.told] == [logging.WARNING]  # said once
+    assert words in rig.told[0][1]
+    rig.predict = lambda images, state, task: np.tile(state, (50, 1))
+    rig.frames()
+    until(lambda: rig.sent)
+    assert rig.runner.holding is None
+    until(lambda: rig.told[1:] == [(logging.INFO, "sending again")])
+
+
+@pytest.mark.parametrize(("step_ns", "sent"), [(1000 * MS, 1), (1001 * MS, 0), (-1 * MS, 0)])
+def test_a_chunk_whose_observation_is_too_old_or_of_another_clock_is_dropped(
+    make: Callable[..., Rig], step_ns: int, sent: int
+) -> None:
+    def slow(images: Any, state: np.ndarray, task: str) -> np.ndarray:
+        rig.now += step_ns
+        if step_ns > 0:
+            rig.add(*rig.joints)  # the robot's state comes in meanwhile
+        return np.tile(state, (100, 1))
+
+    rig = make(slow, max_latency_s=1.0)
+    rig.frames()
+    until(lambda: sum(rig.runner.statistics.counts().values()))
+    assert rig.runner.statistics.counts()["chunks"] == len(rig.sent) == sent
+    assert rig.runner.statistics.counts()["dropped stale"] == 1 - sent
+
+
+@pytest.mark.parametrize("end", ["deactivate", "stop", "activate again", "close"])
+def test_a_chunk_in_the_making_is_thrown_away(make: Callable[..., Rig], end: str) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def slow(images: Any, state: np.ndarray, task: str) -> np.ndarray:
+        began.set()
+        assert go_on.wait(20)
+        return np.tile(state, (50, 1))
+
+    rig = make(slow)
+    rig.frames()
+    assert began.wait(20)
+    if end == "close":
+        assert not rig.runner.close(0.01)  # the policy is at work
+    elif end == "stop":
+        rig.runner.stop()
+        assert rig.runner.stopped
+    else:
+        rig.runner.deactivate()
+        if end == "activate again":
+            rig.runner.activate()
+    go_on.set()
+    until(lambda: rig.runner.statistics.counts()["dropped deactivated"] == 1)
+    assert rig.sent == []
+    rig.frames()
+    if end == "activate again":
+        until(lambda: len(rig.sent) == 1)
+    else:
+        rig.quiet()
+        assert rig.sent == []
+    if end == "stop":
+        rig.runner.activate()
+        assert not rig.runner.stopped
+        rig.frames()
+        until(lambda: len(rig.sent) == 1)
+
+
+def test_staleness_is_told_when_it_lasts_and_of_the_input_it_lasts_in(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.frames()
+    until(lambda: len(rig.sent) == 1)
+
+    def without_one() -> None:
+        rig.now += PERIOD_NS
+        rig.add(rig.joints[0], *rig.cameras)
+        time.sleep(0.01)
+
+    for _ in range(15):  # 495 ms: within the grace
+        without_one()
+    rig.quiet()
+    assert rig.told == []
+    for _ in range(5):
+        without_one()
+    until(lambda: rig.told)
+    rig.now += 120 * MS  # the others are late for a moment too
+    rig.quiet()
+    assert len(rig.told) == 1
+    assert rig.joints[1] in rig.told[0][1]
+    assert rig.joints[1] in rig.runner.holding
+    sent = len(rig.sent)
+    rig.frames(2)
+    until(lambda: len(rig.sent) == sent + 1)
+
+
+def moving(images: Any, state: np.ndarray, task: str) -> np.ndarray:
+    """The waists turn at 0.5 rad/s."""
+    chunk = np.tile(state.astype(float), (50, 1))
+    chunk[:, [0, 7]] += 0.01 * np.arange(1, 51)[:, None]
+    return chunk
+
+
+def in_motion(rig: Rig) -> list[Trajectory]:
+    """Lets the robot be driven for 300 ms, and gives what was sent."""
+    rig.frames()
+    until(lambda: len(rig.sent) == 1)
+    rig.now += 300 * MS
+    return rig.sent[0]
+
+
+def assert_brakes(sent: list[Trajectory], before: list[Trajectory]) -> None:
+    """From where the robot is sent now, on the way it is on, to rest; soon."""
+    for new, old in zip(sent, before, strict=True):
+        first = new.start_ns + round(new.times[0] * 1e9)
+        knot = int(np.argmin(np.abs(old.start_ns + old.times * 1e9 - first)))
+        np.testing.assert_allclose(new.positions[0], old.positions[knot], atol=1e-9)
+        np.testing.assert_allclose(new.velocities[0], old.velocities[knot], atol=1e-9)
+        np.testing.assert_array_equal(new.velocities[-1], 0.0)
+        assert new.times[-2] < 0.2
+        assert new.times[-1] == pytest.approx(new.times[-2] + 1)  # a stop that comes late is not dropped
+        np.testing.assert_array_equal(new.positions[-1], new.positions[-2])
+        assert np.abs(new.positions[-1] - new.positions[0]).max() < 0.05
+    assert np.abs(sent[0].velocities[0]).max() > 0.1
+
+
+@pytest.mark.parametrize("how", ["deactivate", "stop", "close", "camera", "joints", "hang", "clock"])
+def test_whatever_ends_the_driving_brakes_the_robot_to_rest(make: Callable[..., Rig], how: str) -> None:
+    go_on = threading.Event()
+
+    def predict(images: Any, state: np.ndarray, task: str) -> np.ndarray:
+        if how == "hang" and rig.sent:
+            assert go_on.wait(20)
+        return moving(images, state, task)
+
+    rig = make(predict)
+    before = in_motion(rig)
+    if how in ("deactivate", "stop", "close"):
+        getattr(rig.runner, how)()
+    elif how == "camera":
+        until(lambda: (setattr(rig, "now", rig.now + MS), rig.add(*rig.joints, *rig.cameras[1:]), len(rig.sent) > 1)[2])
+        assert rig.cameras[0] in rig.runner.holding
+    elif how == "joints":
+        until(lambda: (setattr(rig, "now", rig.now + MS), rig.add(*rig.cameras, rig.joints[1]), len(rig.sent) > 1)[2])
+        assert rig.joints[0] in rig.runner.holding
+    elif how == "hang":
+        rig.add(*rig.joints, *rig.cameras)  # taken up, and never finished
+        until(lambda: len(rig.sent) > 1)
+        assert "has been at work for" in rig.runner.holding
+    elif how == "clock":
+        time.sleep(0.1)
+        rig.now -= 10**9
+        until(lambda: len(rig.sent) > 1)
+        assert "the clock jumped back" in rig.runner.holding
+    until(lambda: len(rig.sent) == 2)
+    if how == "clock":  # the same on the new clock, but for the time between two looks at it
+        speeds = rig.sent[1][0].velocities[:, 0]
+        assert speeds[0] > 0.3
+        assert speeds[-1] == 0
+        assert (np.diff(speeds) < 0.01).all()
+    else:
+        assert_brakes(rig.sent[1], before)
+    rig.quiet()  # nothing is sent twice
+    go_on.set()
+    if how in ("camera", "joints", "hang", "clock"):
+        rig.now += 3 * 10**9 // 2  # at rest by then; more would be a jump of the clock
+        for _ in range(3):
+            rig.frames()
+            time.sleep(0.05)
+        until(lambda: len(rig.sent) > 2)
+        until(lambda: rig.runner.holding is None)
+
+
+def test_after_too_many_faults_the_owner_is_told_and_nothing_is_sent(make: Callable[..., Rig]) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    rig = make(fail)
+    for number in range(1, 6):
+        rig.frames()
+        until(lambda number=number: rig.runner.statistics.counts()["policy errors"] == number)
+    until(lambda: rig.failures)
+    assert rig.failures[0].startswith("5 faults since the activation, the last: RuntimeError: CUDA error")
+    rig.predict = moving
+    rig.frames()
+    rig.quiet()
+    assert rig.sent == []
+    rig.runner.activate()
+    rig.frames(2)
+    until(lambda: rig.sent)
+
+
+def test_chunks_follow_on_from_each_other(make: Callable[..., Rig]) -> None:
+    rig = make(moving)
+    for _ in range(10):
+        rig.frames()
+        number = len(rig.sent)
+        until(lambda number=number: len(rig.sent) > number)
+    # The first has no point in its first 200 ms.
+    for before, after in zip(rig.sent[1:], rig.sent[2:], strict=False):
+        times = [each.start_ns + np.round(each.times * 1e9).astype(np.int64) for each in (before[0], after[0])]
+        common = np.intersect1d(*times)[0]
+        assert common == times[1][0]
+        old, new = int(np.searchsorted(times[0], common)), 0
+        np.testing.assert_array_equal(before[0].positions[old], after[0].positions[new])
+        np.testing.assert_array_equal(before[0].velocities[old], after[0].velocities[new])
+    spreads = rig.runner.statistics.spreads()
+    assert spreads["seam position gap (rad or m)"].count == len(rig.sent)
+
+
+def test_real_time_chunking_is_told_what_has_passed_and_what_will_have(embodiment: Embodiment) -> None:
+    def slow(images: Any, state: np.ndarray, task: str) -> np.ndarray:
+        rig.now += 60 * MS  # three control steps
+        rig.add(*rig.joints)
+        return moving(images, state, task)
+
+    rig = Rig(embodiment, Pace(0), slow, schedule=ScheduleSettings(mode="rtc")).started()
+    for number in range(3):
+        rig.now += 7 * MS
+        rig.frames()
+        until(lambda number=number: len(rig.sent) == number + 1)
+    assert rig.continuing[0] == {}
+    # 60 ms of the policy's, 40 ms until the next frames; then the 60 ms again, and 20 ms of a message's way.
+    assert rig.continuing[1:] == [{"elapsed_steps": 5, "delay_steps": 4}] * 2
+    assert rig.runner.close(20)
+
+
+def test_the_log_has_a_line_for_every_chunk_and_hold(
+    make: Callable[..., Rig], embodiment: Embodiment, tmp_path: Path
+) -> None:
+    log = RunLog(tmp_path / "logs")
+    rig = Rig(embodiment, Pace(0), moving, log=log).started()
+    rig.frames()
+    until(lambda: len(rig.sent) == 1)
+    rig.runner.stop()
+    assert rig.runner.close(20)
+    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["activated", "chunk", "stopped"]
+    assert lines[1] | {"skipped": 1, "scale": 1.0, "limits_hit": 0} == lines[1]
+    assert lines[1]["time"] == pytest.approx(rig.now / 1e9)
+    with pytest.raises(ClpError, match="log cannot be written"):
+        RunLog(log.path)
+
+
+def test_a_clock_that_jumps_back_is_told_and_survived(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.frames()
+    until(lambda: len(rig.sent) == 1)
+    rig.now -= 500 * MS
+    until(lambda: any("jumped back" in text for _, text in rig.told))
+    rig.quiet()
+    rig.frames(3)
+    until(lambda: len(rig.sent) >= 2)
+
+
+def test_an_image_that_cannot_be_decoded_holds(make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = make()
+    monkeypatch.setitem(globals(), "JPEG", JPEG[: len(JPEG) // 2])
+    rig.frames()
+    until(lambda: rig.runner.statistics.counts()["refused"] == 1)
+    assert "cut off" in rig.runner.holding
+    monkeypatch.undo()
+    rig.frames()
+    until(lambda: rig.sent)
+
+
+def test_the_instruction_holds_from_the_next_chunk_on(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.frames()
+    until(lambda: len(rig.sent) == 1)
+    rig.runner.instruction = "do that"
+    rig.frames()
+    until(lambda: len(rig.sent) == 2)
+    assert rig.tasks == ["do it", "do that"]
+
+
+def test_limits_hit_are_counted(make: Callable[..., Rig]) -> None:
+    beyond = np.zeros((5, 14))
+    beyond[:, [6, 13]] = 9.0  # grippers wider than they open
+    rig = make(lambda images, state, task: beyond)
+    rig.frames()
+    until(lambda: rig.sent)
+    until(lambda: rig.runner.statistics.counts()["limits hit"] == 5 * 2)
+    for number, controller in ((1, "left_gripper"), (3, "right_gripper")):
+        assert rig.sent[0][number].controller == controller
+        assert rig.sent[0][number].positions.max() <= 0.057
+
+
+def test_stamps_ahead_of_the_clock_are_not_used(embodiment: Embodiment) -> None:
+    rig = Rig(embodiment, Pace(0))
+    rig.frames(3)
+    rig.inputs.take(rig.now, {})
+    rig.add(rig.cameras[1], age_ns=-101 * MS)
+    with pytest.raises(Incomplete, match="101 ms in the future") as caught:
+        rig.inputs.take(rig.now, {})
+    assert [one.topic for one in caught.value.missing] == [rig.cameras[1]]
+    assert rig.runner.close(20)
+
+
+def test_input_states_say_rate_age_and_what_was_dropped(embodiment: Embodiment) -> None:
+    rig = Rig(embodiment, Pace(0))
+    rig.frames(3)
+    rig.add(rig.cameras[0])  # the same stamp again
+    rig.now += 7 * MS
+    states = rig.inputs.states(rig.now)
+    assert states[rig.cameras[0]].age_ms == 7
+    assert (states[rig.cameras[0]].dropped, states[rig.cameras[0]].refused) == (1, "out of order")
+    assert (states[rig.cameras[1]].dropped, states[rig.cameras[1]].refused) == (0, None)
+    assert states[rig.cameras[0]].rate_hz > states[rig.cameras[1]].rate_hz > 0
+    assert rig.inputs.states(rig.now)[rig.cameras[1]].rate_hz == 0
+    assert rig.runner.close(20)
+
+
+def test_windows_keep_the_latest_values_only() -> None:
+    statistics = Statistics()
+    statistics.record("latency", 1e6)  # a model warming up
+    values = np.random.default_rng(0).uniform(1, 2, WINDOW)
+    for value in values:
+        statistics.record("latency", value)
+    spread = statistics.spreads()["latency"]
+    assert (spread.p50, spread.p99) == pytest.approx(np.percentile(values, (50, 99)))
+    assert (spread.maximum, spread.count) == (values.max(), WINDOW)

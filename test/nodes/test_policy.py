@@ -1,0 +1,610 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy node as users have it: a process of its own, a robot's topics and its services over real DDS."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from diagnostic_msgs.msg import DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from ros_tools import NodeProcess, Peer, parameter_arguments, running, wait_for
+from sensor_msgs.msg import CompressedImage, JointState
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from clp_ros.nodes.policy import PARAMETERS
+from clp_ros.resources import resource_path
+from clp_ros.robots.embodiment import Embodiment, load_embodiment
+
+# The node with a policy that answers with the state it saw, grippers opening, and misbehaves as its task says.
+NODE = """
+import sys, time
+import numpy as np
+from clp_ros.errors import ClpError
+from clp_ros.nodes.policy import PolicyNode
+from clp_ros.nodes.spin import main
+
+class Echo:
+    chunk_size = 100
+    def check_features(self, slots, action_size, whose):
+        if action_size != 14:
+            raise ClpError("the policy has 14 joints", where=whose)
+    def predict_chunk(self, images, state, task):
+        assert [image.shape for image in images.values()] == [(48, 64, 3)] * 3
+        if "raise" in task: raise KeyError("a model may raise anything")
+        if "slow" in task: time.sleep(1.5)
+        chunk = np.repeat(state[None], self.chunk_size, axis=0)
+        chunk[:, [6, 13]] = np.linspace(0.5, 1.0, self.chunk_size)[:, None]
+        if "nan" in task: chunk[3, 2] = np.nan
+        if "far" in task: chunk[:, [6, 13]] = 100.0
+        if "turn" in task: chunk[:, [0, 7]] += 0.006 * np.arange(1, self.chunk_size + 1)[:, None]
+        return chunk
+
+def load(folder, device):
+    if folder.name == "slow": time.sleep(2.5)
+    if folder.name == "broken": raise RuntimeError("not a fault of the user's")
+    return Echo()
+
+sys.exit(main(lambda: PolicyNode(load), threads=1, last_words=PolicyNode.brake))
+"""
+TASK = "fold the shorts"
+SENT_TOPICS = [
+    "/follower_left/arm_controller/joint_trajectory",
+    "/follower_left/gripper_controller/joint_trajectory",
+    "/follower_right/arm_controller/joint_trajectory",
+    "/follower_right/gripper_controller/joint_trajectory",
+]
+ARM = ["waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate"]
+LEFT = dict(zip(ARM, [0.1, -0.2, 0.3, -0.4, 0.5, -0.6], strict=True)) | {"left_finger": 0.03}
+RIGHT = dict(zip(ARM, [-0.15, -0.25, -0.35, 0.45, 0.55, 0.65], strict=True)) | {"left_finger": 0.05}
+# Nothing is sent in so long: several chunks at the fastest pace.
+QUIET_S = 1.0
+
+
+class Robot:
+    """Publishes the inputs of the bimanual ALOHA, 30 Hz, and can lose or spoil each."""
+
+    def __init__(self, peer: Peer, embodiment: Embodiment) -> None:
+        self._node = peer.node
+        picture = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+        self._jpeg = cv2.imencode(".jpg", picture)[1].tobytes()
+        # A camera driver's quality, and a joint_state_broadcaster's.
+        self._cameras = {
+            camera.topic: self._node.create_publisher(CompressedImage, camera.topic, qos_profile_sensor_data)
+            for camera in embodiment.cameras.values()
+        }
+        self._joints = {
+            states.topic: self._node.create_publisher(JointState, states.topic, QoSProfile(depth=1))
+            for states in embodiment.joint_states.values()
+        }
+        self.positions = dict(zip(self._joints, (LEFT, RIGHT), strict=True))
+        self.dead: set[str] = set()
+        self.without: dict[str, str] = {}
+        self.ahead_ns: dict[str, int] = {}
+        self.frozen: set[str] = set()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        stamps: dict[str, int] = {}
+        while not self._end.wait(1 / 30):
+            now = time.time_ns()
+            stamps |= {topic: now for topic in self._cameras | self._joints if topic not in self.frozen}
+            for topic, publisher in (self._cameras | self._joints).items():
+                if topic in self.dead:
+                    continue
+                message = CompressedImage(format="jpeg") if topic in self._cameras else JointState()
+                stamp = stamps[topic] + self.ahead_ns.get(topic, 0)
+                message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 10**9)
+                if topic in self._cameras:
+                    message.data.frombytes(self._jpeg)
+                else:
+                    # As Interbotix has it: other joints too, in another order.
+                    joints = {"gripper": 1.0, "right_finger": -0.03} | dict(reversed(self.positions[topic].items()))
+                    joints.pop(self.without.get(topic), None)
+                    message.name, message.position = list(joints), list(joints.values())
+                publisher.publish(message)
+
+
+class Driver:
+    """Takes the node through its life and hears what it sends."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self.sent = {topic: peer.hear(JointTrajectory, topic) for topic in SENT_TOPICS}
+        self.statuses = peer.hear_diagnostics("policy")
+        self._tasks = peer.node.create_publisher(String, "/policy/task", 1)
+
+    def change(self, transition: int) -> bool:
+        request = ChangeState.Request(transition=Transition(id=transition))
+        return self._peer.call(ChangeState, "/policy/change_state", request).success
+
+    @property
+    def state(self) -> str:
+        return self._peer.call(GetState, "/policy/get_state").current_state.label
+
+    def up(self) -> None:
+        assert self.change(Transition.TRANSITION_CONFIGURE)
+        assert self.change(Transition.TRANSITION_ACTIVATE)
+
+    def set_task(self, text: str) -> None:
+        wait_for(lambda: self._tasks.get_subscription_count(), "the node's task topic")
+        self._tasks.publish(String(data=text))
+
+    @property
+    def count(self) -> int:
+        return sum(len(heard) for heard in self.sent.values())
+
+    def expect_chunks(self) -> None:
+        """Waits for two more chunks on every topic."""
+        before = {topic: len(heard) for topic, heard in self.sent.items()}
+        wait_for(lambda: all(len(self.sent[topic]) >= before[topic] + 2 for topic in SENT_TOPICS), "chunks")
+
+    def expect_quiet(self) -> None:
+        time.sleep(0.2)  # what was under way
+        before = self.count
+        time.sleep(QUIET_S)
+        assert self.count == before
+
+    def expect_status(self, level: bytes, *words: str) -> dict[str, str]:
+        """Waits for a new status of a level whose message has all words; returns its values."""
+        start = len(self.statuses)
+
+        def found() -> list[dict[str, str]]:
+            new = self.statuses[start:]
+            return [s.values | {"": s.message} for s in new if s.level == level and all(w in s.message for w in words)]
+
+        try:
+            return wait_for(found, f"a status with {words}", 20)[0]
+        except TimeoutError as error:
+            heard = [(status.level, status.message) for status in self.statuses[start:]]
+            raise AssertionError(f"{error}; heard {heard}") from error
+
+
+@pytest.fixture
+def embodiment() -> Embodiment:
+    return load_embodiment("aloha_bimanual")
+
+
+@pytest.fixture
+def robot(peer: Peer, embodiment: Embodiment) -> Iterator[Robot]:
+    robot = Robot(peer, embodiment)
+    yield robot
+    robot.close()
+
+
+@pytest.fixture
+def driver(peer: Peer) -> Driver:
+    return Driver(peer)
+
+
+StartNode = Callable[..., AbstractContextManager[NodeProcess]]
+
+
+@pytest.fixture
+def start(ros_domain: int, tmp_path: Path) -> StartNode:
+    def start(command: tuple[str, ...] = ("-c", NODE), **parameters: Any) -> AbstractContextManager[NodeProcess]:
+        given = {"checkpoint": tmp_path, "embodiment": "aloha_bimanual", "task": TASK, "replan_steps": 0}
+        given |= {"robot_description_wait": 0.0} | parameters  # the robot here has none, see test_robot_description.py
+        return running([*command, *parameter_arguments(given)], tmp_path / "log.txt")
+
+    return start
+
+
+def seconds(message: JointTrajectory) -> list[float]:
+    return [point.time_from_start.sec + point.time_from_start.nanosec / 1e9 for point in message.points]
+
+
+def test_an_active_node_sends_trajectories_and_only_an_active_one(
+    start: StartNode, driver: Driver, robot: Robot, embodiment: Embodiment
+) -> None:
+    with start() as node:
+        assert driver.state == "unconfigured"
+        driver.expect_quiet()
+        assert driver.change(Transition.TRANSITION_CONFIGURE)
+        driver.expect_quiet()
+        assert driver.change(Transition.TRANSITION_ACTIVATE)
+        driver.expect_chunks()
+        for topic, positions, names in (
+            (SENT_TOPICS[0], LEFT, ARM),
+            (SENT_TOPICS[1], LEFT, ["left_finger"]),
+            (SENT_TOPICS[2], RIGHT, ARM),
+            (SENT_TOPICS[3], RIGHT, ["left_finger"]),
+        ):
+            message = driver.sent[topic][-1]
+            assert message.joint_names == names
+            made = message.header.stamp.sec + message.header.stamp.nanosec / 1e9
+            assert time.time() - 5 < made < time.time()
+            times = np.array(seconds(message))
+            assert 0 < times[0] <= 0.04
+            np.testing.assert_allclose(np.diff(times), 0.02, atol=1e-9)
+            assert 1.8 < times[-1] < 2.2  # 100 steps, less what has passed, and some to come to rest
+            sent = np.array([point.positions for point in message.points])
+            speeds = np.array([point.velocities for point in message.points])
+            assert not speeds[-1].any()
+            if names == ARM:
+                np.testing.assert_allclose(sent, np.tile([positions[name] for name in ARM], (len(sent), 1)), atol=1e-6)
+            else:  # opening, in metres
+                assert sent[-1, 0] == pytest.approx(0.057, abs=1e-4)
+                assert (np.diff(sent[30:, 0]) >= -1e-9).all()
+            assert all(not point.accelerations and not point.effort for point in message.points)
+        values = driver.expect_status(DiagnosticStatus.OK, "active")
+        assert values["instruction"] == TASK
+        assert int(values["chunks"]) > 0
+        assert 10 < float(values["/cam_high/color/image_rect_raw/compressed rate (Hz)"]) < 60
+        assert float(values["image to trajectory p99 (ms)"]) >= float(values["inference p50 (ms)"]) > 0
+
+        assert driver.change(Transition.TRANSITION_DEACTIVATE)
+        driver.expect_quiet()
+        assert driver.change(Transition.TRANSITION_ACTIVATE)
+        driver.expect_chunks()
+        assert driver.change(Transition.TRANSITION_DEACTIVATE)
+        assert driver.change(Transition.TRANSITION_CLEANUP)
+        assert driver.state == "unconfigured"
+        driver.up()
+        driver.expect_chunks()
+        assert "holding" not in node.log
+        assert node.stop() == 0
+
+
+def test_a_real_checkpoint_drives_the_robot(
+    start: StartNode, driver: Driver, robot: Robot, embodiment: Embodiment, tiny_checkpoint: Path
+) -> None:
+    command = ("-m", "clp_ros.nodes.policy")
+    # Random weights give random steps: they are slowed down until the robot could follow them.
+    given = {"checkpoint": tiny_checkpoint, "task": "fold_shorts", "device": "cpu", "max_latency": 30.0}
+    with start(command, **given, start_distance=10.0, max_scale=100.0) as node:
+        driver.up()
+        driver.expect_chunks()
+        for controller in embodiment.controllers.values():
+            for message in driver.sent[controller.topic]:
+                positions = np.array([point.positions for point in message.points])
+                assert positions.shape[1] == len(controller.joints)
+                assert np.isfinite(positions).all()
+                for joint, column in zip(controller.joints, positions.T, strict=True):
+                    assert joint.lower <= column.min() <= column.max() <= joint.upper
+        assert driver.change(Transition.TRANSITION_DEACTIVATE)
+        assert driver.change(Transition.TRANSITION_CLEANUP)
+        assert node.stop(signal.SIGTERM) == 0
+        assert "Traceback" not in node.log
+
+
+def test_nothing_is_made_of_incomplete_or_stale_observations(
+    start: StartNode, driver: Driver, robot: Robot, embodiment: Embodiment
+) -> None:
+    high, left, right = (camera.topic for camera in embodiment.cameras.values())
+    left_joints, right_joints = (states.topic for states in embodiment.joint_states.values())
+    faults: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+        ({"dead": {left}}, (left, "ms old")),
+        ({"without": {right_joints: "elbow"}}, (right_joints, "joint 'elbow' is", "ms old")),
+        ({"ahead_ns": {right: 700_000_000}}, (right, "ms in the future")),
+        ({"ahead_ns": {left_joints: -300_000_000}}, (left_joints, "ms old")),
+        ({"frozen": {high}}, (high, "ms old", "; out of order")),
+    ]
+    with start() as node:
+        driver.up()
+        driver.expect_chunks()
+        for number, (fault, words) in enumerate(faults):
+            well = {name: getattr(robot, name) for name in fault}
+            robot.__dict__.update(fault)
+            driver.expect_status(DiagnosticStatus.WARN, "holding", *words)
+            driver.expect_quiet()
+            assert node.log.count("holding") == number + 1  # said once
+            robot.__dict__.update(well)
+            driver.expect_chunks()
+            wait_for(lambda said=number + 1: node.log.count("sending again") == said, "the end of the fault in the log")
+        assert driver.state == "active"
+
+
+def test_an_input_that_never_came_is_named(
+    start: StartNode, driver: Driver, robot: Robot, embodiment: Embodiment
+) -> None:
+    topic = embodiment.joint_states["follower_left"].topic
+    robot.dead = {topic}
+    with start(activate_timeout=1.0) as node:
+        assert driver.change(Transition.TRANSITION_CONFIGURE)
+        assert not driver.change(Transition.TRANSITION_ACTIVATE)
+        assert driver.state == "inactive"
+        driver.expect_status(DiagnosticStatus.ERROR, "not activated", topic, "no message yet")
+        assert "not activated" in node.log
+        assert driver.count == 0
+        robot.dead = set()
+        assert driver.change(Transition.TRANSITION_ACTIVATE)
+        driver.expect_chunks()
+
+
+def test_a_policy_that_fails_holds_the_robot_and_the_node_goes_on(
+    start: StartNode, driver: Driver, robot: Robot
+) -> None:
+    with start(max_faults=0) as node:
+        driver.up()
+        driver.expect_chunks()
+        for task, counter, words in (
+            ("please raise", "policy errors", "KeyError: 'a model may raise anything'"),
+            ("please nan", "refused", "not finite at step 3, joint 'elbow'"),
+            ("please slow", "dropped stale", "max_latency is 1 s"),
+        ):
+            driver.set_task(task)
+            values = driver.expect_status(DiagnosticStatus.WARN, "holding", words)
+            assert int(values[counter]) > 0
+            driver.expect_quiet()
+            assert node.log.count(words) == 1
+            driver.set_task(TASK)
+            driver.expect_chunks()
+        assert "Traceback" not in node.log
+
+
+def test_positions_beyond_a_limit_go_to_the_limit_and_are_counted(
+    start: StartNode, driver: Driver, robot: Robot, embodiment: Embodiment
+) -> None:
+    with start(task="too far"):
+        driver.up()
+        driver.expect_chunks()
+        for topic, joint in ((SENT_TOPICS[1], 6), (SENT_TOPICS[3], 13)):
+            assert driver.sent[topic][-1].points[-1].positions[0] == pytest.approx(embodiment.joints[joint].upper)
+        values = driver.expect_status(DiagnosticStatus.OK, "active")
+        assert int(values["limits hit"]) == 200 * int(values["chunks"])
+
+
+def arrivals(messages: list[JointTrajectory]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Times (ns, on the robot's clock), positions and velocities of every message."""
+    found = []
+    for message in messages:
+        stamp = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+        starts = [point.time_from_start for point in message.points]
+        times = np.array([stamp + start.sec * 10**9 + start.nanosec for start in starts])
+        positions, speeds = (np.array([getattr(p, of) for p in message.points]) for of in ("positions", "velocities"))
+        found.append((times, positions, speeds))
+    return found
+
+
+@pytest.mark.parametrize("end", ["deactivate", "shutdown", "stop", signal.SIGINT, signal.SIGTERM])
+def test_seams_are_continuous_in_position_and_velocity_to_the_end(
+    start: StartNode, driver: Driver, robot: Robot, peer: Peer, end: str | signal.Signals
+) -> None:
+    with start(task="turn both waists", start_distance=2.0) as node:
+        driver.up()
+        wait_for(lambda: len(driver.sent[SENT_TOPICS[0]]) > 15, "chunks")
+        if end == "deactivate":
+            assert driver.change(Transition.TRANSITION_DEACTIVATE)
+        elif end == "shutdown":
+            assert driver.change(Transition.TRANSITION_ACTIVE_SHUTDOWN)
+        elif end == "stop":
+            assert peer.call(Trigger, "/policy/stop").success
+        else:
+            assert node.stop(end) == 0
+        time.sleep(0.3)
+    sent = arrivals(driver.sent[SENT_TOPICS[0]][1:])  # the first has no point in its first 200 ms
+    for (old_times, old, old_speeds), (times, positions, speeds) in pairwise(sent):
+        knot = int(np.argmin(np.abs(old_times - times[0])))
+        at_rest = knot == len(old_times) - 1  # a slow machine: it was braked meanwhile, and stays where it came to rest
+        assert at_rest or abs(int(old_times[knot] - times[0])) < 1000  # time_from_start is rounded to nanoseconds
+        np.testing.assert_allclose(positions[0], old[knot], atol=1e-6)
+        np.testing.assert_allclose(speeds[0], old_speeds[knot], atol=1e-6)
+        assert not speeds[-1].any()
+    assert np.abs(sent[-2][2]).max() > 0.05
+    # The last brakes at once.
+    times, _, speeds = sent[-1]
+    assert (times[-2] - times[0]) / 1e9 < 0.2
+    assert np.abs(speeds[0]).max() > 1e-4
+
+
+def test_after_too_many_faults_the_node_is_unconfigured_and_can_start_anew(
+    start: StartNode, driver: Driver, robot: Robot
+) -> None:
+    with start(max_faults=5) as node:
+        driver.up()
+        driver.expect_chunks()
+        driver.set_task("please raise")
+        wait_for(lambda: driver.state == "unconfigured", "the error state to have been passed")
+        driver.expect_status(DiagnosticStatus.ERROR, "gave up: 5 faults since the activation", "KeyError")
+        driver.expect_quiet()
+        assert "giving up" in node.log
+        assert "Traceback" not in node.log
+        driver.up()
+        driver.expect_chunks()
+        assert node.stop() == 0
+
+
+def test_a_chunk_in_the_making_is_thrown_away_by_deactivate_and_by_stop(
+    start: StartNode, driver: Driver, robot: Robot, peer: Peer
+) -> None:
+    with start(task="please be slow", max_latency=10.0):
+        driver.up()
+        driver.expect_chunks()
+        assert driver.change(Transition.TRANSITION_DEACTIVATE)
+        time.sleep(0.3)  # the stop itself
+        before = driver.count
+        time.sleep(2)
+        assert driver.count == before
+        assert driver.change(Transition.TRANSITION_ACTIVATE)
+        driver.expect_chunks()
+        response = peer.call(Trigger, "/policy/stop")
+        assert response.success, response.message
+        time.sleep(0.3)
+        before = driver.count
+        time.sleep(2)
+        assert driver.count == before
+        values = driver.expect_status(DiagnosticStatus.WARN, "stopped")
+        assert int(values["dropped deactivated"]) >= 1
+        # Latched: only a new activation ends it.
+        assert driver.change(Transition.TRANSITION_DEACTIVATE)
+        assert driver.change(Transition.TRANSITION_ACTIVATE)
+        driver.expect_chunks()
+
+
+def test_replan_steps_and_rate_bound_the_pace(start: StartNode, driver: Driver, robot: Robot) -> None:
+    with start(replan_steps=20):  # 0.4 s at 50 Hz; by default ten steps, fold_shorts' execution length
+        driver.up()
+        driver.expect_chunks()
+        before, began = len(driver.sent[SENT_TOPICS[0]]), time.monotonic()
+        time.sleep(3)
+        rate = (len(driver.sent[SENT_TOPICS[0]]) - before) / (time.monotonic() - began)
+        assert rate < 1 / 0.4 + 0.5
+
+
+def test_a_dry_run_sends_to_preview_only(start: StartNode, driver: Driver, robot: Robot, peer: Peer) -> None:
+    preview = peer.hear(JointTrajectory, "/policy/preview", 50)
+    with start(dry_run=True):
+        driver.up()
+        wait_for(lambda: len(preview) > 8, "trajectories on ~/preview")
+        assert driver.count == 0
+        assert {message.header.frame_id for message in preview} == {
+            "left_arm",
+            "left_gripper",
+            "right_arm",
+            "right_gripper",
+        }
+
+
+def test_a_bad_task_is_refused_and_the_old_one_stays(start: StartNode, driver: Driver, robot: Robot) -> None:
+    with start() as node:
+        driver.up()
+        for bad in ("", "fold_short"):
+            driver.set_task(bad)
+            time.sleep(1.2)
+        wait_for(lambda: "did you mean 'fold_shorts'?" in node.log, "the refusal")
+        assert "the task is empty" in node.log
+        assert driver.expect_status(DiagnosticStatus.OK, "active")["instruction"] == TASK
+        driver.set_task("fly_towel")
+        wait_for(lambda: "towel" in driver.statuses[-1].values["instruction"], "the new task")
+
+
+def test_wrong_parameters_are_refused_with_one_line(
+    start: StartNode, driver: Driver, peer: Peer, tmp_path: Path
+) -> None:
+    right = {"checkpoint": str(tmp_path), "embodiment": "aloha_bimanual", "task": TASK}
+    right |= {"replan_steps": 0, "max_latency": 1.0, "rate_hz": 0.0, "mode": "replace", "lead": 0.02}
+    right |= {"max_scale": 5.0, "input_timeout": 0.3}
+    with start() as node:
+        for wrong, words in (
+            ({"checkpoint": ""}, "the parameter checkpoint is empty"),
+            ({"embodiment": "aloha_bimanul"}, "did you mean 'aloha_bimanual'?"),
+            ({"embodiment": ""}, "the parameter embodiment is empty"),
+            ({"task": "fold_shirts"}, "unknown task 'fold_shirts'"),
+            ({"replan_steps": 101}, "the policy's chunks have 100"),
+            ({"replan_steps": -2}, "replan_steps is -2"),
+            ({"max_latency": -1.0}, "max_latency is -1.0"),
+            ({"rate_hz": float("nan")}, "rate_hz is nan"),
+            ({"mode": "replac"}, "did you mean 'replace'?"),
+            ({"lead": -0.1}, "lead is -0.1"),
+            ({"max_scale": 0.5}, "max_scale is 0.5"),
+            ({"input_timeout": 0.0}, "input_timeout is 0.0"),
+        ):
+            assert not any(peer.set_parameters("/policy", **(right | wrong)))
+            assert not driver.change(Transition.TRANSITION_CONFIGURE)
+            assert driver.state == "unconfigured"
+            lines = [line for line in node.log.splitlines() if "not configured" in line]
+            assert words in lines[-1]
+            assert driver.expect_status(DiagnosticStatus.ERROR, "unconfigured")[""].endswith(
+                lines[-1].split(": ", 2)[-1]
+            )
+        assert len(lines) == 12
+        assert "Traceback" not in node.log
+        assert not any(peer.set_parameters("/policy", **right))
+        assert driver.change(Transition.TRANSITION_CONFIGURE)
+
+
+def test_an_unknown_parameter_is_refused(start: StartNode, driver: Driver) -> None:
+    with start(replan_step=3) as node:
+        assert not driver.change(Transition.TRANSITION_CONFIGURE)
+        assert "unknown parameter 'replan_step', policy, did you mean 'replan_steps'?" in node.log
+
+
+def test_a_wrong_parameter_can_be_set_right_and_only_then(
+    start: StartNode, driver: Driver, robot: Robot, peer: Peer, tiny_checkpoint: Path
+) -> None:
+    given = {"checkpoint": "/nowhere/at_all", "max_latency": 30.0, "start_distance": 10.0, "max_scale": 100.0}
+    with start(("-m", "clp_ros.nodes.policy"), **given) as node:
+        assert not driver.change(Transition.TRANSITION_CONFIGURE)
+        assert "Traceback" not in node.log
+        assert peer.set_parameters("/policy", checkpoint=str(tiny_checkpoint)) == [""]
+        driver.up()
+        driver.expect_chunks()
+        (reason,) = peer.set_parameters("/policy", replan_steps=3)
+        assert "clean it up first" in reason
+
+
+def test_a_parameter_of_a_wrong_type_ends_the_start_with_one_line(start: StartNode) -> None:
+    with start(rate_hz="fast") as node:
+        assert node.process.wait(60) == 1
+        (line,) = node.log.strip().splitlines()
+        assert "rate_hz" in line
+
+
+def test_an_unexpected_failure_goes_through_error_processing(
+    start: StartNode, driver: Driver, robot: Robot, peer: Peer, tmp_path: Path
+) -> None:
+    with start(checkpoint=tmp_path / "broken") as node:
+        assert not driver.change(Transition.TRANSITION_CONFIGURE)
+        assert driver.state == "unconfigured"
+        assert "not a fault of the user's" in node.log
+        assert peer.set_parameters("/policy", checkpoint=str(tmp_path)) == [""]
+        driver.up()
+        driver.expect_chunks()
+
+
+def test_transitions_that_do_not_exist_are_refused(start: StartNode, driver: Driver) -> None:
+    with start():
+        assert not driver.change(Transition.TRANSITION_ACTIVATE)
+        assert driver.change(Transition.TRANSITION_CONFIGURE)
+        assert not driver.change(Transition.TRANSITION_CONFIGURE)
+        assert driver.change(Transition.TRANSITION_INACTIVE_SHUTDOWN)
+        assert driver.state == "finalized"
+
+
+def test_services_answer_while_the_policy_is_being_loaded(
+    start: StartNode, driver: Driver, peer: Peer, tmp_path: Path
+) -> None:
+    with start(checkpoint=tmp_path / "slow"):
+        assert driver.state == "unconfigured"
+        request = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE))
+        future = peer.start_call(ChangeState, "/policy/change_state", request)
+        driver.expect_status(DiagnosticStatus.OK, "loading the policy")
+        assert driver.state == "configuring"
+        assert peer.parameter("/policy", "task") == TASK
+        assert not peer.call(Trigger, "/policy/stop").success
+        assert not future.done()
+        assert wait_for(future.done, "the transition")
+        assert future.result().success
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("when", ["loading", "active"])
+def test_a_signal_ends_the_process_cleanly(
+    start: StartNode, driver: Driver, robot: Robot, peer: Peer, tmp_path: Path, when: str, number: int
+) -> None:
+    with start(checkpoint=tmp_path / "slow" if when == "loading" else tmp_path) as node:
+        driver.expect_status(DiagnosticStatus.OK, "unconfigured")
+        if when == "loading":
+            request = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE))
+            peer.start_call(ChangeState, "/policy/change_state", request)
+            driver.expect_status(DiagnosticStatus.OK, "loading the policy")
+        elif when == "active":
+            driver.up()
+            driver.expect_chunks()
+        assert node.stop(number) == 0
+        assert "Traceback" not in node.log
+        assert "rror" not in node.log
+
+
+def test_the_parameter_file_has_every_parameter_at_its_default() -> None:
+    text = resource_path("config/nodes/policy.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(text)["/**"]["ros__parameters"] == {name: value for name, (value, _) in PARAMETERS.items()}

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The simulation as users have it: a process of its own behind the real robot's topics, over real DDS."""
+
+import importlib.util
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from rclpy.qos import qos_profile_sensor_data
+from ros_tools import NodeProcess, Peer, running, wait_for
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, JointState
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from clp_ros.nodes.messages import duration_message
+from clp_ros.nodes.simulation import PARAMETERS
+from clp_ros.resources import resource_path
+from clp_ros.robots.embodiment import load_embodiment
+
+EMBODIMENT = load_embodiment("ur5")
+NAMES = [joint.name for joint in EMBODIMENT.joints]
+ARM = EMBODIMENT.controllers["arm"]
+
+
+@pytest.fixture
+def simulation(ros_domain: int, tmp_path: Path) -> Iterator[NodeProcess]:
+    if not all(importlib.util.find_spec(package) for package in ("mujoco", "gym_aloha")):
+        pytest.skip("the simulation's packages are in requirements-simulation.txt")
+    command = "-m clp_ros.cli simulate --embodiment ur5 --rate 4 --pictures plain"
+    with running(command.split(), tmp_path / "simulation.log") as process:
+        wait_for(lambda: "simulating ur5" in process.log or process.process.poll() is not None, "the simulation")
+        yield process
+
+
+def trajectory(positions: list[float], seconds: float, **more: list[float]) -> JointTrajectory:
+    point = JointTrajectoryPoint(positions=positions, time_from_start=duration_message(seconds), **more)
+    return JointTrajectory(joint_names=NAMES[:6], points=[point])
+
+
+def test_it_is_the_robot(simulation: NodeProcess, peer: Peer) -> None:
+    states = peer.hear(JointState, EMBODIMENT.joint_states["ur"].topic)
+    pictures = peer.hear(CompressedImage, EMBODIMENT.cameras["cam_wrist"].topic, qos_profile_sensor_data)
+    times = peer.hear(Clock, "/clock", qos_profile_sensor_data)
+    publisher = peer.node.create_publisher(JointTrajectory, ARM.topic, 1)
+    wait_for(lambda: states and pictures and times and publisher.get_subscription_count(), "the robot's topics")
+    assert list(states[0].name) == NAMES
+    home = np.array(states[0].position)
+    picture = cv2.imdecode(np.frombuffer(pictures[0].data, np.uint8), cv2.IMREAD_COLOR)
+    assert picture.shape == (480, 640, 3)
+    assert 1 <= states[0].header.stamp.sec < 1000  # its own clock
+    assert 1 <= times[0].clock.sec < 1000
+
+    goal = home[:6] + 0.2
+    publisher.publish(trajectory(list(goal), 1.0))
+    wait_for(lambda: np.abs(np.array(states[-1].position)[:6] - goal).max() < 0.01, "the goal")
+    publisher.publish(trajectory(list(home[:6]), 1.0, velocities=[0.1] * 6))  # does not end at rest
+    wait_for(lambda: "arm drops a trajectory: it does not end at rest" in simulation.log, "a rejection")
+    assert np.abs(np.array(states[-1].position)[:6] - goal).max() < 0.01
+
+    assert peer.call(Trigger, "/simulation/reset").message == "seed 1"
+    wait_for(lambda: np.abs(np.array(states[-1].position) - home).max() < 0.01, "home")
+    assert isinstance(states[-1].velocity, array)
+    assert simulation.stop() == 0
+    assert "Traceback" not in simulation.log
+
+
+def test_wrong_parameters_are_told_in_one_line(ros_domain: int, tmp_path: Path) -> None:
+    for arguments, told in (
+        ("embodiment:=ur6", "unknown embodiment 'ur6'"),
+        ("embodiment:=ur5 -p rate:=2.0", "set clock to true as well"),
+        ("embodiment:=ur5 -p pictures:=rendered", "did you mean 'render'"),
+        ("embodiment:=ur5 -p camera_rate:=0.0", "give a number above 0"),
+    ):
+        command = ["-m", "clp_ros.nodes.simulation", "--ros-args", "-p", *arguments.split()]
+        with running(command, tmp_path / "log") as process:
+            assert process.process.wait(60) == 1
+            assert told in process.log
+            assert "Traceback" not in process.log
+
+
+def test_the_parameter_file_has_all_parameters_and_their_defaults() -> None:
+    document = yaml.safe_load(resource_path("config/nodes/simulation.yaml").read_text())
+    assert document == {"/**": {"ros__parameters": {name: default for name, (default, _) in PARAMETERS.items()}}}

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copying byte ranges: every way gives the same bytes."""
+
+import os
+import random
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from clp_ros.errors import ClpError
+from clp_ros.pruning.byte_ranges import RangeCopier, reserve
+
+# Behind a head of 4 bytes: within pages as in the source (the first, long one and the last), and otherwise.
+RANGES = [(4, 5_000_004), (70_000, 70_001), (99_000, 99_000), (50, 60), (6_000_000, 9_000_001), (4_111, 8_000_001)]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source"
+    path.write_bytes(random.Random(0).randbytes(9_000_001))
+    return path
+
+
+def _copied(source: Path, target: Path, in_kernel: bool = True) -> tuple[bytes, list[int]]:
+    steps: list[int] = []
+    with source.open("rb") as reader, target.open("wb", buffering=0) as writer:
+        writer.write(b"head")
+        copier = RangeCopier(writer.fileno(), steps.append)
+        copier._in_kernel &= in_kernel
+        for start, end in RANGES:
+            copier.append(reader.fileno(), start, end, source)
+    return target.read_bytes(), steps
+
+
+@pytest.mark.parametrize("in_kernel", [True, False])
+def test_ranges_are_copied_inside_the_kernel_and_without_it(source: Path, tmp_path: Path, in_kernel: bool):
+    content = source.read_bytes()
+    expected = b"head" + b"".join(content[start:end] for start, end in RANGES)
+    copied, steps = _copied(source, tmp_path / "target", in_kernel)
+    assert copied == expected
+    assert sum(steps) == len(expected) - 4
+
+
+def test_between_two_file_systems(source: Path):
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == source.stat().st_dev:
+        pytest.skip("no second file system to write to")
+    content = source.read_bytes()
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        copied, _ = _copied(source, Path(folder, "target"))
+    assert copied == b"head" + b"".join(content[start:end] for start, end in RANGES)
+
+
+def test_a_source_that_ends_too_early_is_an_error(source: Path, tmp_path: Path):
+    os.truncate(source, 8_000_000)
+    with pytest.raises(ClpError, match="became shorter"):
+        _copied(source, tmp_path / "target")
+
+
+def test_a_target_that_cannot_be_written_is_an_error(source: Path, tmp_path: Path):
+    (tmp_path / "target").write_bytes(b"")
+    with (
+        source.open("rb") as reader,
+        (tmp_path / "target").open("rb") as read_only,
+        pytest.raises(OSError, match="Bad file"),
+    ):
+        RangeCopier(read_only.fileno()).append(reader.fileno(), 0, 10, source)
+
+
+def test_reserved_blocks_are_there_before_anything_is_written(tmp_path):
+    with (tmp_path / "file").open("wb", buffering=0) as file:
+        reserve(file.fileno(), 1_000_000)
+        file.write(b"begins at the start")
+    found = (tmp_path / "file").stat()
+    assert found.st_size == 1_000_000
+    assert (tmp_path / "file").read_bytes().startswith(b"begins at the start\0")
+
+
+def test_more_than_the_disk_holds_cannot_be_reserved(tmp_path):
+    with (tmp_path / "file").open("wb") as file, pytest.raises(OSError, match=r"[Nn]o space|too large"):
+        reserve(file.fileno(), 1 << 60)

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits out of robot descriptions: real ones, hostile ones, and never wider than the embodiment's."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from robot_tools import robot, states
+
+from clp_ros.errors import ClpError
+from clp_ros.robots.embodiment import Embodiment, load_embodiment
+from clp_ros.robots.joint_states import JointSelector
+from clp_ros.robots.trajectory import chunk_positions
+from clp_ros.robots.urdf_limits import JointLimits, narrow, read_limits
+
+
+def urdf(*joints: str) -> str:
+    return f'<?xml version="1.0"?><robot name="r">{"".join(joints)}</robot>'
+
+
+def joint(name: str, inside: str = "", kind: str = "revolute") -> str:
+    return f'<joint name="{name}" type="{kind}"><axis xyz="0 0 1"/>{inside}</joint>'
+
+
+def limit(lower: float, upper: float, velocity: float = 9) -> str:
+    return f'<limit effort="1" lower="{lower!r}" upper="{upper!r}" velocity="{velocity!r}"/>'
+
+
+WIDE = (joint("waist", limit(-2000, 2000)), joint("elbow", limit(-2000, 2000)))
+FINGER = joint("finger", limit(0, 1), "prismatic")
+
+
+def narrowed(*joints: str, embodiment: Embodiment | None = None) -> tuple[Embodiment, list[str]]:
+    return narrow(embodiment or robot(), {"arm": urdf(*joints)}, {"arm": "/robot_description"})
+
+
+@pytest.mark.parametrize(
+    ("file", "names"),
+    [
+        ("ur5e", {"shoulder_pan_joint": math.pi, "elbow_joint": math.pi}),
+        ("ur10e", {"shoulder_pan_joint": math.radians(120), "wrist_3_joint": math.pi}),
+        ("aloha_vx300s", {"left_finger": 1.0, "waist": math.pi}),
+    ],
+)
+def test_real_descriptions(shared_data: Path, file: str, names: dict[str, float]) -> None:
+    limits = read_limits((shared_data / "urdf" / f"{file}.urdf").read_text(), file)
+    for name, velocity in names.items():
+        assert limits[name].velocity == pytest.approx(velocity)
+        assert -7 < limits[name].lower < limits[name].upper < 7
+
+
+def test_a_real_mimic_and_a_real_continuous_joint(shared_data: Path) -> None:
+    limits = read_limits((shared_data / "urdf" / "aloha_vx300s.urdf").read_text(), "vx300s")
+    assert limits["right_finger"].mimics == "left_finger"
+    assert limits["gripper"] == JointLimits("continuous", velocity=pytest.approx(math.pi))
+    assert limits["ee_bar"].kind == "fixed"
+
+
+@pytest.mark.parametrize(
+    ("inside", "kind", "expected"),
+    [
+        (limit(-1, 2, 3), "revolute", (-1, 2, 3)),
+        (limit(-1, 2, 3), "continuous", (-math.inf, math.inf, 3)),
+        ("", "continuous", (-math.inf, math.inf, math.inf)),
+        ('<limit effort="1" upper="2" velocity="3"/>', "revolute", (0, 2, 3)),  # the format's default
+        ('<limit effort="1" velocity="inf"/>', "continuous", (-math.inf, math.inf, math.inf)),
+        (limit(-1, 2) + '<safety_controller k_velocity="1" soft_lower_limit="-0.5" soft_upper_limit="5"/>', "revolute",
+         (-0.5, 2, 9)),
+        (limit(-1, 2) + '<safety_controller k_velocity="1"/>', "revolute", (-1, 2, 9)),
+        ('<safety_controller k_velocity="1" soft_upper_limit="5"/>', "continuous", (-math.inf, math.inf, math.inf)),
+    ],
+)  # fmt: skip
+def test_limits_by_the_rules_of_the_format(inside: str, kind: str, expected: tuple[float, float, float]) -> None:
+    its = read_limits(urdf(joint("a", inside, kind)), "here")["a"]
+    assert (its.lower, its.upper, its.velocity) == expected
+
+
+def test_joints_of_transmissions_are_not_joints() -> None:
+    text = urdf(joint("a", limit(-1, 2)), '<transmission name="t"><joint name="b"/></transmission>')
+    assert set(read_limits(text, "here")) == {"a"}
+
+
+BOMB = '<!DOCTYPE r [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><robot name="r">&b;</robot>'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not XML"),
+        ("<robot", "is not XML"),
+        ("\0", "is not XML"),
+        ("<robot>&nbsp;</robot>", "is not XML"),
+        (BOMB, "declares a DOCTYPE"),
+        ('<!DOCTYPE r SYSTEM "file:///etc/passwd"><robot/>', "declares a DOCTYPE"),
+        ("<sdf/>", "is a <sdf>, not a <robot>"),
+        (urdf(joint("a"), joint("a")), "joint 'a' is in the robot description twice"),
+        (urdf(joint("a", limit(-1, 2).replace("2", "two"))), "joint 'a'.*upper is 'two'"),
+        (urdf(joint("a", limit(math.nan, 2))), "lower is 'nan'"),
+        (urdf(joint("a", limit(-1, 2, 0))), "joint 'a'.*velocity limit is 0"),
+    ],
+)
+def test_what_is_no_description_is_refused_by_its_topic(text: str, message: str) -> None:
+    with pytest.raises(ClpError, match=f"(?s){message}.*/arm/robot_description"):
+        read_limits(text, "/arm/robot_description")
+
+
+number = st.floats(-1500, 1500)
+
+
+@given(number, number, st.floats(0.01, 10))
+def test_limits_get_narrower_and_never_wider(one: float, other: float, velocity: float) -> None:
+    lower, upper = min(one, other), max(one, other)
+    before, joints = robot(), (FINGER, joint("waist", limit(lower, upper, velocity)), WIDE[1])
+    if lower >= 1000 or upper <= -1000 or lower == upper:
+        with pytest.raises(ClpError, match="no room"):
+            narrowed(*joints)
+        return
+    after, lines = narrowed(*joints)
+    waist = after.controllers["arm"].joints[0]
+    assert waist == after.joints[1]
+    assert (waist.lower, waist.upper) == (max(lower, -1000), min(upper, 1000))
+    assert waist.velocity == min(velocity, 1.0)
+    assert after.joints[2] == before.joints[2]
+    assert any("waist" in line for line in lines) == (
+        waist.lower > -999.9999 or waist.upper < 999.9999 or velocity < 0.9999
+    )
+
+
+def test_the_units_of_a_normalised_joint_stay() -> None:
+    after, lines = narrowed(joint("finger", limit(0.03, 0.05), "prismatic"), *WIDE)
+    assert lines == ["gripper, finger: lower 0.02 -> 0.03, upper 0.06 -> 0.05"]
+    for embodiment in (robot(), after):
+        _, values = JointSelector(embodiment, "arm").select(states(0))
+        assert values[0] == pytest.approx(0.5)
+    positions, limited = chunk_positions(np.array([[0.5, 0, 0], [0.0, 0, 0], [1.0, 0, 0]]), after)
+    assert positions[:, 0] == pytest.approx([0.04, 0.03, 0.05])
+    assert limited == 2
+    again, lines = narrow(after, {"arm": urdf(FINGER, *WIDE)}, {"arm": "x"})
+    assert (again, lines) == (after, [])
+
+
+@pytest.mark.parametrize(
+    ("joints", "message"),
+    [
+        ((FINGER, WIDE[0]), "small_arm has a joint 'elbow', its robot description has none.*robot_description_wait"),
+        ((FINGER, WIDE[0], joint("left_elbow")), "none of that name.*did you mean 'left_elbow'.*tf_prefix"),
+        ((joint("finger", '<mimic joint="thumb"/>'), *WIDE), "drives the joint 'finger', which follows 'thumb'"),
+        ((FINGER, WIDE[0], joint("elbow", kind="fixed")), "drives the joint 'elbow', which is fixed"),
+        ((joint("finger", limit(0.1, 0.2)), *WIDE), "'finger' has no room: 0.02 … 0.06 in small_arm, 0.1 … 0.2"),
+        ((joint("finger", '<limit effort="1" velocity="1"/>'), *WIDE), "no room: .*0 … 0 in its"),
+    ],
+)
+def test_a_description_of_another_robot_is_refused(joints: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ClpError, match=message) as fault:
+        narrowed(*joints)
+    assert "/robot_description" in str(fault.value)
+
+
+def test_without_a_description_the_limits_stay() -> None:
+    assert narrow(robot(), {}, {}) == (robot(), [])
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("ur5", "ur5e"),
+        ("ur10e", "ur10e"),
+        ("aloha_single", "aloha_vx300s"),
+        ("aloha_bimanual", "aloha_vx300s"),
+    ],
+)
+def test_the_shipped_robots_fit_their_descriptions(shared_data: Path, name: str, file: str) -> None:
+    text = (shared_data / "urdf" / f"{file}.urdf").read_text()
+    gripper = joint("robotiq_85_left_knuckle_joint", limit(0.0, 0.8, 0.5))
+    text = text.replace("</robot>", f"{gripper}</robot>") if name.startswith("ur") else text
+    embodiment = load_embodiment(name)
+    sources = dict.fromkeys(embodiment.joint_states, text)
+    after, lines = narrow(embodiment, sources, dict.fromkeys(sources, file))
+    assert lines == []
+    for its, shipped in zip(after.joints, embodiment.joints, strict=True):
+        assert (its.lower, its.upper) == pytest.approx((shipped.lower, shipped.upper), abs=1e-4)
+        described = read_limits(text, file)[its.name]
+        # And they are those limits, not just any inside them.
+        assert shipped.upper - shipped.lower > 0.999 * (described.upper - described.lower), its.name
+        assert shipped.velocity == pytest.approx(described.velocity, abs=1e-4), its.name
+
+
+def test_a_prefix_is_the_descriptions(shared_data: Path) -> None:
+    text = (shared_data / "urdf" / "ur10e.urdf").read_text().replace('joint name="', 'joint name="left_')
+    text = text.replace("</robot>", joint("left_robotiq_85_left_knuckle_joint", limit(0.0, 0.7, 0.4)) + "</robot>")
+    _, lines = narrow(load_embodiment("ur10e", tf_prefix="left_"), {"ur": text}, {"ur": "here"})
+    assert lines == ["gripper, left_robotiq_85_left_knuckle_joint: upper 0.8 -> 0.7, velocity 0.5 -> 0.4"]
+    with pytest.raises(ClpError, match=r"'shoulder_pan_joint'.*did you mean 'left_shoulder_pan_joint'.*tf_prefix"):
+        narrow(load_embodiment("ur10e"), {"ur": text}, {"ur": "here"})

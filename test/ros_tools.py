@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nodes as processes of their own, and a peer in the test's process that talks to them over real DDS."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.srv import GetParameters, SetParameters
+from rclpy.context import Context
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+TIMEOUT_S = 60.0
+"""How long anything is waited for before the test fails: generous, machines under load are slow."""
+_SETTLE_S = 0.5
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def wait_for[T](found: Callable[[], T], what: str, timeout: float = TIMEOUT_S) -> T:
+    """Waits until ``found`` gives something true, and returns it."""
+    deadline = time.monotonic() + timeout
+    while not (result := found()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: nothing for {timeout:g} s")
+        time.sleep(0.02)
+    return result
+
+
+@dataclass(frozen=True)
+class Status:
+    """One status heard on /diagnostics."""
+
+    level: bytes
+    message: str
+    values: dict[str, str]
+
+
+class Peer:
+    """A node in this process: hears topics, calls services."""
+
+    def __init__(self, domain: int) -> None:
+        self._context = Context()
+        rclpy.init(args=[], context=self._context, domain_id=domain)
+        self.node = Node("peer", context=self._context)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self.node)
+        self._clients: dict[str, Any] = {}
+        self._thread = threading.Thread(target=self._spin)
+        self._thread.start()
+
+    def _spin(self) -> None:
+        with suppress(ExternalShutdownException):  # how close() ends it
+            self._executor.spin()
+
+    def close(self) -> None:
+        self._context.shutdown()
+        self._thread.join()
+        self._executor.shutdown()
+        self.node.destroy_node()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def hear(self, kind: type, topic: str, qos: Any = 10) -> list[Any]:
+        """The messages that come in on a topic from now on; the list grows."""
+        heard: list[Any] = []
+        self.node.create_subscription(kind, topic, heard.append, qos)
+        return heard
+
+    def hear_diagnostics(self, name: str) -> list[Status]:
+        """What a node says of itself from now on; the list grows."""
+        heard: list[Status] = []
+
+        def add(message: DiagnosticArray) -> None:
+            for status in message.status:
+                if status.name == name:
+                    values = {value.key: value.value for value in status.values}
+                    heard.append(Status(status.level, status.message, values))
+
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", add, 100)
+        return heard
+
+    def call(self, kind: type, service: str, request: Any = None, timeout: float = TIMEOUT_S) -> Any:
+        """A service's response."""
+        future = self.start_call(kind, service, request, timeout)
+        wait_for(future.done, f"a response of {service}", timeout)
+        return future.result()
+
+    def start_call(self, kind: type, service: str, request: Any = None, timeout: float = TIMEOUT_S) -> Any:
+        """A future for a service's response."""
+        if service not in self._clients:
+            client = self._clients[service] = self.node.create_client(kind, service)
+            if not client.wait_for_service(timeout_sec=timeout):
+                raise TimeoutError(f"no service {service}")
+            # The service may know of this client's requests before it knows where responses go, and loses the first
+            # one then ("failed to send response (timeout)", 2 of 80 calls at once after the start).
+            time.sleep(_SETTLE_S)
+        return self._clients[service].call_async(request or kind.Request())
+
+    def parameter(self, node: str, name: str) -> Any:
+        """A parameter's value, asked for over the network."""
+        response = self.call(GetParameters, f"{node}/get_parameters", GetParameters.Request(names=[name]))
+        return rclpy.parameter.parameter_value_to_python(response.values[0])
+
+    def set_parameters(self, node: str, **values: Any) -> list[str]:
+        """Sets parameters; returns why it was refused, a text each, empty where it was not."""
+        request = SetParameters.Request(
+            parameters=[Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+        )
+        results = self.call(SetParameters, f"{node}/set_parameters", request).results
+        return ["" if result.successful else result.reason or "refused" for result in results]
+
+
+@dataclass
+class NodeProcess:
+    """A running node."""
+
+    process: subprocess.Popen[bytes]
+    log_path: Path
+
+    @property
+    def log(self) -> str:
+        """Its stdout and stderr so far."""
+        return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    def stop(self, number: int = signal.SIGINT, timeout: float = TIMEOUT_S) -> int:
+        """Sends a signal and returns the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout)
+
+
+def parameter_arguments(parameters: Mapping[str, Any]) -> list[str]:
+    """``--ros-args -p name:=value …``"""
+    return ["--ros-args", *(part for name, value in parameters.items() for part in ("-p", f"{name}:={value}"))]
+
+
+@contextmanager
+def running(command: Sequence[str], log_path: Path) -> Iterator[NodeProcess]:
+    """Runs ``python <command>`` in this environment (its ROS_DOMAIN_ID), and kills it if the test leaves it behind."""
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # A test run in the background ignores SIGINT, and its children would too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        try:
+            yield NodeProcess(process, log_path)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()

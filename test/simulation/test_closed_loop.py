@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A scripted expert's chunks, late, through the node's own schedule to simulated robots: its task gets done."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from clp_ros.control.chunk_schedule import MODES, ScheduleSettings
+from clp_ros.robots.embodiment import load_embodiment
+from clp_ros.simulation.closed_loop import START_NS, Controllers, Expert, Run, ScheduledSender, play
+from clp_ros.simulation.motion import through
+
+STEPS = 50
+LATENCIES_MS = [0, 50, 150, 300]
+
+
+def run(robot, motion, mode: str, latency_ms: int, replan_steps: int, step_ns: int) -> tuple[Run, ScheduledSender]:
+    sender = ScheduledSender(robot, ScheduleSettings(mode=mode), replan_steps=replan_steps, latency_s=latency_ms / 1e3)
+    expert = Expert(motion, robot.embodiment, STEPS)
+    return play(robot, expert, sender, lambda: latency_ms * 1_000_000, step_ns, 2 * motion.seconds), sender
+
+
+@pytest.mark.parametrize("latency_ms", LATENCIES_MS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("name", "seed"), [("ur5", 0), ("aloha_bimanual", 1)])
+def test_waypoints_are_reached_without_a_jump(name: str, seed: int, mode: str, latency_ms: int) -> None:
+    embodiment = load_embodiment(name)
+    rng = np.random.default_rng(seed)
+    lower, upper = (np.array([getattr(joint, side) for joint in embodiment.joints]) for side in ("lower", "upper"))
+    middle, reach = (lower + upper) / 2, np.minimum((upper - lower) / 2, 0.5)
+    waypoints = middle + reach * rng.uniform(-1, 1, (4, embodiment.action_size))
+    motion = through(embodiment, waypoints)
+    result, sender = run(Controllers(embodiment, waypoints[0]), motion, mode, latency_ms, 40, 2_000_000)
+    position, velocity = result.jumps()
+    assert position < 1e-3
+    assert velocity < 0.05
+    assert not sender.counts["late"] + sender.counts["refused"]
+    assert len(sender.seams) > 3
+    assert result.finished_s < motion.seconds + 0.1
+    assert result.tracking_rms() < 0.02
+    np.testing.assert_allclose(result.positions[-1], waypoints[-1], atol=1e-3)
+    for seam in waypoints[1:-1]:  # each on the way, too
+        assert np.abs(result.positions - seam).max(axis=1).min() < 0.03
+
+
+@pytest.mark.parametrize("latency_ms", LATENCIES_MS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["ur5", "aloha_bimanual"])
+def test_the_task_gets_done(name: str, mode: str, latency_ms: int) -> None:
+    if not all(importlib.util.find_spec(package) for package in ("mujoco", "gym_aloha")):
+        pytest.skip("the simulation's packages are in requirements-simulation.txt")
+    from clp_ros.simulation.experts import demonstration, solved
+    from clp_ros.simulation.robot import SimulatedRobot
+
+    robot = SimulatedRobot(load_embodiment(name), seed=latency_ms)
+    motion = demonstration(robot)
+    assert not solved(robot)
+    result, sender = run(robot, motion, mode, latency_ms, 40, robot.step_ns)
+    position, velocity = result.jumps()
+    assert position < 1e-3
+    assert velocity < 0.05
+    assert not sender.counts["refused"] + sender.counts["late"]
+    assert result.finished_s < motion.seconds + 0.2
+    assert solved(robot)
+
+
+def test_the_same_run_gives_the_same_numbers() -> None:
+    embodiment = load_embodiment("ur10e")
+    waypoints = np.array([[0.0] * 7, [0.5] * 7])
+    motion = through(embodiment, waypoints)
+    first, again = (run(Controllers(embodiment, waypoints[0]), motion, "ensemble", 50, 10, 4_000_000)[0] for _ in "ab")
+    np.testing.assert_array_equal(first.positions, again.positions)
+    assert first.times_ns[0] == START_NS

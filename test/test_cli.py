@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line as its users have it: processes of their own, exit codes, what stands on stdout and stderr."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from clp_ros import cli
+from clp_ros.vla.family import family_of
+
+ROOT = Path(__file__).resolve().parents[1]
+# Nothing about threads: their number decides the last bits, and the fixture calibrates in this process.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def clp(*arguments, cwd=None, command=("-m", "clp_ros.cli"), **options):
+    words = [sys.executable, *command, *map(str, arguments)]
+    done = subprocess.run(
+        words, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300, **options
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def succeeds(*arguments, **options) -> str:
+    done = clp(*arguments, **options)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def prints_json(*arguments, **options):
+    (line,) = succeeds(*arguments, "--json", **options).splitlines()
+    return json.loads(line, parse_constant=pytest.fail)
+
+
+def fails(*arguments, **options) -> str:
+    """The one line of a fault that the user can fix."""
+    done = clp(*arguments, **options)
+    assert (done.returncode, done.stdout) == (1, ""), done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def misused(*arguments, **options) -> str:
+    done = clp(*arguments, **options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: clp")
+    return done.stderr
+
+
+@pytest.fixture
+def there(tiny_checkpoint, tiny_calibration, tmp_path) -> Path:
+    """A folder with a hard name: a calibration in it, and a link to its checkpoint."""
+    folder = tmp_path / "it's [my] folder"
+    folder.mkdir()
+    (folder / "base").symlink_to(tiny_checkpoint)
+    (folder / "calibration").symlink_to(tiny_calibration)
+    return folder
+
+
+def test_calibrate_prune_verify_benchmark(there, tiny_calibration, recording):
+    arguments = ["--checkpoint", "base", "--bag", recording, "--embodiment", "aloha_bimanual"]
+    arguments += ["--task", "transfer_cube", "--samples", "4", "--device", "cpu"]
+    printed = succeeds("calibrate", *arguments, "--output", "my calibration", cwd=there)
+    # The same inputs and seed in another process, to the byte.
+    assert (there / "my calibration" / "cka.npz").read_bytes() == (tiny_calibration / "cka.npz").read_bytes()
+    lines = printed.splitlines()
+    assert lines[-2] == "4 frames of 1 episode, heatmaps and report.html in my calibration"
+    command = shlex.split(lines[-1].removeprefix("next: "))
+    assert command[:2] == ["clp", "prune"]
+
+    dry = prints_json(*command[1:], "--dry-run", cwd=there)
+    assert not (there / "my calibration_pruned").exists()
+    pruned = prints_json(*command[1:], cwd=there)
+    assert pruned["removed"] == dry["removed"]
+    assert pruned["layers"] == {"vlm": 10, "expert": 10}
+    assert pruned["output"] == str(there / "my calibration_pruned")
+    found = prints_json("verify", "my calibration_pruned", cwd=there)
+    assert (found["pruned"], found["source"], found["chunk"]) == (True, "unchanged", [50, 14])
+    assert found["parameters"] == pruned["parameters"]["after"]
+    result = prints_json("benchmark", "base", "my calibration_pruned", "--runs", "1", "--no-train-step", cwd=there)
+    assert [each["parameters"] for each in result["checkpoints"]] == [
+        pruned["parameters"][k] for k in ("before", "after")
+    ]
+    assert result["ratios"][1]["gflops"] > 1
+    assert fails("calibrate", *arguments, "--output", "my calibration", cwd=there).endswith("or --overwrite")
+
+
+def test_make_checkpoint_prints_one_json_object_and_nothing_else(tmp_path):
+    arguments = ["make-checkpoint", "--family", "smolvla", "--size", "tiny", "--output", "made here"]
+    made = prints_json(*arguments, cwd=tmp_path)
+    assert (made["output"], made["family"]) == (str(tmp_path / "made here"), "smolvla")
+    assert made["bytes"] == sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert "is not empty" in fails(*arguments, cwd=tmp_path)
+
+
+LIGHT = """
+import sys
+from clp_ros.cli import main
+code = main(sys.argv[1:])
+heavy = {"torch", "lerobot", "transformers", "matplotlib", "cv2", "rosbags", "rclpy"} & set(sys.modules)
+assert not heavy, heavy
+sys.exit(code)
+"""
+
+
+def test_prune_and_inspect_import_nothing_heavy(there):
+    light = ("-c", LIGHT)
+    prune = ["prune", "--checkpoint", "base", "--calibration", "calibration"]
+    plan = prints_json(*prune, "--dry-run", cwd=there, command=light)
+    by_hand = [f"vlm={','.join(map(str, plan['removed']['vlm']))}"]
+    for output, arguments in (
+        ("default", prune),
+        ("by hand", ["prune", "--checkpoint", "base", "--remove", *by_hand]),
+        ("budget", [*prune, "--budget", "expert=4"]),
+        ("mse", [*prune, "--criterion", "mse", "--budget", "vlm=2"]),
+        ("random", [*prune, "--criterion", "random", "--seed", "5"]),
+        ("threshold", [*prune, "--threshold", "0.9"]),
+    ):
+        done = prints_json(*arguments, "--output", output, cwd=there, command=light)
+        found = prints_json("inspect", output, cwd=there, command=light)
+        assert [module["layers"] for module in found["modules"]] == [done["layers"]["vlm"]] * 2
+        assert found["parameters"] == done["parameters"]["after"] < done["parameters"]["before"]
+        assert found["manifest"]["steps"][-1]["criterion"] == done["criterion"]
+        assert done["removed"]["vlm"] == done["removed"]["expert"]
+    same = [(there / name / "model.safetensors").read_bytes() for name in ("default", "by hand")]
+    assert same[0] == same[1]
+    calibration = prints_json("inspect", "calibration", cwd=there, command=light)
+    assert [len(module["adjacent"]) for module in calibration["modules"]] == [15, 15]
+    assert calibration["family"] == "smolvla"
+
+
+def test_what_a_person_reads(there):
+    assert "smolvla" in succeeds("inspect", "base", cwd=there)
+    assert "vlm" in succeeds("inspect", "calibration", cwd=there)
+    remove = ["prune", "--checkpoint", "base", "--remove", "vlm=1,2,5,6,14,15"]
+    expected = "vlm: removed 1, 2, 5, 6, 14, 15; 10 layers left\nexpert: removed 1, 2, 5, 6, 14, 15; 10 layers left\n"
+    dry = succeeds(*remove, "--dry-run", cwd=there)
+    assert dry.startswith(expected)
+    assert succeeds(*remove, "--output", "out [x]", cwd=there) == dry.rstrip("\n") + ", in out [x]\n"
+    table = succeeds("prune", "--checkpoint", "base", "--calibration", "calibration", "--dry-run", cwd=there)
+    assert table.count("goes") == 6
+
+
+def test_usage_faults_exit_with_2(there):
+    prune = ["prune", "--checkpoint", "base"]
+    assert "required: COMMAND" in misused()
+    assert "invalid choice" in misused("prume")
+    assert "one of the arguments --calibration --remove is required" in misused(*prune, "--output", "o")
+    both = [*prune, "--output", "o", "--calibration", "calibration", "--remove", "vlm=1,2"]
+    assert "not allowed with argument --calibration" in misused(*both)
+    assert "required: --output" in misused(*prune, "--calibration", "calibration")
+    more = [*prune, "--output", "o", "--remove", "vlm=1,2", "--budget", "vlm=2"]
+    assert "not allowed with --budget" in misused(*more, cwd=there)
+    calibrate = ["calibrate", "--checkpoint", "c", "--bag", "b", "--embodiment", "e", "--task", "t", "--output", "o"]
+    assert "invalid int value: 'many'" in misused(*calibrate, "--samples", "many")
+    for seed in ("-1", "x", str(2**64)):
+        assert "is not a whole number from 0" in misused(*calibrate, f"--seed={seed}")
+    assert "invalid choice: 'huge'" in misused(
+        "make-checkpoint", "--family", "smolvla", "--size", "huge", "--output", "o"
+    )
+
+
+def faulty(there, recording):
+    prune = ["prune", "--checkpoint", "base", "--output", "o"]
+    planned = [*prune, "--calibration", "calibration"]
+    calibrate = ["calibrate", "--checkpoint", "base", "--output", "o", "--task", "transfer_cube"]
+    robot = ["--embodiment", "aloha_bimanual"]
+    return {
+        "does not exist": ["inspect", "nowhere"],
+        "this is no calibration folder": [*prune, "--calibration", "nowhere"],
+        "unknown criterion 'ckq', did you mean 'cka'?": [*planned, "--criterion", "ckq"],
+        "a budget names no module: 'vml', did you mean 'vlm'?": [*planned, "--budget", "vml=2"],
+        "is not MODULE=K": [*planned, "--budget", "6"],
+        "their budgets differ": [*planned, "--budget", "vlm=2", "expert=4"],
+        "cannot remove 16 of 16 layers": [*planned, "--budget", "vlm=16"],
+        "nothing would be removed": [*planned, "--threshold", "1.5"],
+        "kinds of layers of": [*prune, "--remove", "vlm=1"],
+        "is not MODULE=1,2,5": [*prune, "--remove", "vlm"],
+        "unknown device 'tpu'": ["verify", "base", "--device", "tpu"],
+        "unknown family 'smolvls'": ["make-checkpoint", "--family", "smolvls", "--size", "tiny", "--output", "o"],
+        "the output lies in base or around it": [*calibrate, *robot, "--bag", recording, "--output", "base/o"],
+        "or around it, .": [*calibrate, *robot, "--bag", recording, "--output", ".", "--overwrite"],
+        "did you mean 'aloha_bimanual'": [*calibrate, "--embodiment", "aloha_bimanul", "--bag", recording],
+        "nobag": [*calibrate, *robot, "--bag", "nobag"],
+        "the output is not a folder": [*prune, "--remove", "vlm=1,2", "--output", "file"],
+    }
+
+
+def test_faults_are_told_in_one_line_and_leave_nothing(there, recording, monkeypatch, capsys):
+    # In this process: the way into a process of its own is the same for all of them, and slow.
+    monkeypatch.chdir(there)
+    (there / "file").write_text("a file")
+    before = sorted(there.iterdir())
+    for message, arguments in faulty(there, recording).items():
+        assert cli.main([str(word) for word in arguments]) == 1, message
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.startswith("error: "), message
+        assert printed.err.count("\n") == 1
+        assert message in printed.err
+        assert sorted(there.iterdir()) == before
+
+
+def test_faults_of_a_loaded_checkpoint_are_one_line_too(tiny_checkpoint, tmp_path):
+    copied = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+    (copied / "policy_preprocessor.json").unlink()
+    assert "policy_preprocessor.json is missing" in fails("verify", copied)
+    shutil.rmtree(copied / "vlm")
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"vlm_model_name": str(tmp_path / "gone")}))
+    assert "lerobot cannot build its model" in fails("benchmark", copied, "--json")
+
+
+def test_an_output_that_is_not_empty_is_replaced_only_when_asked(there):
+    arguments = ["prune", "--checkpoint", "base", "--remove", "vlm=1,2", "--output", "out"]
+    (there / "out").mkdir()
+    (there / "out" / "mine").write_text("kept")
+    assert "is not empty" in fails(*arguments, cwd=there)
+    assert (there / "out" / "mine").read_text() == "kept"
+    succeeds(*arguments, "--overwrite", cwd=there)
+    assert not (there / "out" / "mine").exists()
+    assert sorted(path.name for path in there.iterdir()) == ["base", "calibration", "out"]
+
+
+def test_ctrl_c_leaves_nothing_behind(there, recording):
+    arguments = ["calibrate", "--checkpoint", "base", "--bag", str(recording), "--embodiment", "aloha_bimanual"]
+    arguments += ["--task", "transfer_cube", "--samples", "400", "--output", "interrupted", "--device", "cpu"]
+    # The command says on stdout, through its own progress, that it is in the midst of the frames.
+    script = (
+        "import sys\n"
+        "from clp_ros.pruning import calibration\n"
+        "add = calibration.Calibrator.add\n"
+        "def told(self, *frame):\n"
+        "    add(self, *frame)\n"
+        "    print('one more frame', flush=True)\n"
+        "calibration.Calibrator.add = told\n"
+        "from clp_ros.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        cwd=there,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "one more frame\n"
+        assert process.stdout.readline() == "one more frame\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert errors == "interrupted; nothing was left behind\n"
+    assert sorted(path.name for path in there.iterdir()) == ["base", "calibration"]
+
+
+@pytest.mark.parametrize("job", ["make-checkpoint", "calibrate"])
+def test_a_full_disk_is_told_and_leaves_nothing(there, recording, job):
+    # A limit on the size of a file stands for it; the error comes from the same calls.
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))\n"
+    limited += "from clp_ros.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["--family", "smolvla", "--size", "tiny"]
+    if job == "calibrate":
+        arguments = ["--checkpoint", "base", "--bag", recording, "--embodiment", "aloha_bimanual"]
+        arguments += ["--task", "transfer_cube", "--samples", "1", "--device", "cpu"]
+    line = fails(job, *arguments, "--output", "o", cwd=there, command=("-c", limited))
+    assert "File too large" in line
+    assert sorted(path.name for path in there.iterdir()) == ["base", "calibration"]
+
+
+def test_a_pipe_closed_early_is_no_fault(there):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        command = [sys.executable, "-m", "clp_ros.cli", "inspect", "base", "--json"]
+        done = subprocess.run(
+            command, cwd=there, env=ENVIRONMENT, stdout=pipe, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_and_version():
+    for arguments in (
+        [],
+        *([name] for name in ("calibrate", "prune", "inspect", "benchmark", "make-checkpoint", "verify")),
+    ):
+        assert succeeds(*arguments, "--help").startswith("usage: clp")
+    assert succeeds("--version").startswith("clp ")
+
+
+@pytest.mark.skipif(version("lerobot").startswith("0.5."), reason="this lerobot has GR00T N1.5")
+def test_a_checkpoint_for_another_lerobot_is_told_which_one(tmp_path):
+    config = {"type": "groot", "tokenizer_assets_repo": "lerobot/eagle2hg-processor-groot-n1p5"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    layers = {
+        module.layer_prefix.format(layer=layer) + "weight": np.zeros(2, np.float32)
+        for module in family_of(config, "config.json").modules(config)
+        for layer in range(module.layers)
+    }
+    save_file(layers, tmp_path / "model.safetensors")
+    told = f"groot needs lerobot >=0.5.1,<0.6, installed is {version('lerobot')}"
+    for command in (("verify",), ("benchmark", "--device", "cpu")):
+        assert told in fails(*command, tmp_path)
+    assert "llm" in succeeds("inspect", tmp_path)

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the pages promise is there: links, commands, launch files, parameters, YAML and keys."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clp_ros.cli import _parser
+from clp_ros.robots.embodiment import load_embodiment
+from clp_ros.robots.task import load_task, read_task
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("doc/*.md")), ROOT / "rosbags" / "README.md"]
+NODES = ("calibration", "pruning", "policy")
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+
+
+def links(text: str) -> list[str]:
+    return re.findall(r"!?\[[^\]]*\]\(([^)\s]+)\)", without_code(re.sub(r"\[`([^`]*)`\]", r"[\1]", text)))
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors a Markdown page gets from its headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def command_lines(text: str) -> list[list[str]]:
+    """Every command of a page's shell blocks, as words; comments and heredocs left out."""
+    found = []
+    for block in blocks(text, "(?:bash|sh)"):
+        block = re.sub(r"<<'?(\w+)'?.*?^\1$", "", block, flags=re.DOTALL | re.MULTILINE).replace("\\\n", " ")
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            while words:
+                end = next((i for i, word in enumerate(words) if word in ("&&", ";", "|", "&")), len(words))
+                found.append(words[:end])
+                words = words[end + 1 :]
+    return [words for words in found if words]
+
+
+def clp_command(words: list[str]) -> list[str] | None:
+    if words[0] == "clp":
+        return words[1:]
+    return words[4:] if words[:4] == ["ros2", "run", "clp_ros", "clp"] else None
+
+
+@cache
+def sub_parsers() -> dict[str, set[str]]:
+    """The options of every sub-command."""
+    commands = next(action for action in _parser()._actions if action.choices)
+    return {name: set(parser._option_string_actions) for name, parser in commands.choices.items()}
+
+
+@cache
+def launch_arguments(path: Path) -> set[str]:
+    """The arguments of a launch file, by reading it and what it is built of: launch need not be installed.
+
+    Names that are passed by position or keyword to the shared descriptions, and those of DeclareLaunchArgument; a
+    robot's topics by its YAML.
+    """
+    names: set[str] = set()
+    shared = {"node_description": "launch_node.py", "_description": ""}
+    built = {"policy_description", "embodiment_description", "task_description"}
+    for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+        function = call.func.id if isinstance(call.func, ast.Name) else ""
+        texts = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
+        if function == "DeclareLaunchArgument":
+            names |= set(texts[:1]) - {"object"}
+        elif function in shared:
+            given = texts[1:] if function == "node_description" else texts  # its first is the node's name
+            names |= set(given) | {keyword.arg for keyword in call.keywords if keyword.arg}
+            names |= launch_arguments(ROOT / "clp_ros" / "nodes" / shared[function]) if shared[function] else set()
+        elif function in built:
+            names |= launch_arguments(ROOT / "clp_ros" / "nodes" / "launch_policy.py")
+            if function == "task_description":
+                task = read_task(texts[0])
+                names |= topic_arguments(task.embodiment) | ({"object"} if task.objects else set())
+            elif function == "embodiment_description":
+                names |= topic_arguments(texts[0])
+    return names
+
+
+def topic_arguments(embodiment: str) -> set[str]:
+    robot = load_embodiment(embodiment)
+    states = [f"{name}_{what}_topic" for name in robot.joint_states for what in ("joint_states", "robot_description")]
+    return (
+        {f"{name}_topic" for name in robot.cameras}
+        | {f"{name}_controller_topic" for name in robot.controllers}
+        | {*states}
+    )
+
+
+@cache
+def node_parameters(node: str) -> dict[str, object]:
+    """Parameters and defaults by the node's code: the PARAMETERS of its module, read without rclpy."""
+    tree = ast.parse((ROOT / "clp_ros" / "nodes" / f"{node}.py").read_text())
+    for statement in tree.body:
+        if isinstance(statement, ast.AnnAssign) and getattr(statement.target, "id", "") == "PARAMETERS":
+            return {name: default for name, (default, _) in ast.literal_eval(statement.value).items()}
+    raise AssertionError(f"{node}.py has no PARAMETERS")
+
+
+def section(text: str, title: str) -> str:
+    return re.split(r"^## ", text.split(f"\n## {title}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def table(text: str, first_heading: str) -> dict[str, list[str]]:
+    """A Markdown table by the code in its first column; a cell that names several things gives several rows."""
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first_heading} |"))
+    rows: dict[str, list[str]] = {}
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        for name in re.findall(r"`([^`]+)`", cells[0]):
+            rows[name] = cells[1:]
+    return rows
+
+
+@every_page
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    for link in links(page.read_text()):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        assert target.is_relative_to(ROOT), link
+        if anchor:
+            assert anchor in anchors(target.read_text()), link
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    linked = {(ROOT / link).resolve() for link in links((ROOT / "README.md").read_text())}
+    assert {page for page in PAGES if page.name != "README.md"} <= linked
+
+
+@every_page
+def test_commands_parse(page: Path) -> None:
+    for words in command_lines(page.read_text()):
+        if (arguments := clp_command(words)) is None:
+            continue
+        try:
+            _parser().parse_args(arguments)
+        except SystemExit:
+            pytest.fail(f"clp does not take: {shlex.join(words)}")
+
+
+@every_page
+def test_commands_in_the_text_exist(page: Path) -> None:
+    options = set().union(*sub_parsers().values())
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for code in re.findall(r"`([^`]+)`", text):
+        words = code.split()
+        if words[0] == "clp" and len(words) > 1:
+            assert words[1] in sub_parsers(), code
+            wanted = sub_parsers()[words[1]]
+        elif words[0].startswith("--") and "=" not in words[0] and not words[0].startswith("--policy"):
+            wanted = options
+        else:
+            continue
+        unknown = {word for word in words if word.startswith("--")} - wanted
+        # Options of other programs, where the text says whose they are.
+        assert not unknown - {"--clock", "--show-args", "--loop", "--rate", "--camera-rate", "--seconds"}, code
+
+
+@every_page
+def test_launch_files_and_arguments_exist(page: Path) -> None:
+    for words in command_lines(page.read_text()):
+        if words[:3] != ["ros2", "launch", "clp_ros"]:
+            continue
+        path = ROOT / "launch" / words[3]
+        assert path.is_file(), words[3]
+        given = {word.partition(":=")[0] for word in words[4:] if ":=" in word}
+        assert given <= launch_arguments(path), f"{words[3]} has no argument {given - launch_arguments(path)}"
+
+
+def code_words(cell: str) -> set[str]:
+    return set(re.findall(r"`([a-z0-9_]+)`", re.sub(r"\([^)]*\)", "", cell)))
+
+
+def test_launch_files_of_the_reference_are_those_there() -> None:
+    text = section((ROOT / "doc" / "ros-graph.md").read_text(), "Launch files")
+    rows, robots = table(text, "file"), table(text, "robot")
+    tasks = {file: robot for robot, cells in robots.items() for file in re.findall(r"`(\w+\.launch\.py)`", cells[1])}
+    assert {*rows, *robots, *tasks} == {path.name for path in ROOT.glob("launch/*.launch.py")}
+    assert len(tasks) == len(list(ROOT.glob("config/tasks/*.yaml")))
+    common = {"params_file", "namespace", "log_level"}
+    for name, cells in rows.items():
+        assert set().union(*map(code_words, cells)) == launch_arguments(ROOT / "launch" / name) - common, name
+    policy = launch_arguments(ROOT / "launch" / "policy.launch.py")
+    for name, (topics, _) in robots.items():
+        assert code_words(topics) == launch_arguments(ROOT / "launch" / name) - policy, name
+    for name, robot in tasks.items():
+        assert read_task(name.removesuffix(".launch.py")).embodiment == robot.removesuffix(".launch.py")
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_parameters_of_the_reference_are_those_there(node: str) -> None:
+    rows = table(section((ROOT / "doc" / "ros-graph.md").read_text(), node), "parameter")
+    parameters = node_parameters(node)
+    assert set(rows) == set(parameters)
+    for name, (default, *_) in rows.items():
+        assert yaml.safe_load(default.strip("`")) == parameters[name], name
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_parameter_files_hold_the_defaults(node: str) -> None:
+    document = yaml.safe_load((ROOT / "config" / "nodes" / f"{node}.yaml").read_text())
+    assert document["/**"]["ros__parameters"] == node_parameters(node)
+
+
+@pytest.mark.parametrize("page", ["your-robot", "tutorial"])
+def test_yaml_is_what_the_loaders_take(page: str, tmp_path: Path) -> None:
+    embodiment, *tasks = blocks((ROOT / "doc" / f"{page}.md").read_text(), "yaml")
+    (tmp_path / "robot.yaml").write_text(embodiment)
+    robot = load_embodiment(tmp_path / "robot.yaml")
+    assert robot.name == "my_robot"
+    for task in tasks:
+        (tmp_path / "task.yaml").write_text(task)
+        assert load_task(tmp_path / "task.yaml", robot).embodiment == "my_robot"
+
+
+def test_every_key_of_an_embodiment_and_a_task_is_explained() -> None:
+    from clp_ros.robots.embodiment import Camera, Controller, Embodiment, Joint, JointStates, Sync
+    from clp_ros.robots.task import Task
+
+    text = (ROOT / "doc" / "your-robot.md").read_text()
+    explained = {name.split(".")[-1].split(": ")[-1] for name in re.findall(r"^\| (.*?) \|", text, re.MULTILINE)
+                 for name in re.findall(r"`([^`]+)`", name)}  # fmt: skip
+    for schema in (Embodiment, Camera, JointStates, Controller, Joint, Sync, Task):
+        assert set(schema.model_fields) <= explained, schema.__name__

@@ -25,6 +25,9 @@ class TrajectoryOutput:
         settings: How chunks are joined.
         send: Sends the trajectories of one moment, one a controller.
         clock_ns: The time on the robot's clock, nanoseconds.
+
+    Attributes:
+        stamp_ns: Stamp of what was sent last, nanoseconds; None before the first.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class TrajectoryOutput:
         self._schedule = ChunkSchedule(Limits.of(embodiment), embodiment.period_ns, settings)
         self._send = send
         self._clock_ns = clock_ns
+        self.stamp_ns: int | None = None
 
     def start(self) -> None:
         """Begins anew, from where the robot is."""
@@ -77,3 +81,4 @@ class TrajectoryOutput:
     def _publish(self, reference: Reference, now: int) -> None:
         times = (reference.times_ns - now) / 1e9
         self._send(split_trajectory(times, reference.positions, self._embodiment, reference.velocities, now))
+        self.stamp_ns = now

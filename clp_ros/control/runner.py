@@ -306,6 +306,7 @@ class ChunkRunner:
                 )
                 return
             joined = self._output.chunk(positions, now, self._inputs.state(self._clock_ns()))
+            stamp = self._output.stamp_ns
             session.observed_ns, session.due_ns = now, now + self._interval_ns(len(positions))
             told, session.told, session.fault, session.holding = session.told, False, None, None
         self._latencies.append(latency)
@@ -326,6 +327,8 @@ class ChunkRunner:
             "chunk",
             self._clock_ns(),
             observed=now / 1e9,
+            newest_image=newest / 1e9,
+            stamp=stamp / 1e9,
             seam=joined.seam_ns / 1e9,
             skipped=joined.skipped,
             scale=joined.scale,

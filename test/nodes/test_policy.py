@@ -19,6 +19,7 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from ros_tools import NodeProcess, Peer, parameter_arguments, running, wait_for
+from scipy.interpolate import CubicHermiteSpline
 from sensor_msgs.msg import CompressedImage, JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -381,7 +382,9 @@ def test_seams_are_continuous_in_position_and_velocity_to_the_end(
 ) -> None:
     with start(task="turn both waists", start_distance=2.0) as node:
         driver.up()
-        wait_for(lambda: len(driver.sent[SENT_TOPICS[0]]) > 15, "chunks")
+        heard = driver.sent[SENT_TOPICS[0]]
+        # In motion, that is with a chunk and not with a stop: on a busy machine an input may have been late.
+        wait_for(lambda: len(heard) > 15 and len(heard[-1].points) > 50, "chunks")
         if end == "deactivate":
             assert driver.change(Transition.TRANSITION_DEACTIVATE)
         elif end == "shutdown":
@@ -391,13 +394,13 @@ def test_seams_are_continuous_in_position_and_velocity_to_the_end(
         else:
             assert node.stop(end) == 0
         time.sleep(0.3)
-    sent = arrivals(driver.sent[SENT_TOPICS[0]][1:])  # the first has no point in its first 200 ms
+    sent = arrivals(heard[1:])  # the first has no point in its first 200 ms
     for (old_times, old, old_speeds), (times, positions, speeds) in pairwise(sent):
-        knot = int(np.argmin(np.abs(old_times - times[0])))
-        at_rest = knot == len(old_times) - 1  # a slow machine: it was braked meanwhile, and stays where it came to rest
-        assert at_rest or abs(int(old_times[knot] - times[0])) < 1000  # time_from_start is rounded to nanoseconds
-        np.testing.assert_allclose(positions[0], old[knot], atol=1e-6)
-        np.testing.assert_allclose(speeds[0], old_speeds[knot], atol=1e-6)
+        # What the controllers follow when the message takes over; at rest, once the old one has ended.
+        seam = min(times[0], old_times[-1])
+        expected = CubicHermiteSpline((old_times - seam) / 1e9, old, old_speeds)
+        np.testing.assert_allclose(positions[0], expected(0.0), atol=1e-6)
+        np.testing.assert_allclose(speeds[0], expected(0.0, nu=1), atol=1e-5)
         assert not speeds[-1].any()
     assert np.abs(sent[-2][2]).max() > 0.05
     # The last brakes at once.

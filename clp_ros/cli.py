@@ -260,6 +260,29 @@ def _simulate(options: argparse.Namespace) -> None:
         raise SystemExit(code)
 
 
+def _record(options: argparse.Namespace) -> None:
+    from clp_ros.robots.embodiment import load_embodiment
+    from clp_ros.simulation.recording import RecordingSettings, record
+
+    embodiment = load_embodiment(options.embodiment)
+    output = options.output or Path(f"recorded_{embodiment.name}")
+    settings = RecordingSettings(options.camera_rate, options.joint_state_rate, options.size, options.quality)
+    with _progress("recording", "picture") as progress:
+        episodes = record(embodiment, output, options.episodes, options.seed, settings, options.overwrite, progress)
+    size = sum(file.stat().st_size for one in episodes for file in one.bag.iterdir())
+    tries = sum(one.tries for one in episodes)
+    if options.json:
+        bags = [
+            {"bag": str(one.bag.absolute()), "tries": one.tries, "seconds": one.seconds, "messages": one.messages}
+            for one in episodes
+        ]
+        found = {"output": str(output.absolute()), "embodiment": embodiment.name, "seed": options.seed}
+        _print_json(found | {"solved": len(episodes), "tries": tries, "bytes": size, "episodes": bags})
+        return
+    again = f"; {_count(tries - len(episodes), 'start')} left out, not solved" if tries > len(episodes) else ""
+    _say(f"{_count(len(episodes), 'episode')}, all solved{again}; {size / 1e6:.1f} MB in {output}")
+
+
 def _demo(options: argparse.Namespace) -> None:
     from clp_ros.demo import run_demo
 
@@ -341,11 +364,25 @@ def _parser() -> argparse.ArgumentParser:
         "--pictures", choices=("render", "plain"), default="render", help="plain: grey, where nothing can be drawn"
     )
 
+    record = _command(commands, "record", _record, "record demonstrations of a simulated robot, without ROS")
+    record.add_argument("--embodiment", required=True, help="ur5, ur10e, aloha_single, aloha_bimanual, or a .yaml file")
+    record.add_argument(
+        "--episodes", type=_at_least_one, help="how many, a bag each in the output folder; without it, one: the output"
+    )
+    record.add_argument("--output", type=Path, help="folder to write (default: recorded_ and the robot's name)")
+    record.add_argument("--seed", type=_seed, default=0, help="draws starts and delays (default: %(default)s)")
+    record.add_argument("--camera-rate", type=_rate, default=30.0, help="pictures a second (default: %(default)s)")
+    record.add_argument(
+        "--joint-state-rate", type=_rate, default=100.0, help="joint states a second (default: %(default)s)"
+    )
+    record.add_argument("--size", type=_size, metavar="WxH", help="of the pictures (default: the embodiment's)")
+    record.add_argument("--quality", type=_quality, default=80, help="of the JPEGs, 1 to 100 (default: %(default)s)")
+
     demo = _command(commands, "demo", _demo, "all of the above on the recorded demonstration")
     demo.add_argument("--output", type=Path, default=Path("demo_output"), help="folder (default: %(default)s)")
-    for command in (calibrate, prune, make, demo):
+    for command in (calibrate, prune, make, record, demo):
         command.add_argument("--overwrite", action="store_true", help="replace an output folder that is not empty")
-    for command in (calibrate, prune, inspect, bench, make, check):
+    for command in (calibrate, prune, inspect, bench, make, check, record):
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser
 
@@ -365,6 +402,35 @@ def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**64:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^64 - 1")
     return int(text)
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _quality(text: str) -> int:
+    if (quality := _at_least_one(text)) > 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 100")
+    return quality
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 1 <= rate <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rate from 1 to 1000 Hz")
+    return rate
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not all(one.isdecimal() and 16 <= int(one) <= 4096 for one in (width, height)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size as 320x240, of 16 to 4096 pixels each way")
+    return int(width), int(height)
 
 
 def _say(text: str) -> None:

@@ -15,19 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from aloha_transfer import JOINT_NAMES, SECOND, Scene
-from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
-from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.typesys import Stores, get_typestore
 from tqdm import tqdm
 
+from clp_ros.bags.images import JPEG_FORMAT, encode_jpeg
+from clp_ros.bags.writer import STORE, header, write_bag
 from clp_ros.errors import ClpError
 from clp_ros.files import atomic_folder, check_output_folder
+from clp_ros.simulation.recording import CAMERA_DELAY_MS, EPOCH_NS, JOINT_DELAY_MS
 
 MILLISECOND = SECOND // 1000
-EPOCH = 1_750_000_000 * SECOND  # simulation time 0 on the bag's clock: 2025-06-15 15:06:40 UTC
 JOINT_RATE = 50.0  # Hz; ALOHA's control rate, and gym-aloha's
 
 # Camera of the scene, and when its first picture is taken: no camera runs in step with the joints or with another.
@@ -37,13 +35,7 @@ CAMERAS = {
     "cam_right_wrist": ("right_wrist", 22 * MILLISECOND),
 }
 PICTURE_SIZE = (320, 240)  # ALOHA's cameras give 640x480, which would take twice the room
-JPEG_QUALITY = 80
 ARM_PHASES = {"left": 0, "right": 6 * MILLISECOND}
-# From the stamp to the recorder: a driver's message comes at once, a picture is exposed, compressed and sent first.
-JOINT_DELAY = (0.4, 1.6)  # ms
-CAMERA_DELAY = (4.0, 10.0)  # ms
-
-NO_DEADLINE = QosTime(0, 0)
 
 
 @dataclass
@@ -64,22 +56,20 @@ class Source:
         return self.phase_ns + round(self.count * SECOND / self.rate)
 
 
-def make_sources(scene: Scene, types: dict[str, Any], arguments: argparse.Namespace) -> list[Source]:
+def make_sources(scene: Scene, arguments: argparse.Namespace) -> list[Source]:
     """The five topics of the recording."""
 
     def joint_states(side: str) -> Callable[[Any], Any]:
         def make(header: Any) -> Any:
             position, velocity = scene.arm(side)
-            return types["sensor_msgs/msg/JointState"](header, list(JOINT_NAMES), position, velocity, np.zeros(0))
+            return STORE.types["sensor_msgs/msg/JointState"](header, list(JOINT_NAMES), position, velocity, np.zeros(0))
 
         return make
 
     def compressed_image(camera: str) -> Callable[[Any], Any]:
         def make(header: Any) -> Any:
-            picture = cv2.cvtColor(scene.picture(camera, *PICTURE_SIZE), cv2.COLOR_RGB2BGR)
-            _, jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-            # image_transport's way to say it: the source's encoding, the codec, the encoding inside.
-            return types["sensor_msgs/msg/CompressedImage"](header, "rgb8; jpeg compressed bgr8", jpeg)
+            jpeg = encode_jpeg(scene.picture(camera, *PICTURE_SIZE))
+            return STORE.types["sensor_msgs/msg/CompressedImage"](header, JPEG_FORMAT, jpeg)
 
         return make
 
@@ -89,7 +79,7 @@ def make_sources(scene: Scene, types: dict[str, Any], arguments: argparse.Namesp
             type="sensor_msgs/msg/JointState",
             rate=JOINT_RATE,
             phase_ns=phase,
-            delay_ms=JOINT_DELAY,
+            delay_ms=JOINT_DELAY_MS,
             make=joint_states(side),
             frame="",
         )
@@ -101,29 +91,13 @@ def make_sources(scene: Scene, types: dict[str, Any], arguments: argparse.Namesp
             type="sensor_msgs/msg/CompressedImage",
             rate=arguments.camera_rate,
             phase_ns=phase,
-            delay_ms=CAMERA_DELAY,
+            delay_ms=CAMERA_DELAY_MS,
             make=compressed_image(camera),
             frame=f"{name}_color_optical_frame",
         )
         for name, (camera, phase) in CAMERAS.items()
     ]
     return sources
-
-
-def offered_qos(type_name: str) -> Qos:
-    """What the drivers offer: pictures as sensor data (best effort), joint states reliably."""
-    sensor_data = type_name == "sensor_msgs/msg/CompressedImage"
-    return Qos(
-        history=QosHistory.KEEP_LAST,
-        depth=5 if sensor_data else 10,
-        reliability=QosReliability.BEST_EFFORT if sensor_data else QosReliability.RELIABLE,
-        durability=QosDurability.VOLATILE,
-        deadline=NO_DEADLINE,
-        lifespan=NO_DEADLINE,
-        liveliness=QosLiveliness.AUTOMATIC,
-        liveliness_lease_duration=NO_DEADLINE,
-        avoid_ros_namespace_conventions=False,
-    )
 
 
 def record(arguments: argparse.Namespace) -> dict[str, int]:
@@ -137,20 +111,18 @@ def record(arguments: argparse.Namespace) -> dict[str, int]:
     """
     check_output_folder(arguments.output, arguments.overwrite)
     scene = Scene(arguments.seed)
-    store = get_typestore(Stores.ROS2_JAZZY)
-    sources = make_sources(scene, store.types, arguments)
+    sources = make_sources(scene, arguments)
     jitter = np.random.default_rng(arguments.seed)
-    arrived: list[tuple[int, Source, Any]] = []
+    arrived: list[tuple[int, str, Any]] = []
     steps = scene.steps(arguments.seconds)
     for now in tqdm(scene.run(steps), total=steps, desc="recording", unit="step"):
         for source in sources:
             if now < source.due_ns():
                 continue
-            stamp = EPOCH + now
-            time = store.types["builtin_interfaces/msg/Time"](*divmod(stamp, SECOND))
-            message = source.make(store.types["std_msgs/msg/Header"](time, source.frame))
+            stamp = EPOCH_NS + now
+            message = source.make(header(stamp, source.frame))
             receive = stamp + round(jitter.uniform(*source.delay_ms) * MILLISECOND)
-            arrived.append((receive, source, message))
+            arrived.append((receive, source.topic, message))
             source.count += 1
     if not scene.handed_over():
         raise ClpError(
@@ -161,23 +133,9 @@ def record(arguments: argparse.Namespace) -> dict[str, int]:
 
     # A recorder writes in the order of arrival: a joint state overtakes the picture stamped just before it.
     arrived.sort(key=lambda entry: entry[0])
+    notes = {"made_by": "record_aloha_bimanual.py", "seed": str(arguments.seed)}
     with atomic_folder(arguments.output, arguments.overwrite) as folder:
-        # The writer makes its folder itself and names the file after it.
-        bag = folder / arguments.output.name
-        with Writer(bag, version=Writer.VERSION_LATEST, storage_plugin=StoragePlugin.MCAP) as writer:
-            writer.set_custom_data("made_by", "record_aloha_bimanual.py")
-            writer.set_custom_data("seed", str(arguments.seed))
-            connections = {
-                source.topic: writer.add_connection(
-                    source.topic, source.type, typestore=store, offered_qos_profiles=[offered_qos(source.type)]
-                )
-                for source in sources
-            }
-            for receive, source, message in arrived:
-                writer.write(connections[source.topic], receive, store.serialize_cdr(message, source.type))
-        for file in bag.iterdir():
-            file.rename(folder / file.name)
-        bag.rmdir()
+        write_bag(folder, arguments.output.name, {source.topic: source.type for source in sources}, arrived, notes)
     return {source.topic: source.count for source in sources}
 
 

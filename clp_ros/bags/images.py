@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ROS image messages to RGB arrays, the same from a bag and from a live topic."""
+"""ROS image messages to RGB arrays, the same from a bag and from a live topic; and RGB arrays to JPEG."""
 
 import logging
 from collections.abc import Callable
@@ -28,6 +28,9 @@ _ENCODINGS: dict[str, tuple[int, str | None]] = {
     "yuv422": (2, "COLOR_YUV2RGB_UYVY"),
     "yuv422_yuy2": (2, "COLOR_YUV2RGB_YUY2"),
 }
+JPEG_FORMAT = "rgb8; jpeg compressed bgr8"
+"""A CompressedImage's ``format`` in image_transport's way: the source's encoding, the codec, the encoding inside."""
+
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 _PNG_END = b"IEND\xae\x42\x60\x82"
 _PNG_DEPTH_AT = 24  # the signature, the header chunk's length and name, width and height come before it
@@ -54,6 +57,22 @@ def decode_image(msg: Any, topic: str | None = None) -> np.ndarray:
     if hasattr(msg, "format"):
         return _decode_compressed(data, msg.format, topic)
     return _decode_raw(data, msg, topic)
+
+
+def encode_jpeg(picture: np.ndarray, quality: int = 80) -> np.ndarray:
+    """A picture as the data of a ``sensor_msgs/CompressedImage`` with :data:`JPEG_FORMAT`.
+
+    Args:
+        picture: (height, width, 3) uint8 RGB.
+        quality: 1 to 100.
+
+    Returns:
+        (bytes,) uint8.
+    """
+    import cv2
+
+    _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return jpeg
 
 
 def _decode_raw(data: np.ndarray, msg: Any, topic: str | None) -> np.ndarray:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import threading
 import time
@@ -15,10 +16,10 @@ from typing import Any
 import numpy as np
 import rclpy
 from builtin_interfaces.msg import Time
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 
 from clp_ros.bags.reader import BagReader, open_bag
@@ -104,11 +105,13 @@ def main(args: Sequence[str] | None = None) -> int:
         "--clock", action="store_true", help="keep the stamps and publish /clock, as ros2 bag play does"
     )
     parser.add_argument("--loop", action="store_true", help="play again until stopped")
-    rclpy.init(args=args)
+    # rclpy's own handlers would end ROS between two messages.
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     options = parser.parse_args(rclpy.utilities.remove_ros_args(args)[1:] if args is None else args)
     node = rclpy.create_node("replay")
     stopped = threading.Event()
-    rclpy.get_default_context().on_shutdown(stopped.set)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
     try:
         replay = Replay(node, open_bag(options.bag), options.rate, options.clock)
         while replay.play(stopped) and options.loop and not stopped.is_set():
@@ -116,8 +119,6 @@ def main(args: Sequence[str] | None = None) -> int:
     except ClpError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
     finally:
         node.destroy_node()
         rclpy.try_shutdown()

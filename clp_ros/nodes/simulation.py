@@ -25,6 +25,7 @@ from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
+from clp_ros.bags.images import JPEG_FORMAT, encode_jpeg
 from clp_ros.errors import ClpError
 from clp_ros.nodes.messages import INPUT_TYPES, NANOSECONDS, image_message
 from clp_ros.nodes.parameters import declare, given_embodiment
@@ -46,7 +47,6 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
     "pictures": ("render", "render: what the cameras see; plain: a picture of one colour, where nothing can be drawn"),
 }
 PICTURES = ("render", "plain")
-_JPEG_QUALITY = 80
 _TICK_S = 0.004
 _GREY = 128
 
@@ -149,14 +149,8 @@ class SimulationNode(Node):
             return
         picture, frame = self._picture(name, camera), f"{name}_color_optical_frame"
         if camera.type.endswith("CompressedImage"):
-            import cv2
-
-            _, jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-            # image_transport's way to say it: the source's encoding, the codec, the encoding inside.
-            message = CompressedImage(
-                header=Header(stamp=_time(time_ns), frame_id=frame), format="rgb8; jpeg compressed bgr8"
-            )
-            message.data = array("B", jpeg.tobytes())
+            message = CompressedImage(header=Header(stamp=_time(time_ns), frame_id=frame), format=JPEG_FORMAT)
+            message.data = array("B", encode_jpeg(picture).tobytes())
         else:
             message = image_message(picture, _time(time_ns), frame)
         publisher.publish(message)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,8 @@ class SimulatedRobot:
             velocity,
         )
         self._shares = np.bincount(joint)
+        # A gripper begins where it does in every demonstration.
+        self._turns = np.array([one.unit == "rad" for one in embodiment.joints])
         self._lower = np.array([one.lower for one in embodiment.joints])
         self._upper = np.array([one.upper for one in embodiment.joints])
         body = model.jnt_bodyid[model.joint(self._model.cube).id]
@@ -67,19 +70,27 @@ class SimulatedRobot:
 
     @property
     def home(self) -> np.ndarray:
-        """(joints,) where it begins, rad or m."""
-        return self._model.home.copy()
+        """(joints,) where it began, rad or m."""
+        return self._home.copy()
 
-    def reset(self, seed: int) -> None:
-        """Puts the robot to where it begins, and the cube somewhere on the table."""
+    def reset(self, seed: int | Sequence[int], spread: float = 0.0) -> None:
+        """Puts the robot to where it begins, and the cube somewhere on the table.
+
+        Args:
+            seed: Draws both.
+            spread: How far, in rad, a joint of the arm may begin from where demonstrations do.
+        """
         model, data = self._model, self.data
+        draw = np.random.default_rng(seed)
+        place = draw.uniform(*model.cube_range)
+        away = spread * draw.uniform(-1.0, 1.0, len(model.home)) * self._turns
+        self._home = np.clip(model.home + away, self._lower, self._upper)
         self._mujoco.mj_resetData(model.mujoco, data)
-        data.qpos[self._position] = model.home[self._joint] * self._gain
+        data.qpos[self._position] = self._home[self._joint] * self._gain
         data.ctrl[self._actuator] = data.qpos[self._position]
-        place = np.random.default_rng(seed).uniform(*model.cube_range)
         data.joint(model.cube).qpos[:] = [*place, 1, 0, 0, 0]
         self._mujoco.mj_forward(model.mujoco, data)
-        self._controllers = Controllers(self.embodiment, model.home)
+        self._controllers = Controllers(self.embodiment, self._home)
         self._time_ns: int | None = None
 
     # ------------------------------------------------------------------------------------------------ moving

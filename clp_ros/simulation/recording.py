@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Demonstrations of a simulated robot as rosbag2 recordings: no ROS, faster than real time, the same for a seed."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clp_ros.bags.images import JPEG_FORMAT, encode_jpeg
+from clp_ros.bags.writer import STORE, header, write_bag
+from clp_ros.errors import ClpError
+from clp_ros.files import atomic_folder, check_output_folder
+from clp_ros.robots.embodiment import JOINT_STATE_TYPE, Embodiment
+from clp_ros.robots.trajectory import split_trajectory
+from clp_ros.simulation.closed_loop import START_NS
+from clp_ros.simulation.experts import demonstration, solved
+from clp_ros.simulation.motion import Motion
+from clp_ros.simulation.robot import SimulatedRobot
+
+EPOCH_NS = 1_750_000_000 * 10**9
+"""When simulations begin on the bags' clock: 2025-06-15 15:06:40 UTC."""
+JOINT_DELAY_MS, CAMERA_DELAY_MS = (0.4, 1.6), (4.0, 10.0)
+"""From the stamp to the recorder: joint states come at once, a picture is exposed, compressed and sent first."""
+
+# How far from the usual pose an arm may begin, in rad, and how long it rests when it has done its task.
+_SPREAD, _REST_S = 0.1, 0.5
+# From one episode's beginning to the next one's, so that no two recordings are of the same time.
+_APART_NS = 60 * 10**9
+# No camera is in step with the joints: when the first pictures are taken, and each further robot's joint states.
+_FIRST_PICTURE_NS, _JOINT_PHASE_NS = 7_300_000, 3_100_000
+# Times that a start is drawn before an episode is given up.
+_TRIES = 10
+
+
+@dataclass(frozen=True)
+class RecordingSettings:
+    """What a recording is like.
+
+    Attributes:
+        camera_rate, joint_state_rate: Messages a second, on each topic.
+        size: Width and height of the pictures; None: the embodiment's.
+        quality: Of the JPEGs, 1 to 100.
+    """
+
+    camera_rate: float = 30.0
+    joint_state_rate: float = 100.0
+    size: tuple[int, int] | None = None
+    quality: int = 80
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One recording.
+
+    Attributes:
+        bag: Its folder.
+        tries: How often a start was drawn: the last is the one that was solved.
+        seconds: Of the robot's time.
+        messages: How many, by topic.
+    """
+
+    bag: Path
+    tries: int
+    seconds: float
+    messages: dict[str, int]
+
+
+def record(
+    embodiment: Embodiment,
+    output: Path,
+    episodes: int | None = None,
+    seed: int = 0,
+    settings: RecordingSettings = RecordingSettings(),
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Episode]:
+    """Lets the scripted expert solve the robot's task again and again, and records what cameras and joints tell.
+
+    An episode is drawn by the seed and its own number: where the cube lies and where the arm begins. A start from which
+    the expert does not solve its task is not recorded, another one is drawn instead.
+
+    Args:
+        embodiment: One of those that clp_ros ships.
+        output: A folder for the bags ``episode_000``, …; without ``episodes``, the one bag itself.
+        episodes: How many.
+        seed: Draws everything.
+        settings: What the recordings are like.
+        overwrite: Whether an output folder that is not empty is replaced.
+        progress: Told pictures done and pictures in all.
+
+    Raises:
+        ClpError: There is no such simulated robot, a package is missing, nothing can be drawn here, the output folder
+            is not empty, or the expert solves an episode from none of ten starts.
+    """
+    check_output_folder(output, overwrite)
+    recorder = _Recorder(embodiment, settings, seed, progress, episodes or 1)
+    try:
+        with atomic_folder(output, overwrite) as folder:
+            if episodes is None:
+                return [recorder.record(0, folder, output)]
+            done = []
+            for index in range(episodes):
+                bag = folder / f"episode_{index:03d}"
+                bag.mkdir()
+                done.append(recorder.record(index, bag, output / bag.name))
+            return done
+    finally:
+        recorder.robot.close()
+
+
+class _Recorder:
+    """Records episodes of one robot."""
+
+    def __init__(
+        self,
+        embodiment: Embodiment,
+        settings: RecordingSettings,
+        seed: int,
+        progress: Callable[[int, int], None],
+        episodes: int,
+    ) -> None:
+        self.robot = SimulatedRobot(embodiment)
+        self._embodiment = embodiment
+        self._settings = settings
+        self._seed = seed
+        self._sources = _sources(embodiment, settings)
+        self._progress, self._episodes = progress, episodes
+        self._pictures = self._expected = 0
+        self._picture(next(iter(embodiment.cameras)))  # says now that nothing can be drawn
+
+    def record(self, index: int, folder: Path, final: Path) -> Episode:
+        """Writes an episode into an empty folder that will be ``final``."""
+        motion, tries = self._solvable(index)
+        start_ns = EPOCH_NS + index * _APART_NS
+        counts = dict.fromkeys((source.topic for source in self._sources), 0)
+        delay = np.random.default_rng([self._seed, index])
+        seconds = motion.seconds + _REST_S
+        cameras = len(self._embodiment.cameras)
+        self._expected = self._episodes * cameras * round(seconds * self._settings.camera_rate)
+
+        def messages() -> Iterator[tuple[int, str, Any]]:
+            # A recorder writes in the order of arrival: a joint state overtakes the picture stamped just before it.
+            waiting: list[tuple[int, int, str, Any]] = []
+            self._begin(motion)
+            for number, (time_ns, source) in enumerate(_due(self._sources, seconds)):
+                while waiting and waiting[0][0] <= start_ns + time_ns:
+                    receive_ns, _, topic, message = heapq.heappop(waiting)
+                    yield receive_ns, topic, message
+                self.robot.step(START_NS + time_ns)
+                stamp_ns = start_ns + time_ns
+                receive_ns = stamp_ns + round(delay.uniform(*source.delay_ms) * 1e6)
+                heapq.heappush(waiting, (receive_ns, number, source.topic, self._message(source, stamp_ns)))
+                counts[source.topic] += 1
+            while waiting:
+                receive_ns, _, topic, message = heapq.heappop(waiting)
+                yield receive_ns, topic, message
+
+        notes = {"made_by": "clp record", "seed": str(self._seed), "episode": str(index)}
+        write_bag(folder, final.name, {source.topic: source.kind for source in self._sources}, messages(), notes)
+        if not solved(self.robot):
+            raise RuntimeError(f"episode {index} was solved when it was tried, and not when it was recorded")
+        return Episode(final, tries, seconds, counts)
+
+    def _solvable(self, index: int) -> tuple[Motion, int]:
+        """Puts the robot to a start from which its expert solves the task, without a picture; and how many it took."""
+        for attempt in range(_TRIES):
+            start = [self._seed, index, attempt]
+            self.robot.reset(start, _SPREAD)
+            try:
+                motion = demonstration(self.robot)
+            except ValueError:  # out of reach
+                continue
+            self._begin(motion)
+            for time_ns in range(0, round((motion.seconds + _REST_S) * 1e9), 10**8):
+                self.robot.step(START_NS + time_ns)
+            if solved(self.robot):
+                self.robot.reset(start, _SPREAD)
+                return motion, attempt + 1
+        raise ClpError(
+            f"the expert does not solve episode {index}: {_TRIES} starts were tried",
+            where=f"--seed {self._seed}",
+            fix="take another --seed",
+        )
+
+    def _message(self, source: _Source, stamp_ns: int) -> Any:
+        head = header(stamp_ns, source.frame)
+        if source.kind == JOINT_STATE_TYPE:
+            names, positions, speeds = self.robot.joint_states(source.name)
+            return STORE.types[source.kind](head, names, np.array(positions), np.array(speeds), np.empty(0))
+        picture = self._picture(source.name)
+        self._pictures += 1
+        self._progress(self._pictures, self._expected)
+        if source.kind.endswith("CompressedImage"):
+            return STORE.types[source.kind](head, JPEG_FORMAT, encode_jpeg(picture, self._settings.quality))
+        height, width, channels = picture.shape
+        return STORE.types[source.kind](head, height, width, "rgb8", 0, width * channels, picture.reshape(-1))
+
+    def _picture(self, camera: str) -> np.ndarray:
+        its = self._embodiment.cameras[camera]
+        width, height = self._settings.size or (its.width, its.height)
+        return self.robot.picture(camera, height, width)
+
+    def _begin(self, motion: Motion) -> None:
+        """Gives the robot its motion."""
+        self.robot.step(START_NS)
+        period_s = self._embodiment.period_ns / 1e9
+        times = np.arange(1, math.ceil(motion.seconds / period_s) + 1) * period_s
+        for trajectory in split_trajectory(times, motion.at(times), self._embodiment):
+            self.robot.receive(trajectory, START_NS)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A topic: ``name`` is its camera or entry of ``joint_states``."""
+
+    name: str
+    topic: str
+    kind: str
+    frame: str
+    rate: float
+    phase_ns: int
+    delay_ms: tuple[float, float]
+
+
+def _sources(embodiment: Embodiment, settings: RecordingSettings) -> list[_Source]:
+    found = [
+        _Source(
+            name, states.topic, JOINT_STATE_TYPE, "", settings.joint_state_rate, index * _JOINT_PHASE_NS, JOINT_DELAY_MS
+        )
+        for index, (name, states) in enumerate(embodiment.joint_states.items())
+    ]
+    between_ns = round(1e9 / settings.camera_rate / len(embodiment.cameras))
+    for index, (name, camera) in enumerate(embodiment.cameras.items()):
+        phase_ns = _FIRST_PICTURE_NS + index * between_ns
+        frame = f"{name}_color_optical_frame"
+        found.append(_Source(name, camera.topic, camera.type, frame, settings.camera_rate, phase_ns, CAMERA_DELAY_MS))
+    return found
+
+
+def _due(sources: list[_Source], seconds: float) -> Iterator[tuple[int, _Source]]:
+    """When each message is due, in ns from the beginning, and of which topic; in order."""
+
+    def of(source: _Source) -> Iterator[tuple[int, _Source]]:
+        for number in itertools.count():
+            time_ns = source.phase_ns + round(number * 1e9 / source.rate)
+            if time_ns >= seconds * 1e9:
+                return
+            yield time_ns, source
+
+    return heapq.merge(*map(of, sources), key=operator.itemgetter(0))

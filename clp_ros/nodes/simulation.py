@@ -21,7 +21,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, JointState
-from std_msgs.msg import Header
+from std_msgs.msg import Header, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
@@ -30,9 +30,11 @@ from clp_ros.errors import ClpError
 from clp_ros.nodes.messages import INPUT_TYPES, NANOSECONDS, image_message
 from clp_ros.nodes.parameters import declare, given_embodiment
 from clp_ros.nodes.spin import main as run_node
+from clp_ros.nodes.topics import LATCHED
 from clp_ros.robots.embodiment import Camera
 from clp_ros.settings import did_you_mean
 from clp_ros.simulation.controller import Command, Point, Rejected
+from clp_ros.simulation.description import robot_description
 from clp_ros.simulation.robot import SimulatedRobot
 
 PARAMETERS: dict[str, tuple[Any, str]] = {
@@ -77,6 +79,7 @@ class SimulationNode(Node):
         self._began_s = time.monotonic()
         self._began_ns = NANOSECONDS if clock else self.get_clock().now().nanoseconds
         self._sources = self._advertise()
+        self._describe()
         for name, controller in self._embodiment.controllers.items():
             self.create_subscription(
                 JointTrajectory, controller.topic, partial(self._receive, name), QoSProfile(depth=1)
@@ -103,6 +106,14 @@ class SimulationNode(Node):
             first = self._began_ns + index * period // len(self._embodiment.cameras)
             events.append(_Event(first, period, partial(self._publish_picture, publisher, name, camera)))
         return events
+
+    def _describe(self) -> None:
+        sources: dict[str, list[str]] = {}
+        for name, states in self._embodiment.joint_states.items():
+            sources.setdefault(states.description_topic, []).append(name)
+        for topic, names in sources.items():
+            publisher = self.create_publisher(String, topic, LATCHED)
+            publisher.publish(String(data=robot_description(self.robot, names)))
 
     def _now_ns(self) -> int:
         return self._began_ns + round((time.monotonic() - self._began_s) * self._rate * NANOSECONDS)

@@ -14,7 +14,7 @@ from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.trajectory import Trajectory
 from clp_ros.simulation.closed_loop import Controllers
 from clp_ros.simulation.controller import Command, State
-from clp_ros.simulation.model import Follower, load_model, load_mujoco
+from clp_ros.simulation.model import Follower, Joint, load_model, load_mujoco
 
 # A robot that is so far behind its clock, as after a jump, stands still instead of catching up.
 _BEHIND_NS = 10**9
@@ -67,6 +67,11 @@ class SimulatedRobot:
     def mujoco_model(self) -> Any:
         """The ``mujoco.MjModel``."""
         return self._model.mujoco
+
+    @property
+    def modelled_joints(self) -> tuple[Joint, ...]:
+        """How each of the embodiment's joints moves MuJoCo's."""
+        return self._model.joints
 
     @property
     def home(self) -> np.ndarray:

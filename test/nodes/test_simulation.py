@@ -14,13 +14,16 @@ from rclpy.qos import qos_profile_sensor_data
 from ros_tools import NodeProcess, Peer, running, wait_for
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, JointState
+from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from clp_ros.nodes.messages import duration_message
 from clp_ros.nodes.simulation import PARAMETERS
+from clp_ros.nodes.topics import LATCHED
 from clp_ros.resources import resource_path
 from clp_ros.robots.embodiment import load_embodiment
+from clp_ros.robots.urdf_limits import read_limits
 
 EMBODIMENT = load_embodiment("ur5")
 NAMES = [joint.name for joint in EMBODIMENT.joints]
@@ -47,7 +50,10 @@ def test_it_is_the_robot(simulation: NodeProcess, peer: Peer) -> None:
     pictures = peer.hear(CompressedImage, EMBODIMENT.cameras["cam_wrist"].topic, qos_profile_sensor_data)
     times = peer.hear(Clock, "/clock", qos_profile_sensor_data)
     publisher = peer.node.create_publisher(JointTrajectory, ARM.topic, 1)
-    wait_for(lambda: states and pictures and times and publisher.get_subscription_count(), "the robot's topics")
+    descriptions = peer.hear(String, "/robot_description", LATCHED)
+    heard = (states, pictures, times, descriptions)
+    wait_for(lambda: all(heard) and publisher.get_subscription_count(), "the robot's topics")
+    assert read_limits(descriptions[0].data, "/robot_description").keys() >= set(NAMES)
     assert list(states[0].name) == NAMES
     home = np.array(states[0].position)
     picture = cv2.imdecode(np.frombuffer(pictures[0].data, np.uint8), cv2.IMREAD_COLOR)

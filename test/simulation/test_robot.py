@@ -15,9 +15,11 @@ from scipy.spatial.transform import Rotation
 from clp_ros.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
 from clp_ros.robots.trajectory import split_trajectory
+from clp_ros.robots.urdf_limits import narrow
 
 if not all(importlib.util.find_spec(package) for package in ("mujoco", "gym_aloha")):
     pytest.skip("the simulation's packages are in requirements-simulation.txt", allow_module_level=True)
+from clp_ros.simulation.description import robot_description
 from clp_ros.simulation.experts import demonstration, solved
 from clp_ros.simulation.model import load_mujoco
 from clp_ros.simulation.robot import SimulatedRobot
@@ -44,9 +46,13 @@ def urdf_pose(joints: dict[str, ElementTree.Element], link: str, positions: dict
     pose = transform(joint.find("origin"))
     if joint.get("type") != "fixed":
         axis = np.array([float(value) for value in joint.find("axis").get("xyz").split()])
-        turned = np.eye(4)
-        turned[:3, :3] = Rotation.from_rotvec(axis * positions[joint.get("name")]).as_matrix()
-        pose = pose @ turned
+        way = axis * positions[joint.get("name")]
+        moved = np.eye(4)
+        if joint.get("type") == "prismatic":
+            moved[:3, 3] = way
+        else:
+            moved[:3, :3] = Rotation.from_rotvec(way).as_matrix()
+        pose = pose @ moved
     return urdf_pose(joints, joint.find("parent").get("link"), positions) @ pose
 
 
@@ -68,6 +74,41 @@ def test_forward_kinematics_are_those_of_the_published_description(name: str, ur
             expected = urdf_pose(joints, link, positions)
             np.testing.assert_allclose(robot.data.body(link).xpos, expected[:3, 3], atol=1e-3)
             np.testing.assert_allclose(robot.data.body(link).xmat.reshape(3, 3), expected[:3, :3], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ROBOTS)
+def test_its_description_has_the_models_kinematics_and_the_embodiments_limits(name: str) -> None:
+    embodiment = load_embodiment(name, "left_")
+    robot = SimulatedRobot(embodiment)
+    model = robot.mujoco_model
+    documents = {source: robot_description(robot, [source]) for source in embodiment.joint_states}
+    _, narrower = narrow(embodiment, documents, dict.fromkeys(documents, "the simulated robot"))
+    assert not narrower  # nor is a joint missing
+    rng = np.random.default_rng(0)
+    for source, document in documents.items():
+        root = ElementTree.fromstring(document)
+        joints = {joint.find("child").get("link"): joint for joint in root.findall("joint")}
+        links = {link.get("name") for link in root.findall("link")}
+        assert links == {*joints, "world"}
+        positions: dict[str, float] = {}
+        owners = [one.joint_states for one in embodiment.controllers.values() for _ in one.joints]
+        for owner, joint, modelled in zip(owners, embodiment.joints, robot.modelled_joints, strict=True):
+            if owner == source:
+                positions[joint.name] = rng.uniform(joint.lower, joint.upper)
+                for moved, gain in modelled.driven:
+                    robot.data.joint(moved).qpos[0] = gain * positions[joint.name]
+        for joint in root.findall("joint[mimic]"):
+            mimic, limit = joint.find("mimic"), joint.find("limit")
+            position = float(mimic.get("multiplier")) * positions[mimic.get("joint")]
+            assert float(limit.get("lower")) - 1e-9 <= position <= float(limit.get("upper")) + 1e-9
+            positions[joint.get("name")] = position
+        load_mujoco().mj_kinematics(model, robot.data)
+        for link in joints:
+            expected = robot.data.body(link.removeprefix("left_"))
+            found = urdf_pose(joints, link, positions)
+            np.testing.assert_allclose(found[:3, 3], expected.xpos, atol=1e-6)
+            np.testing.assert_allclose(found[:3, :3], expected.xmat.reshape(3, 3), atol=1e-6)
+        assert len(positions) == 8  # six joints, a finger, and the one that follows it
 
 
 @pytest.mark.parametrize("name", ROBOTS)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The launch files, run by the real launch and ros2; both are missing where ROS 2 comes from PyPI."""
 
+import importlib.util
+import json
 import os
 import re
 import shutil
@@ -11,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -252,13 +255,23 @@ def test_a_task_on_another_robot_is_refused(installed: dict[str, str], tmp_path:
         interrupt(process, log)
 
 
+@pytest.fixture
+def patient(tmp_path: Path) -> str:
+    """The argument for parameters with which random weights go on driving, and a slow machine is waited for."""
+    parameters = {"start_distance": 10.0, "max_scale": 100.0, "max_faults": 0, "max_latency": 30.0}
+    parameters |= {"activate_timeout": TIMEOUT, "input_timeout": 5.0, "log_folder": str(tmp_path / "runs")}
+    (tmp_path / "policy.yaml").write_text(json.dumps({"/**": {"ros__parameters": parameters}}))  # JSON is YAML
+    return f"params_file:={tmp_path / 'policy.yaml'}"
+
+
 @pytest.mark.usefixtures("ros_domain")
 def test_the_policy_comes_up_active_and_stays_as_a_person_sets_it(
-    installed: dict[str, str], checkpoint: Path, tmp_path: Path
+    installed: dict[str, str], checkpoint: Path, patient: str, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
     # A task's launch file; the recording is its robot, for a node may wait for inputs before it becomes active.
     arguments = ("transfer_cube.launch.py", f"checkpoint:={checkpoint}", "device:=cpu", "robot_description_wait:=0.5")
+    arguments += (patient,)
     with replay(), ros2_launch(installed, log, *arguments) as process:
 
         def state() -> str:
@@ -272,6 +285,48 @@ def test_the_policy_comes_up_active_and_stays_as_a_person_sets_it(
         states: list[str] = []
         wait_until(lambda: "active" in (states.append(state()) or states[-1]), log, "the node tells its state")
         assert states[-1].startswith("inactive")
+        interrupt(process, log)
+
+
+def test_a_simulated_robot_is_driven_and_all_ends_on_ctrl_c(
+    installed: dict[str, str], checkpoint: Path, patient: str, tmp_path: Path, peer: Any
+) -> None:
+    if not all(importlib.util.find_spec(package) for package in ("mujoco", "gym_aloha")):
+        pytest.skip("the simulation's packages are in requirements-simulation.txt")
+    from clp_ros.errors import ClpError
+    from clp_ros.robots.embodiment import load_embodiment
+    from clp_ros.simulation.robot import SimulatedRobot
+
+    embodiment = load_embodiment("aloha_bimanual")
+    robot = SimulatedRobot(embodiment)
+    try:
+        robot.picture("cam_high", 48, 64)
+    except ClpError as error:
+        pytest.skip(str(error))
+    finally:
+        robot.close()
+    from sensor_msgs.msg import JointState
+    from trajectory_msgs.msg import JointTrajectory
+
+    sent = [peer.hear(JointTrajectory, controller.topic) for controller in embodiment.controllers.values()]
+    states = peer.hear(JointState, embodiment.joint_states["follower_left"].topic)
+    log = tmp_path / "log"
+
+    def chunks() -> int:
+        runs = (tmp_path / "runs").glob("*.jsonl")
+        return sum(json.loads(line)["event"] == "chunk" for run in runs for line in run.read_text().splitlines())
+
+    arguments = ("fold_shorts.launch.py", "sim:=true", f"checkpoint:={checkpoint}", "device:=cpu", patient)
+    with ros2_launch(installed, log, *arguments) as process:
+        wait_until(lambda: chunks() >= 3 and all(sent), log, "chunks, and trajectories for every controller")
+        began, arm = list(states[0].position), embodiment.controllers["left_arm"].joints
+        wait_until(
+            lambda: max(abs(now - then) for now, then in zip(states[-1].position, began, strict=True)) > 0.05,
+            log,
+            "the arm moves",
+        )
+        assert {tuple(message.joint_names) for message in sent[0]} == {tuple(joint.name for joint in arm)}
+        assert "limits are narrowed to those of /follower_left/robot_description" in log.read_text()
         interrupt(process, log)
 
 

@@ -7,6 +7,7 @@ import heapq
 import itertools
 import math
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,62 +134,51 @@ class _Recorder:
         self._seed = seed
         self._sources = _sources(embodiment, settings)
         self._progress, self._episodes = progress, episodes
-        self._pictures = self._expected = 0
         self._picture(next(iter(embodiment.cameras)))  # says now that nothing can be drawn
 
     def record(self, index: int, folder: Path, final: Path) -> Episode:
         """Writes an episode into an empty folder that will be ``final``."""
-        motion, tries = self._solvable(index)
-        start_ns = EPOCH_NS + index * _APART_NS
-        counts = dict.fromkeys((source.topic for source in self._sources), 0)
-        delay = np.random.default_rng([self._seed, index])
-        seconds = motion.seconds + _REST_S
-        cameras = len(self._embodiment.cameras)
-        self._expected = self._episodes * cameras * round(seconds * self._settings.camera_rate)
-
-        def messages() -> Iterator[tuple[int, str, Any]]:
-            # A recorder writes in the order of arrival: a joint state overtakes the picture stamped just before it.
-            waiting: list[tuple[int, int, str, Any]] = []
-            self._begin(motion)
-            for number, (time_ns, source) in enumerate(_due(self._sources, seconds)):
-                while waiting and waiting[0][0] <= start_ns + time_ns:
-                    receive_ns, _, topic, message = heapq.heappop(waiting)
-                    yield receive_ns, topic, message
-                self.robot.step(START_NS + time_ns)
-                stamp_ns = start_ns + time_ns
-                receive_ns = stamp_ns + round(delay.uniform(*source.delay_ms) * 1e6)
-                heapq.heappush(waiting, (receive_ns, number, source.topic, self._message(source, stamp_ns)))
-                counts[source.topic] += 1
-            while waiting:
-                receive_ns, _, topic, message = heapq.heappop(waiting)
-                yield receive_ns, topic, message
-
         notes = {"made_by": "clp record", "seed": str(self._seed), "episode": str(index)}
-        write_bag(folder, final.name, {source.topic: source.kind for source in self._sources}, messages(), notes)
-        if not solved(self.robot):
-            raise RuntimeError(f"episode {index} was solved when it was tried, and not when it was recorded")
-        return Episode(final, tries, seconds, counts)
-
-    def _solvable(self, index: int) -> tuple[Motion, int]:
-        """Puts the robot to a start from which its expert solves the task, without a picture; and how many it took."""
+        topics = {source.topic: source.kind for source in self._sources}
         for attempt in range(_TRIES):
-            start = [self._seed, index, attempt]
-            self.robot.reset(start, _SPREAD)
+            self.robot.reset([self._seed, index, attempt], _SPREAD)
             try:
                 motion = demonstration(self.robot)
             except ValueError:  # out of reach
                 continue
-            self._begin(motion)
-            for time_ns in range(0, round((motion.seconds + _REST_S) * 1e9), 10**8):
-                self.robot.step(START_NS + time_ns)
+            counts: Counter[str] = Counter()
+            write_bag(folder, final.name, topics, self._messages(index, motion, counts), notes)
             if solved(self.robot):
-                self.robot.reset(start, _SPREAD)
-                return motion, attempt + 1
+                return Episode(final, attempt + 1, motion.seconds + _REST_S, dict(counts))
+            for file in folder.iterdir():
+                file.unlink()
         raise ClpError(
             f"the expert does not solve episode {index}: {_TRIES} starts were tried",
             where=f"--seed {self._seed}",
             fix="take another --seed",
         )
+
+    def _messages(self, index: int, motion: Motion, counts: Counter[str]) -> Iterator[tuple[int, str, Any]]:
+        """Plays the motion: receive time, topic and message, as a recorder gets them."""
+        seconds = motion.seconds + _REST_S
+        pictures = len(self._embodiment.cameras) * round(seconds * self._settings.camera_rate)
+        delay = np.random.default_rng([self._seed, index])
+        waiting: list[tuple[int, int, str, Any]] = []  # a joint state overtakes the picture stamped just before it
+        self._begin(motion)
+        for number, (time_ns, source) in enumerate(_due(self._sources, seconds)):
+            stamp_ns = EPOCH_NS + index * _APART_NS + time_ns
+            while waiting and waiting[0][0] <= stamp_ns:
+                receive_ns, _, topic, message = heapq.heappop(waiting)
+                yield receive_ns, topic, message
+            self.robot.step(START_NS + time_ns)
+            receive_ns = stamp_ns + round(delay.uniform(*source.delay_ms) * 1e6)
+            heapq.heappush(waiting, (receive_ns, number, source.topic, self._message(source, stamp_ns)))
+            counts[source.topic] += 1
+            if source.kind != JOINT_STATE_TYPE:
+                done = index * pictures + sum(counts[camera.topic] for camera in self._embodiment.cameras.values())
+                self._progress(done, self._episodes * pictures)
+        for receive_ns, _, topic, message in sorted(waiting, key=operator.itemgetter(0, 1)):
+            yield receive_ns, topic, message
 
     def _message(self, source: _Source, stamp_ns: int) -> Any:
         head = header(stamp_ns, source.frame)
@@ -196,8 +186,6 @@ class _Recorder:
             names, positions, speeds = self.robot.joint_states(source.name)
             return STORE.types[source.kind](head, names, np.array(positions), np.array(speeds), np.empty(0))
         picture = self._picture(source.name)
-        self._pictures += 1
-        self._progress(self._pictures, self._expected)
         if source.kind.endswith("CompressedImage"):
             return STORE.types[source.kind](head, JPEG_FORMAT, encode_jpeg(picture, self._settings.quality))
         height, width, channels = picture.shape

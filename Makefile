@@ -41,12 +41,14 @@ help:
 demo: $(READY)
 	@$(VENV)/bin/clp demo --overwrite
 
+# Two at a time, but for the tests that talk to nodes in real time: those want the machine to themselves.
 test: $(READY)
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not real_time"
+	@$(VENV)/bin/python -m pytest -m real_time
 
 # A sourced ROS 2 puts its own pytest plugins in PYTHONPATH, and their needs are not met here.
 test-lerobot-0.5: $(READY_05)
-	@env -u PYTHONPATH $(VENV_05)/bin/python -m pytest $(TESTS_05)
+	@env -u PYTHONPATH $(VENV_05)/bin/python -m pytest -n 2 --dist loadfile $(TESTS_05)
 
 lint: $(READY)
 	@$(VENV)/bin/ruff format --check .

@@ -16,8 +16,23 @@ ROOT = Path(__file__).resolve().parents[1]
 # Tests may import what they share (bag_tools); --import-mode=importlib puts nothing on the path by itself.
 sys.path.append(str(Path(__file__).parent))
 
+# The demonstration starts a robot and a policy node of its own, and plays in real time.
+_REAL_TIME = ("test_demo.py",)
+
 _bag_numbers = itertools.count()
 _domain_numbers = itertools.count()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests in real time, which want the machine to themselves: ``make test`` runs them after the others.
+
+    Where a test plays the robot, a machine that stops it for some tenths of a second makes a camera die. Such a test
+    is tried once more, and reported as rerun.
+    """
+    for item in items:
+        if "ros_domain" in getattr(item, "fixturenames", ()) or item.path.name in _REAL_TIME:
+            item.add_marker(pytest.mark.real_time)
+            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.task import Future
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
-from trajectory_msgs.msg import JointTrajectory
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from clp_ros.control.inputs import LiveInputs
 from clp_ros.control.runner import ChunkRunner
@@ -140,6 +140,7 @@ class PolicyNode(LifecycleNodeMixin, Node):
         self.runner: ChunkRunner | None = None
         self._listening: list[Any] = []
         self._sending: dict[str, Any] = {}
+        self._spare: dict[str, list[JointTrajectoryPoint]] = {}
         self._fault: str | None = None
         self._failed = False
         self._giving_up: threading.Thread | None = None
@@ -375,7 +376,12 @@ class PolicyNode(LifecycleNodeMixin, Node):
         they join what they follow already, since its first points lie on that.
         """
         messages = [
-            (trajectory, joint_trajectory_message(trajectory, Time(**_split(trajectory.start_ns))))
+            (
+                trajectory,
+                joint_trajectory_message(
+                    trajectory, Time(**_split(trajectory.start_ns)), self._spare.setdefault(trajectory.controller, [])
+                ),
+            )
             for trajectory in trajectories
         ]
         for trajectory, message in messages:

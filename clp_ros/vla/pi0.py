@@ -157,6 +157,7 @@ _SIZES: Mapping[str, dict[str, Any]] = {
         "vision_mlp_dim": 80,
         "vision_heads": 2,
         "image_resolution": (56, 56),
+        "num_inference_steps": 2,
     },
     # As the released models are trained further: in bfloat16, the vision tower frozen.
     "full": {"dtype": "bfloat16", "freeze_vision_encoder": True},

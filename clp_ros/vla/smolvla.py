@@ -161,6 +161,7 @@ class _Size:
     scale_factor: int
     layers: int
     dtype: str
+    denoising_steps: int
 
 
 _SIZES = {
@@ -186,6 +187,7 @@ _SIZES = {
         scale_factor=4,
         layers=16,
         dtype="float32",
+        denoising_steps=2,
     ),
     "full": _Size(
         text={
@@ -207,6 +209,7 @@ _SIZES = {
         scale_factor=4,
         layers=16,
         dtype="bfloat16",
+        denoising_steps=10,
     ),
 }
 _PATCH = 16
@@ -256,6 +259,7 @@ def _make_checkpoint(size_name: str, folder: Path, final: Path, features: Policy
     config = SmolVLAConfig(
         max_state_dim=max(usual.max_state_dim, features.state_size),
         max_action_dim=max(usual.max_action_dim, features.action_size),
+        num_steps=size.denoising_steps,
         input_features=inputs,
         output_features=outputs,
         vlm_model_name=str(folder / VLM_FOLDER),

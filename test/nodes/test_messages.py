@@ -10,7 +10,6 @@ from rclpy.serialization import deserialize_message, serialize_message
 
 from clp_ros.bags.images import decode_image
 from clp_ros.nodes.messages import (
-    duration_message,
     image_message,
     joint_trajectory_message,
     matrix_from_message,
@@ -65,12 +64,16 @@ def test_times_are_exact_to_the_nanosecond_and_increase(rate: float) -> None:
         assert (nanoseconds == np.arange(1, 401) * (10**9 // int(rate))).all()
 
 
-@pytest.mark.parametrize(
-    ("seconds", "expected"), [(1.0, (1, 0)), (0.9999999999, (1, 0)), (-0.25, (-1, 750_000_000)), (0.0, (0, 0))]
-)
-def test_durations_carry_over(seconds: float, expected: tuple[int, int]) -> None:
-    got = duration_message(seconds)
-    assert (got.sec, got.nanosec) == expected
+def test_points_used_again_hold_nothing_of_the_message_before() -> None:
+    spare: list[Any] = []
+    for points, speeds in ((3, True), (5, True), (2, False), (4, True)):
+        values = np.random.default_rng(points).uniform(-1, 1, (2, points, 2))
+        values[1, -1] = 0
+        sent = trajectory(
+            times=np.arange(1, points + 1) * 0.7, positions=values[0], velocities=values[1] if speeds else None
+        )
+        assert received(joint_trajectory_message(sent, STAMP, spare)) == received(joint_trajectory_message(sent, STAMP))
+    assert len(spare) == 5
 
 
 def test_a_chunk_becomes_messages_for_every_controller() -> None:

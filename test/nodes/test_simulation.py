@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from rclpy.duration import Duration
 from rclpy.qos import qos_profile_sensor_data
 from ros_tools import NodeProcess, Peer, running, wait_for
 from rosgraph_msgs.msg import Clock
@@ -18,7 +19,6 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from clp_ros.nodes.messages import duration_message
 from clp_ros.nodes.simulation import PARAMETERS
 from clp_ros.nodes.topics import LATCHED
 from clp_ros.resources import resource_path
@@ -41,7 +41,7 @@ def simulation(ros_domain: int, tmp_path: Path) -> Iterator[NodeProcess]:
 
 
 def trajectory(positions: list[float], seconds: float, **more: list[float]) -> JointTrajectory:
-    point = JointTrajectoryPoint(positions=positions, time_from_start=duration_message(seconds), **more)
+    point = JointTrajectoryPoint(positions=positions, time_from_start=Duration(seconds=seconds).to_msg(), **more)
     return JointTrajectory(joint_names=NAMES[:6], points=[point])
 
 

@@ -324,6 +324,8 @@ def test_a_simulated_robot_is_driven_and_all_ends_on_ctrl_c(
     arguments = ("fold_shorts.launch.py", "sim:=true", f"checkpoint:={checkpoint}", "device:=cpu", patient)
     arguments += (f"embodiment:={tmp_path / 'slow.yaml'}",)
     with ros2_launch(installed, log, *arguments) as process:
+        narrowed = "limits are narrowed to those of /follower_left/robot_description"
+        wait_until(lambda: narrowed in log.read_text(), log, "the policy is loaded, and the robot's description heard")
         wait_until(lambda: chunks() >= 3 and all(sent), log, "chunks, and trajectories for every controller")
         began, arm = list(states[0].position), embodiment.controllers["left_arm"].joints
         wait_until(
@@ -332,7 +334,6 @@ def test_a_simulated_robot_is_driven_and_all_ends_on_ctrl_c(
             "the arm moves",
         )
         assert {tuple(message.joint_names) for message in sent[0]} == {tuple(joint.name for joint in arm)}
-        assert "limits are narrowed to those of /follower_left/robot_description" in log.read_text()
         interrupt(process, log)
 
 

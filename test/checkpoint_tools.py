@@ -5,6 +5,8 @@ import copy
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from safetensors.numpy import save_file
 
 from clp_ros.vla.family import Module
 
+ROOT = Path(__file__).resolve().parents[1]
 TOWERS = {
     "vlm": "model.vlm_with_expert.vlm.model.text_model.layers.",
     "expert": "model.vlm_with_expert.lm_expert.layers.",
@@ -388,3 +391,36 @@ def _set_depths(policy: Any, depths: Mapping[str, int]) -> None:
     for part in policy.modules():
         if getattr(part, "select_layer", -1) > 0:  # GR00T: the hidden state it takes from the language model
             part.select_layer = depths["llm"]
+
+
+# Any try to reach a network fails, and is remembered.
+_NO_NETWORK = """
+import socket, sys
+
+asked = []
+
+def refuse(*arguments, **_):
+    asked.append(arguments)
+    raise OSError("no network here")
+
+class Socket(socket.socket):
+    connect = connect_ex = sendto = refuse
+
+socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse
+socket.socket = Socket
+"""
+
+
+def run_without_network(program: str, folder: Path, home: Path) -> None:
+    """Runs a program, whose argument is ``folder``, that nothing tells to stay offline; it must not even try.
+
+    Args:
+        program: Python.
+        folder: A checkpoint.
+        home: Where a model hub's client would keep what it fetched.
+    """
+    env = {name: value for name, value in os.environ.items() if "OFFLINE" not in name}
+    env |= {"HF_HOME": str(home / "hub"), "HF_LEROBOT_HOME": str(home / "lerobot"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", _NO_NETWORK + program + "\nassert not asked, asked\n", str(folder)]
+    done = subprocess.run(command, env=env, cwd=home, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr

@@ -90,29 +90,42 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def family_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``family_checkpoint(name)``: a family's tiny random checkpoint, made once. Tests read it and write elsewhere.
+def family_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``family_checkpoint(name, embodiment=None)``: a family's tiny random checkpoint, made once for a robot.
 
-    A family whose lerobot is not installed skips the test, with the reason.
+    Tests read it and write elsewhere. A family whose lerobot is not installed skips the test, with the reason.
     """
     from clp_ros.cli import main
     from clp_ros.errors import ClpError
     from clp_ros.vla.family import check_lerobot, family_named
 
-    made: dict[str, Path] = {}
+    made: dict[tuple[str, str | None], Path] = {}
 
-    def checkpoint(name: str) -> Path:
+    def checkpoint(name: str, embodiment: str | None = None) -> Path:
         try:
             check_lerobot(family_named(name))
         except ClpError as error:
             pytest.skip(str(error))
-        if name not in made:
+        if (name, embodiment) not in made:
             folder = tmp_path_factory.mktemp("families") / name
-            assert main(["make-checkpoint", "--family", name, "--size", "tiny", "--json", "--output", str(folder)]) == 0
-            made[name] = folder
-        return made[name]
+            robot = [] if embodiment is None else ["--embodiment", embodiment]
+            wanted = ["--family", name, "--size", "tiny", *robot, "--output", str(folder)]
+            assert main(["make-checkpoint", "--json", *wanted]) == 0
+            made[name, embodiment] = folder
+        return made[name, embodiment]
 
     return checkpoint
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny models are slower on several threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,8 @@
 
 import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoint_tools import remove_in_memory
+from checkpoint_tools import remove_in_memory, run_without_network
 from safetensors.torch import load_file, save_file
 
 from clp_ros.cli import main
@@ -135,21 +132,9 @@ def test_with_another_lerobot_it_says_which_one_is_needed(tmp_path, capsys):
 # The real classes
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny models are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("groot") / "tiny"
-    arguments = "make-checkpoint --family groot --size tiny --embodiment aloha_bimanual --json --output"
-    assert main([*arguments.split(), str(folder)]) == 0
-    return folder
+def checkpoint(family_checkpoint: Callable[..., Path], one_thread: None) -> Path:
+    return family_checkpoint("groot", "aloha_bimanual")
 
 
 @pytest.fixture(scope="module")
@@ -455,21 +440,7 @@ def test_full_size_has_the_published_models_parameters(removal, sizes):
     assert counts == pytest.approx(sizes, abs=0.5e6)
 
 
-OFFLINE = """
-import socket, sys
-
-asked = []
-
-def refuse(*arguments, **_):
-    asked.append(arguments)
-    raise OSError("no network here")
-
-class Socket(socket.socket):
-    connect = connect_ex = sendto = refuse
-
-socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse
-socket.socket = Socket
-
+LOAD_AND_PREDICT = """
 import torch
 import lerobot_policy_clp
 from lerobot.configs.policies import PreTrainedConfig
@@ -484,17 +455,12 @@ batch = before({**sample, "observation.state": torch.zeros(1, 14), "task": ["Fol
 chunk = after(policy.predict_action_chunk(batch))
 assert chunk.shape == (1, 16, 14) and torch.isfinite(chunk).all(), chunk.shape
 assert "flash_attn" not in sys.modules
-assert not asked, asked
 """
 
 
 @needs_lerobot
 def test_lerobot_and_the_plugin_ask_no_model_hub(checkpoint, tmp_path):
-    env = {name: value for name, value in os.environ.items() if "OFFLINE" not in name}
-    env |= {"HF_HOME": str(tmp_path / "hub"), "HF_LEROBOT_HOME": str(tmp_path / "lerobot")}
-    command = [sys.executable, "-c", OFFLINE, str(checkpoint)]
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_without_network(LOAD_AND_PREDICT, checkpoint, tmp_path)
 
 
 @needs_lerobot

@@ -3,11 +3,8 @@
 
 import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoint_tools import remove_in_memory
+from checkpoint_tools import remove_in_memory, run_without_network
 from safetensors.torch import load_file, save_file
 
 from clp_ros.cli import main
@@ -39,21 +36,9 @@ except ClpError as error:
     pytest.skip(str(error), allow_module_level=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny models are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("groot_n1_7") / "tiny"
-    arguments = "make-checkpoint --family groot_n1_7 --size tiny --embodiment aloha_bimanual --json --output"
-    assert main([*arguments.split(), str(folder)]) == 0
-    return folder
+def checkpoint(family_checkpoint: Callable[..., Path], one_thread: None) -> Path:
+    return family_checkpoint("groot_n1_7", "aloha_bimanual")
 
 
 @pytest.fixture(scope="module")
@@ -556,32 +541,8 @@ def test_a_base_model_that_is_not_here_is_asked_for():
         FAMILY.modules({"type": "groot", "tune_vlln": True, "base_model_path": "someone/GR00T-N1.7-mine"})
 
 
-OFFLINE = """
-import socket, sys
-
-def refuse(*arguments, **_):
-    asked.append(arguments)
-    raise OSError("no network here")
-
-class Socket(socket.socket):
-    connect = connect_ex = sendto = refuse
-
-asked = []
-socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse
-socket.socket = Socket
-
-from clp_ros.pruning.verify import verify
-verify(sys.argv[1])
-assert not asked, asked
-"""
-
-
 def test_no_model_hub_is_asked(checkpoint, tmp_path):
-    env = {name: value for name, value in os.environ.items() if "OFFLINE" not in name}
-    env |= {"HF_HOME": str(tmp_path / "hub"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", OFFLINE, str(checkpoint)]
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_without_network("from clp_ros.pruning.verify import verify; verify(sys.argv[1])", checkpoint, tmp_path)
 
 
 # Making one

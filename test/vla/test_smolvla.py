@@ -3,15 +3,13 @@
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from checkpoint_tools import run_without_network
 
 from clp_ros.cli import main
 from clp_ros.errors import ClpError
@@ -60,21 +58,7 @@ def test_tiny_is_small_and_points_only_into_itself(tiny_checkpoint):
     assert ".partial" not in "".join(path.read_text() for path in tiny_checkpoint.rglob("*.json"))
 
 
-OFFLINE = """
-import socket, sys
-
-asked = []
-
-def refuse(*arguments, **_):
-    asked.append(arguments)
-    raise OSError("no network here")
-
-class Socket(socket.socket):
-    connect = connect_ex = sendto = refuse
-
-socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse
-socket.socket = Socket
-
+LOAD_AND_PREDICT = """
 import numpy as np
 import torch
 from lerobot.policies.factory import make_pre_post_processors
@@ -91,7 +75,6 @@ assert chunk.shape == (1, 50, 14) and torch.isfinite(chunk).all(), chunk.shape
 
 from clp_ros.pruning.verify import verify
 verify(folder)
-assert not asked, asked
 """
 
 
@@ -107,11 +90,7 @@ def test_a_robot_may_have_more_joints_than_lerobot_pads_to(tmp_path):
 
 
 def test_stock_lerobot_and_verify_ask_no_model_hub(tiny_checkpoint, tmp_path):
-    env = {name: value for name, value in os.environ.items() if "OFFLINE" not in name}
-    env |= {"HF_HOME": str(tmp_path / "hub"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", OFFLINE, str(tiny_checkpoint)]
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_without_network(LOAD_AND_PREDICT, tiny_checkpoint, tmp_path)
 
 
 @pytest.mark.parametrize("removed", [(1,), (2,), (1, 2, 3), (1, 3)])

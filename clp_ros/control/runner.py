@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import threading
 import time
 from collections import deque
@@ -30,6 +31,8 @@ from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.observation import NotReady
 from clp_ros.robots.trajectory import Trajectory, chunk_positions
 
+# What may differ in the words of one and the same fault.
+_NUMBER = re.compile(r"\b0x[0-9a-f]+|\d+(?:\.\d+)?")
 # How long the worker sleeps at most when no frame wakes it.
 POLL_S = 0.05
 # The same fault is told at most this often.
@@ -62,7 +65,7 @@ class _Session:
         seen: Stamps that each camera's frame must be newer than, by topic.
         last_ns, last_s: When the guard looked last, on the robot's clock and on the computer's.
         missing: Since when each input that is missing has been, by topic.
-        working_s: Since when the policy has been at work on a chunk; None while it is not.
+        jumps: How often the clock has jumped.
         observed_ns: Observation time of the chunk sent last; None before the first and after a stop.
         fault: What is wrong at present: the kind; None while all is well.
         holding: The same in words.
@@ -76,7 +79,7 @@ class _Session:
     last_ns: int
     last_s: float
     missing: dict[str, int] = field(default_factory=dict)
-    working_s: float | None = None
+    jumps: int = 0
     observed_ns: int | None = None
     fault: str | None = None
     holding: str | None = None
@@ -150,6 +153,8 @@ class ChunkRunner:
         self._session: _Session | None = None
         self._stopped = False
         self._closing = False
+        # Since when the policy has been at work on a chunk. Not the session's: one that hangs outlives it.
+        self._working_s: float | None = None
         # Daemons: a policy that hangs must not keep the process alive after close() has given up on it.
         self._worker = threading.Thread(target=self._run, name="policy", daemon=True)
         self._guard = threading.Thread(target=self._guard_all, name="guard", daemon=True)
@@ -243,7 +248,7 @@ class ChunkRunner:
             except (ClpError, NotReady) as fault:
                 self.statistics.count("refused")
                 self._fault(session, f"refused {getattr(fault, 'where', None) or ''}", str(fault))
-            except Exception as error:  # noqa: BLE001 - a model may raise anything; the node lives on, and tells
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - a model may raise anything; the node lives on
                 kind = type(error).__name__
                 self.statistics.count("policy errors")
                 self._fault(session, f"policy errors {kind}", f"{kind}: {error}")
@@ -265,7 +270,7 @@ class ChunkRunner:
         try:
             self._chunk(session, now, selected)
         finally:
-            session.working_s = None
+            self._working_s = None
             session.since_ns = max(session.due_ns, self._clock_ns())
         return True
 
@@ -276,15 +281,15 @@ class ChunkRunner:
         return max(0, min(self._pace.interval_ns(period), spare))
 
     def _chunk(self, session: _Session, now: int, selected: dict[str, tuple[int, Any]]) -> None:
-        started = time.perf_counter()
+        started, jumps = time.perf_counter(), session.jumps
         observation = self._inputs.decode(now, selected)
         decoded = time.perf_counter()
         self.statistics.record("decode", (decoded - started) * 1e3)
-        session.working_s = time.monotonic()
+        self._working_s = begun_s = time.monotonic()
         chunk = self._policy.predict_chunk(
             observation.images, observation.state, self.instruction, **self._continuing(session, now)
         )
-        session.working_s = None
+        self._working_s, worked_s = None, time.monotonic() - begun_s
         predicted = time.perf_counter()
         self.statistics.record("inference", (predicted - decoded) * 1e3)
         positions, limited = chunk_positions(chunk, self._embodiment)
@@ -292,8 +297,17 @@ class ChunkRunner:
             if self._session is not session:
                 self.statistics.count("dropped deactivated")
                 return
-            if self._clock_jumped(session):
+            if self._clock_jumped(session) or session.jumps != jumps:
                 self.statistics.count("dropped stale")
+                return
+            if worked_s > self._watch.policy_timeout_s:
+                self.statistics.count("dropped stale")
+                self._fault(
+                    session,
+                    "stale",
+                    f"a chunk was dropped: the policy was at work for {worked_s:.2f} s, "
+                    f"policy_timeout is {self._watch.policy_timeout_s:g} s",
+                )
                 return
             latency = (self._clock_ns() - now) / 1e9
             if not 0 <= latency <= self._pace.max_latency_s:
@@ -366,8 +380,9 @@ class ChunkRunner:
         if self._clock_jumped(session):
             return
         now, now_s = session.last_ns, session.last_s
-        if session.working_s is not None and now_s - session.working_s > self._watch.policy_timeout_s:
-            self._fault(session, "policy hangs", f"the policy has been at work for {now_s - session.working_s:.1f} s")
+        working_s = self._working_s  # read once: the worker sets it at any time
+        if working_s is not None and now_s - working_s > self._watch.policy_timeout_s:
+            self._fault(session, "policy hangs", f"the policy has been at work for {now_s - working_s:.1f} s")
             return
         missing = self._inputs.missing(now)
         session.missing = {one.topic: session.missing.get(one.topic, now) for one in missing}
@@ -385,6 +400,7 @@ class ChunkRunner:
         if passed >= 0 and jumped <= JUMP_NS:
             return False
         self._inputs.forget()
+        session.jumps += 1
         session.due_ns = session.since_ns = now
         session.seen, session.missing = {}, {}
         way = "back" if passed < 0 else "forward"
@@ -408,8 +424,9 @@ class ChunkRunner:
                 return
             session.faults += 1
             self._log.write("fault", now, kind=kind, why=why)
-            if time.monotonic() - self._told.get(kind, -TELL_AGAIN_S) >= TELL_AGAIN_S:
-                self._told[kind] = time.monotonic()
+            same = _NUMBER.sub("#", why)
+            if time.monotonic() - self._told.get(same, -TELL_AGAIN_S) >= TELL_AGAIN_S:
+                self._told[same] = time.monotonic()
                 session.told = True
                 self._tell(logging.WARNING, f"holding: {why}")
             if self._watch.max_faults and session.faults >= self._watch.max_faults:

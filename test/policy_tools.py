@@ -44,8 +44,8 @@ class Echo:
         if "exit" in task: sys.exit("a library gives up")
         if "cuda" in task: raise RuntimeError("CUDA error: device-side assert triggered")
         if "memory" in task: raise OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        if "slow" in task: time.sleep(1.5)
-        if "hang" in task: time.sleep(3.0)
+        if "slow" in task: time.sleep(1.2)
+        if "hang" in task: time.sleep(2.2)
         chunk = np.repeat(state[None], self.chunk_size, axis=0)
         chunk[:, [6, 13]] = np.linspace(0.5, 1.0, self.chunk_size)[:, None]
         if "wave" in task: chunk[:, [0, 7]] += 0.15 * np.stack([np.sin(np.pi * when), np.cos(np.pi * when)], axis=1)
@@ -188,6 +188,10 @@ class Driver:
     @property
     def count(self) -> int:
         return sum(len(heard) for heard in self.sent.values())
+
+    def last(self) -> dict[str, JointTrajectory]:
+        """The newest message of every topic."""
+        return {topic: heard[-1] for topic, heard in self.sent.items()}
 
     def expect_chunks(self) -> None:
         """Waits for two more chunks on every topic."""

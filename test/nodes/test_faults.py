@@ -244,8 +244,8 @@ def test_a_robot_that_was_moved_away_is_braked_and_goes_on_from_where_it_is(
     finally:
         robot.positions = well
     # What came before the first chunk from the new place is the brake, and nothing goes from the old place to the new.
-    heard = [message for message in driver.sent[ARMS[0]] if stamp_ns(message) > start]
-    new = next(i for i, message in enumerate(heard) if (knots(message)[1][:, 3] > 0.0).any())
+    heard = driver.sent[ARMS[0]]
+    new = next(i for i, message in enumerate(heard) if stamp_ns(message) > start and knots(message)[1][-1, 3] > 0.0)
     stamp = stamp_ns(heard[new - 1])
     assert_brakes({topic: next(m for m in ms if stamp_ns(m) == stamp) for topic, ms in driver.sent.items()})
     assert_continues(heard[new - 1], heard[new - 2])

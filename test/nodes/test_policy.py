@@ -20,7 +20,7 @@ from ros_tools import NodeProcess, Peer, wait_for
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from clp_ros.nodes.policy import PARAMETERS
+from clp_ros.nodes.policy_settings import PARAMETERS
 from clp_ros.resources import resource_path
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
 

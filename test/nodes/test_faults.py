@@ -202,7 +202,7 @@ def assert_brakes(messages: dict[str, JointTrajectory]) -> None:
         np.testing.assert_array_equal(positions[-1], positions[-2])
         assert times[-1] - times[-2] == 1000 * MS
         assert 0 < times[-2] - stamp_ns(message) < 300 * MS
-        assert np.abs(positions[-1] - positions[0]).max() < 0.05
+        assert np.abs(positions[-1] - positions[0]).max() < 0.2
     assert max(np.abs(knots(messages[topic])[2][0]).max() for topic in ARMS) > 0.05
 
 
@@ -313,8 +313,7 @@ def test_stop_and_deactivate_brake_within_one_control_step(
     driver.expect_chunks()
 
 
-@pytest.mark.parametrize("jump_ns", [-20_000 * MS, 20_000 * MS])
-def test_when_the_clock_jumps_the_robot_is_braked_on_the_new_clock(tmp_path: Path, jump_ns: int) -> None:
+def test_when_the_clock_jumps_the_robot_is_braked_on_the_new_clock(tmp_path: Path) -> None:
     with (
         own_domain() as domain,
         Peer(domain) as peer,
@@ -322,29 +321,29 @@ def test_when_the_clock_jumps_the_robot_is_braked_on_the_new_clock(tmp_path: Pat
         Robot(peer, EMBODIMENT, clock) as robot,
     ):
         driver = Driver(peer)
-        words = (f"the clock jumped {'back' if jump_ns < 0 else 'forward'} by",)
         # No input is missed so soon: the jump is what holds the robot, until frames come again.
         given = {"use_sim_time": True, "task": WAVE, "replan_steps": 5, "input_timeout": 60.0}
         with start_node(tmp_path, **given) as node:
             driver.up()
-            driver.expect_chunks()
-            driver.expect_chunks()
-            robot.spoil = dict.fromkeys(EMBODIMENT.topics, lose)
-            clock.offset_ns += jump_ns
-            driver.expect_status(DiagnosticStatus.WARN, "holding: ", *words)
-            driver.expect_quiet(0.3)
-            assert told(node, words) == 1
-            assert_brakes(driver.last())
-            for topic, heard in driver.sent.items():
-                times, positions, speeds = knots(heard[-1])
-                old_times, old, old_speeds = knots(heard[-2])
-                assert abs(times[0] - clock()) < 10_000 * MS
-                if topic in ARMS:  # where the chunk was, to the last bit
-                    (place,) = (old == positions[0]).all(axis=1).nonzero()[0]
-                    np.testing.assert_array_equal(speeds[0], old_speeds[place])
-                    assert abs(times[0] - old_times[place] - jump_ns) < 1000 * MS
-            robot.spoil = {}
-            driver.expect_chunks()
-            assert abs(stamp_ns(driver.last()[ARMS[0]]) - clock()) < 10_000 * MS
+            for jump_ns, way in ((-20_000 * MS, "back"), (30_000 * MS, "forward")):
+                driver.expect_chunks()
+                driver.expect_chunks()
+                robot.spoil = dict.fromkeys(EMBODIMENT.topics, lose)
+                clock.offset_ns += jump_ns
+                driver.expect_status(DiagnosticStatus.WARN, f"holding: the clock jumped {way} by")
+                driver.expect_quiet(0.3)
+                assert told(node, (f"the clock jumped {way} by",)) == 1
+                assert_brakes(driver.last())
+                for topic, heard in driver.sent.items():
+                    times, positions, speeds = knots(heard[-1])
+                    old_times, old, old_speeds = knots(heard[-2])
+                    assert abs(times[0] - clock()) < 10_000 * MS
+                    if topic in ARMS:  # where the chunk was, to the last bit
+                        (place,) = (old == positions[0]).all(axis=1).nonzero()[0]
+                        np.testing.assert_array_equal(speeds[0], old_speeds[place])
+                        assert abs(times[0] - old_times[place] - jump_ns) < 1000 * MS
+                robot.spoil = {}
+                driver.expect_chunks()
+                assert abs(stamp_ns(driver.last()[ARMS[0]]) - clock()) < 10_000 * MS
             assert node.stop() == 0
             assert "Traceback" not in node.log

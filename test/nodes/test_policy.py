@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy node as users have it: a process of its own, a robot's topics and its services over real DDS."""
 
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from policy_tools import ARM, LEFT, RIGHT, SENT_TOPICS, TASK, Driver, Robot, assert_continues, knots, start_node
 from ros_tools import NodeProcess, Peer, wait_for
+from safetensors.numpy import load_file, save_file
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
@@ -293,11 +295,19 @@ def test_an_unknown_parameter_is_refused(start: StartNode, driver: Driver) -> No
 
 
 def test_a_wrong_parameter_can_be_set_right_and_only_then(
-    start: StartNode, driver: Driver, robot: Robot, peer: Peer, tiny_checkpoint: Path
+    start: StartNode, driver: Driver, robot: Robot, peer: Peer, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
+    spoiled = shutil.copytree(tiny_checkpoint, tmp_path / "spoiled")
+    (statistics,) = spoiled.glob("policy_postprocessor_*.safetensors")
+    tensors = load_file(statistics)
+    tensors["action.mean"][0] = np.nan
+    save_file(tensors, statistics)
     given = {"checkpoint": "/nowhere/at_all", "max_latency": 30.0, "start_distance": 10.0, "max_scale": 100.0}
     with start(("-m", "clp_ros.nodes.policy"), **given) as node:
         assert not driver.change(Transition.TRANSITION_CONFIGURE)
+        assert peer.set_parameters("/policy", checkpoint=str(spoiled)) == [""]
+        assert not driver.change(Transition.TRANSITION_CONFIGURE)
+        driver.expect_status(DiagnosticStatus.ERROR, "the statistic 'action.mean' is not finite")
         assert "Traceback" not in node.log
         assert peer.set_parameters("/policy", checkpoint=str(tiny_checkpoint)) == [""]
         driver.up()

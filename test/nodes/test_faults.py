@@ -175,8 +175,9 @@ def node(driver: Driver, robot: Robot, tmp_path_factory: pytest.TempPathFactory)
         driver.up()
         driver.expect_chunks()
         yield node
+        code = node.stop()
         assert "Traceback" not in node.log
-        assert node.stop() == 0
+        assert code == 0, node.log
 
 
 def told(node: NodeProcess, words: tuple[str, ...]) -> int:

@@ -24,13 +24,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from builtin_interfaces.msg import Time
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.duration import Duration
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.time import Time
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
@@ -73,11 +73,6 @@ def _load_policy(folder: Path, device: str) -> Any:
     policy.warm_up()
     importlib.import_module("cv2")
     return policy
-
-
-def _split(nanoseconds: int) -> dict[str, int]:
-    seconds, rest = divmod(nanoseconds, 10**9)
-    return {"sec": seconds, "nanosec": rest}
 
 
 class Ended(Exception):  # noqa: N818 - nothing is wrong
@@ -319,7 +314,9 @@ class PolicyNode(ManagedNode):
             (
                 trajectory,
                 joint_trajectory_message(
-                    trajectory, Time(**_split(trajectory.start_ns)), self._spare.setdefault(trajectory.controller, [])
+                    trajectory,
+                    Time(nanoseconds=trajectory.start_ns).to_msg(),
+                    self._spare.setdefault(trajectory.controller, []),
                 ),
             )
             for trajectory in trajectories

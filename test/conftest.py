@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures for all tests."""
 
-import fcntl
 import itertools
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ sys.path.append(str(Path(__file__).parent))
 _REAL_TIME = ("test_demo.py",)
 
 _bag_numbers = itertools.count()
-_domain_numbers = itertools.count()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,26 +42,12 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
-def ros_domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A ROS domain of this test's own, in the environment; parallel runs on this machine get others.
+def ros_domain() -> Iterator[int]:
+    """A ROS domain of this test's own, in the environment: see ros_tools.own_domain."""
+    import ros_tools
 
-    Domains up to 100 only: from 102 on, DDS's ports lie in the range Linux gives to outgoing connections.
-    """
-    start = 7 * os.getpid() + next(_domain_numbers)
-    for domain in (1 + (start + step) % 100 for step in range(100)):
-        lock = open(Path(tempfile.gettempdir()) / f"clp_ros_test_domain_{domain}.lock", "a")  # noqa: SIM115
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            continue
-        break
-    else:
-        pytest.skip("all 100 ROS domains are taken by other test runs")
-    monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
-    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    yield domain
-    lock.close()  # which gives up the lock
+    with ros_tools.own_domain() as domain:
+        yield domain
 
 
 @pytest.fixture

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nodes as processes of their own, and a peer in the test's process that talks to them over real DDS."""
 
+import fcntl
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.srv import GetParameters, SetParameters
@@ -24,7 +28,32 @@ from rclpy.parameter import Parameter
 TIMEOUT_S = 60.0
 """How long anything is waited for before the test fails: generous, machines under load are slow."""
 _SETTLE_S = 0.5
+_domain_numbers = itertools.count()
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@contextmanager
+def own_domain() -> Iterator[int]:
+    """A ROS domain of a test's own, in the environment; parallel runs on this machine get others.
+
+    Domains up to 100 only: from 102 on, DDS's ports lie in the range Linux gives to outgoing connections.
+    """
+    start = 7 * os.getpid() + next(_domain_numbers)
+    for domain in (1 + (start + step) % 100 for step in range(100)):
+        lock = open(Path(tempfile.gettempdir()) / f"clp_ros_test_domain_{domain}.lock", "a")  # noqa: SIM115
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            continue
+        break
+    else:
+        pytest.skip("all 100 ROS domains are taken by other test runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROS_DOMAIN_ID", str(domain))
+        patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+        yield domain
+    lock.close()  # which gives up the lock
 
 
 def wait_for[T](found: Callable[[], T], what: str, timeout: float = TIMEOUT_S) -> T:

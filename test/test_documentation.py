@@ -109,9 +109,9 @@ def topic_arguments(embodiment: str) -> set[str]:
 
 @cache
 def node_parameters(node: str) -> dict[str, object]:
-    """Parameters and defaults by the node's code: the PARAMETERS of its module, read without rclpy."""
-    tree = ast.parse((ROOT / "clp_ros" / "nodes" / f"{node}.py").read_text())
-    for statement in tree.body:
+    """Parameters and defaults by the node's code: the PARAMETERS of its module or its settings', read without rclpy."""
+    modules = (ROOT / "clp_ros" / "nodes" / f"{name}.py" for name in (node, f"{node}_settings"))
+    for statement in (each for module in modules if module.exists() for each in ast.parse(module.read_text()).body):
         if isinstance(statement, ast.AnnAssign) and getattr(statement.target, "id", "") == "PARAMETERS":
             return {name: default for name, (default, _) in ast.literal_eval(statement.value).items()}
     raise AssertionError(f"{node}.py has no PARAMETERS")

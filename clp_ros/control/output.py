@@ -9,7 +9,7 @@ import numpy as np
 
 from clp_ros.control.chunk_schedule import ChunkSchedule, Joined, ScheduleSettings
 from clp_ros.control.reference import Reference
-from clp_ros.control.safety import Limits
+from clp_ros.control.safety import Limits, check_measured
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.trajectory import Trajectory, joint_positions, split_trajectory
 
@@ -46,6 +46,17 @@ class TrajectoryOutput:
     def start(self) -> None:
         """Begins anew, from where the robot is."""
         self._schedule.reset()
+
+    def check_state(self, state: np.ndarray) -> None:
+        """Refuses to drive a robot that reports to be outside its limits.
+
+        Args:
+            state: (joints,), where the robot is, in the policy's units.
+
+        Raises:
+            Outside: A joint is.
+        """
+        check_measured(joint_positions(state, self._embodiment), self._schedule.limits)
 
     def chunk(self, positions: np.ndarray, observed_ns: int, state: np.ndarray) -> Joined:
         """Joins a chunk to what the robot follows, and sends it.

@@ -10,32 +10,35 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from clp_ros.control.chunk_schedule import Late, ScheduleSettings
+from clp_ros.control.guard import OUTSIDE, Finding, Guard
 from clp_ros.control.inputs import Incomplete, LiveInputs
 from clp_ros.control.output import TrajectoryOutput
 from clp_ros.control.pace import Pace, Watch
 from clp_ros.control.run_log import RunLog
+from clp_ros.control.safety import Outside
+from clp_ros.control.session import Session
 from clp_ros.control.statistics import Statistics
 from clp_ros.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.observation import NotReady
 from clp_ros.robots.trajectory import Trajectory, chunk_positions
 
+# What may differ in the words of one and the same fault.
+_NUMBER = re.compile(r"\b0x[0-9a-f]+|\d+(?:\.\d+)?")
 # How long the worker sleeps at most when no frame wakes it.
 POLL_S = 0.05
 # The same fault is told at most this often.
 TELL_AGAIN_S = 30.0
-# A clock that runs ahead of the computer's own by more than this from one look to the next has jumped.
-JUMP_NS = 2 * 10**9
 # Latency is estimated from so many chunks.
 _RECENT_CHUNKS = 20
 
@@ -50,38 +53,6 @@ class Policy(Protocol):
 
         ``continuing`` is given in mode ``rtc`` only: see :meth:`clp_ros.vla.policy.LoadedPolicy.predict_chunk`.
         """
-
-
-@dataclass
-class _Session:
-    """One activation. A chunk that was begun in another one is never sent.
-
-    Attributes:
-        due_ns: When the next chunk may be made.
-        since_ns: Since when the worker has been waiting for its observation.
-        seen: Stamps that each camera's frame must be newer than, by topic.
-        last_ns, last_s: When the guard looked last, on the robot's clock and on the computer's.
-        missing: Since when each input that is missing has been, by topic.
-        working_s: Since when the policy has been at work on a chunk; None while it is not.
-        observed_ns: Observation time of the chunk sent last; None before the first and after a stop.
-        fault: What is wrong at present: the kind; None while all is well.
-        holding: The same in words.
-        told: Whether a person was told so.
-        faults: Number of faults.
-    """
-
-    due_ns: int
-    since_ns: int
-    seen: dict[str, int | None]
-    last_ns: int
-    last_s: float
-    missing: dict[str, int] = field(default_factory=dict)
-    working_s: float | None = None
-    observed_ns: int | None = None
-    fault: str | None = None
-    holding: str | None = None
-    told: bool = False
-    faults: int = 0
 
 
 class ChunkRunner:
@@ -101,7 +72,8 @@ class ChunkRunner:
         tell: Tells a person: a level of the logging module, and a line.
         schedule: How chunks are joined.
         watch: When the guard stops the robot.
-        failed: Called, by a thread of its own, when there were too many faults. Nothing is sent any more then.
+        failed: Called, by a thread of its own, when there were too many faults or the guard failed. Nothing is sent any
+            more then.
         log: Where every chunk and fault is written down.
 
     Attributes:
@@ -142,19 +114,22 @@ class ChunkRunner:
         self._failed = failed or (lambda _: None)
         self._log = log or RunLog(None)
         self._output = TrajectoryOutput(embodiment, self._schedule, send, clock_ns)
+        self._guard = Guard(inputs, self._output, self._watch, clock_ns)
         self._told: dict[str, float] = {}
         self._latencies: deque[float] = deque(maxlen=_RECENT_CHUNKS)
         self._cameras = tuple(camera.topic for camera in embodiment.cameras.values())
         # Held while sending too, so that nothing is sent any more once deactivate() or stop() has returned.
         self._gate = threading.Condition()
-        self._session: _Session | None = None
+        self._session: Session | None = None
         self._stopped = False
         self._closing = False
+        # Since when the policy has been at work on a chunk. Not the session's: one that hangs outlives it.
+        self._working_s: float | None = None
         # Daemons: a policy that hangs must not keep the process alive after close() has given up on it.
         self._worker = threading.Thread(target=self._run, name="policy", daemon=True)
-        self._guard = threading.Thread(target=self._guard_all, name="guard", daemon=True)
+        self._watcher = threading.Thread(target=self._look, name="guard", daemon=True)
         self._worker.start()
-        self._guard.start()
+        self._watcher.start()
 
     @property
     def stopped(self) -> bool:
@@ -184,7 +159,7 @@ class ChunkRunner:
             now = self._clock_ns()
             self._stopped = False
             self._output.start()
-            self._session = _Session(now, now, self._inputs.newest_frames(), now, time.monotonic())
+            self._session = Session(now, now, self._inputs.newest_frames(), now, time.monotonic())
             self._log.write("activated", now, instruction=self.instruction)
             self._gate.notify_all()
 
@@ -208,7 +183,7 @@ class ChunkRunner:
             self._end("closed")
             self._gate.notify_all()
         self._inputs.wake()
-        self._guard.join()
+        self._watcher.join()
         self._worker.join(timeout_s)
         self._log.close()
         return not self._worker.is_alive()
@@ -240,17 +215,19 @@ class ChunkRunner:
             except Late as late:
                 self.statistics.count("late")
                 self._fault(session, "late", str(late), hold=False)
+            except Outside as outside:
+                self._fault(session, OUTSIDE, str(outside))
             except (ClpError, NotReady) as fault:
                 self.statistics.count("refused")
                 self._fault(session, f"refused {getattr(fault, 'where', None) or ''}", str(fault))
-            except Exception as error:  # noqa: BLE001 - a model may raise anything; the node lives on, and tells
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - a model may raise anything; the node lives on
                 kind = type(error).__name__
                 self.statistics.count("policy errors")
                 self._fault(session, f"policy errors {kind}", f"{kind}: {error}")
             due_s = (session.due_ns - self._clock_ns()) / 1e9
             self._inputs.wait(version, min(due_s, POLL_S) if due_s > 0 else POLL_S)
 
-    def _step(self, session: _Session) -> bool:
+    def _step(self, session: Session) -> bool:
         """Makes a chunk if it is time; returns whether it was."""
         now = self._clock_ns()
         if now < session.due_ns:
@@ -258,6 +235,7 @@ class ChunkRunner:
             session.seen = self._inputs.newest_frames()
             return False
         selected = self._inputs.take(now, session.seen)
+        self._output.check_state(self._inputs.state(now))
         session.seen = {topic: selected[topic][0] for topic in self._cameras}
         self.statistics.record("wait", (now - session.since_ns) / 1e6)
         for topic, (stamp, _) in selected.items():
@@ -265,7 +243,7 @@ class ChunkRunner:
         try:
             self._chunk(session, now, selected)
         finally:
-            session.working_s = None
+            self._working_s = None
             session.since_ns = max(session.due_ns, self._clock_ns())
         return True
 
@@ -275,16 +253,16 @@ class ChunkRunner:
         spare = (steps - 2) * period - round((self.latency_s + self._schedule.lead_s) * 1e9)
         return max(0, min(self._pace.interval_ns(period), spare))
 
-    def _chunk(self, session: _Session, now: int, selected: dict[str, tuple[int, Any]]) -> None:
-        started = time.perf_counter()
+    def _chunk(self, session: Session, now: int, selected: dict[str, tuple[int, Any]]) -> None:
+        started, jumps = time.perf_counter(), session.jumps
         observation = self._inputs.decode(now, selected)
         decoded = time.perf_counter()
         self.statistics.record("decode", (decoded - started) * 1e3)
-        session.working_s = time.monotonic()
+        self._working_s = begun_s = time.monotonic()
         chunk = self._policy.predict_chunk(
             observation.images, observation.state, self.instruction, **self._continuing(session, now)
         )
-        session.working_s = None
+        self._working_s, worked_s = None, time.monotonic() - begun_s
         predicted = time.perf_counter()
         self.statistics.record("inference", (predicted - decoded) * 1e3)
         positions, limited = chunk_positions(chunk, self._embodiment)
@@ -292,8 +270,19 @@ class ChunkRunner:
             if self._session is not session:
                 self.statistics.count("dropped deactivated")
                 return
-            if self._clock_jumped(session):
+            if (jumped := self._guard.clock(session)) is not None:
+                self._found(session, jumped)
+            if session.jumps != jumps:
                 self.statistics.count("dropped stale")
+                return
+            if worked_s > self._watch.policy_timeout_s:
+                self.statistics.count("dropped stale")
+                self._fault(
+                    session,
+                    "stale",
+                    f"a chunk was dropped: the policy was at work for {worked_s:.2f} s, "
+                    f"policy_timeout is {self._watch.policy_timeout_s:g} s",
+                )
                 return
             latency = (self._clock_ns() - now) / 1e9
             if not 0 <= latency <= self._pace.max_latency_s:
@@ -342,7 +331,7 @@ class ChunkRunner:
         if told:
             self._tell(logging.INFO, "sending again")
 
-    def _continuing(self, session: _Session, now: int) -> dict[str, int]:
+    def _continuing(self, session: Session, now: int) -> dict[str, int]:
         """What a policy needs to continue its last chunk, in mode ``rtc``."""
         if self._schedule.mode != "rtc" or session.observed_ns is None:
             return {}
@@ -354,44 +343,24 @@ class ChunkRunner:
 
     # ------------------------------------------------------------------------------------------------ the guard
 
-    def _guard_all(self) -> None:
+    def _look(self) -> None:
         while True:
             with self._gate:
                 if self._gate.wait_for(lambda: self._closing, self._embodiment.period_ns / 1e9):
                     return
-                if self._session is not None:
-                    self._guard_one(self._session)
+                session = self._session
+                if session is None:
+                    continue
+                try:
+                    if (found := self._guard.look(session, self._working_s)) is not None:
+                        self._found(session, found)
+                except Exception as error:  # noqa: BLE001 - nobody would watch the robot any more, and nobody know
+                    self._give_up(f"the guard failed: {type(error).__name__}: {error}")
 
-    def _guard_one(self, session: _Session) -> None:
-        if self._clock_jumped(session):
-            return
-        now, now_s = session.last_ns, session.last_s
-        if session.working_s is not None and now_s - session.working_s > self._watch.policy_timeout_s:
-            self._fault(session, "policy hangs", f"the policy has been at work for {now_s - session.working_s:.1f} s")
-            return
-        missing = self._inputs.missing(now)
-        session.missing = {one.topic: session.missing.get(one.topic, now) for one in missing}
-        for one in missing:
-            if now - session.missing[one.topic] > self._watch.input_timeout_s * 1e9:
-                self._fault(session, f"{one.topic} {one.kind}", str(one))
-                return
+    def _found(self, session: Session, found: Finding) -> None:
+        self._fault(session, found.kind, found.why, jumped_ns=found.jumped_ns)
 
-    def _clock_jumped(self, session: _Session) -> bool:
-        """Looks at the clock, with the gate held; after a jump, all that was stamped before says nothing any more."""
-        now, now_s = self._clock_ns(), time.monotonic()
-        passed = now - session.last_ns
-        jumped = passed - round((now_s - session.last_s) * 1e9)
-        session.last_ns, session.last_s = now, now_s
-        if passed >= 0 and jumped <= JUMP_NS:
-            return False
-        self._inputs.forget()
-        session.due_ns = session.since_ns = now
-        session.seen, session.missing = {}, {}
-        way = "back" if passed < 0 else "forward"
-        self._fault(session, "clock", f"the clock jumped {way} by {abs(jumped) / 1e9:.2f} s", jumped_ns=jumped)
-        return True
-
-    def _fault(self, session: _Session, kind: str, why: str, hold: bool = True, jumped_ns: int = 0) -> None:
+    def _fault(self, session: Session, kind: str, why: str, hold: bool = True, jumped_ns: int = 0) -> None:
         """Brakes the robot, says why, and counts: once for what lasts, each time for a chunk that fails."""
         with self._gate:
             if self._session is not session:
@@ -408,12 +377,16 @@ class ChunkRunner:
                 return
             session.faults += 1
             self._log.write("fault", now, kind=kind, why=why)
-            if time.monotonic() - self._told.get(kind, -TELL_AGAIN_S) >= TELL_AGAIN_S:
-                self._told[kind] = time.monotonic()
+            same = _NUMBER.sub("#", why)
+            if time.monotonic() - self._told.get(same, -TELL_AGAIN_S) >= TELL_AGAIN_S:
+                self._told[same] = time.monotonic()
                 session.told = True
                 self._tell(logging.WARNING, f"holding: {why}")
             if self._watch.max_faults and session.faults >= self._watch.max_faults:
-                self._session = None
-                self._log.write("failed", now, faults=session.faults)
-                text = f"{session.faults} faults since the activation, the last: {why}"
-                threading.Thread(target=self._failed, args=(text,), name="failed", daemon=True).start()
+                self._give_up(f"{session.faults} faults since the activation, the last: {why}")
+
+    def _give_up(self, why: str) -> None:
+        """Sends nothing any more, and tells the owner; with the gate held."""
+        self._session = None
+        self._log.write("failed", self._clock_ns(), why=why)
+        threading.Thread(target=self._failed, args=(why,), name="failed", daemon=True).start()

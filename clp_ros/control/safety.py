@@ -18,6 +18,8 @@ from clp_ros.robots.embodiment import Embodiment
 
 # Braking of a joint without an acceleration limit: from its velocity limit to rest in so many seconds.
 BRAKING_S = 0.25
+# Share of its range that a joint may report to be beyond its limits: calibration is never perfect.
+BEYOND = 0.05
 # Share of a limit that rounding may exceed.
 ROUNDING = 1e-6
 
@@ -56,6 +58,10 @@ class Limits:
     def braking(self) -> np.ndarray:
         """Deceleration to come to rest with."""
         return np.where(np.isfinite(self.acceleration), self.acceleration, self.velocity / BRAKING_S)
+
+
+class Outside(ClpError):  # noqa: N818 - a state of affairs
+    """A joint is outside its limits already."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,27 @@ def check(reference: Reference, limits: Limits) -> None:
     beyond = excess(reference, limits)
     if beyond.factor > 1 + ROUNDING:
         raise ClpError(f"the trajectory is {beyond.factor:.2f} times too fast ({beyond.what})")
+
+
+def check_measured(measured: np.ndarray, limits: Limits) -> None:
+    """Refuses to drive a robot that reports to be outside its limits.
+
+    Args:
+        measured: (joints,), where the robot is.
+        limits: The limits.
+
+    Raises:
+        Outside: A joint is, by more than :data:`BEYOND` of its range, or not finite; it names the joint.
+    """
+    slack = BEYOND * (limits.upper - limits.lower)
+    outside = ~((measured >= limits.lower - slack) & (measured <= limits.upper + slack))
+    if outside.any():
+        joint = int(np.argmax(outside))
+        raise Outside(
+            f"the robot reports {measured[joint]:.3f}, outside [{limits.lower[joint]:g}, {limits.upper[joint]:g}]",
+            where=limits.names[joint],
+            fix="bring the joint back, or see whether limits and units are this robot's",
+        )
 
 
 def brake(

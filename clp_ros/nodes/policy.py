@@ -24,26 +24,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from builtin_interfaces.msg import Time
-from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.duration import Duration
 from rclpy.impl.implementation_singleton import rclpy_implementation
-from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
-from rclpy.node import Node
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rclpy.task import Future
+from rclpy.time import Time
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from clp_ros.control.inputs import LiveInputs
-from clp_ros.control.runner import ChunkRunner
+from clp_ros.control.runner import TELL_AGAIN_S, ChunkRunner
 from clp_ros.errors import ClpError
 from clp_ros.nodes import policy_settings as settings
 from clp_ros.nodes.diagnostics import Diagnostics, Level, Report
+from clp_ros.nodes.lifecycle import ManagedNode
 from clp_ros.nodes.messages import INPUT_TYPES, joint_trajectory_message
 from clp_ros.nodes.parameters import checkpoint_folder, declare, given_embodiment
 from clp_ros.nodes.policy_report import report_values
@@ -55,39 +52,11 @@ from clp_ros.robots.trajectory import Trajectory
 from clp_ros.settings import did_you_mean
 from clp_ros.vla.compilation import compile_policy
 
-PARAMETERS: dict[str, tuple[Any, str]] = {
-    "checkpoint": ("", "Folder of the policy's checkpoint"),
-    "embodiment": ("", "The robot: a name under config/embodiments, or a YAML file"),
-    "tf_prefix": ("", "Put before the name of every joint, as the driver's argument of that name does"),
-    "topics": ([""], "Topics that are not where the embodiment has them, each ENTRY:=TOPIC"),
-    "robot_description_wait": (
-        2.0,
-        "Seconds to wait for the robot's URDF, whose limits narrow the embodiment's; 0: no",
-    ),
-    "task": ("", "The instruction: a name under config/tasks, a YAML file, or the sentence itself"),
-    "device": ("auto", "Where the policy runs: auto, cpu, cuda or cuda:N"),
-    "compile": (False, "Whether to compile the policy's denoising step with torch.compile, while configuring"),
-    "replan_steps": (-1, "Control steps between chunks; 0: as fast as frames come; -1: the task's execution length"),
-    "rate_hz": (0.0, "Most chunks a second; 0: no limit"),
-    "max_latency": (1.0, "Seconds; a chunk whose observation is older when it could be sent is dropped"),
-    "mode": ("replace", "How chunks are joined: replace, ensemble, or rtc where the policy has it"),
-    "blend_steps": (10, "Control steps over which a new chunk takes over"),
-    "lead": (0.02, "Seconds that a message may take to the controllers"),
-    "too_fast": ("scale", "A chunk beyond velocity or acceleration limits: scale (slow it down) or refuse"),
-    "max_scale": (5.0, "Most that a chunk is slowed down"),
-    "start_distance": (0.3, "Farthest, in rad or m, that a chunk may begin from where the robot is"),
-    "input_timeout": (0.3, "Seconds that an input may be missing or stale before the robot is stopped"),
-    "policy_timeout": (5.0, "Seconds that a chunk may take before the robot is stopped"),
-    "max_faults": (20, "Faults since activating after which the node goes to its error state; 0: never"),
-    "activate_timeout": (10.0, "Seconds that activating waits for every input"),
-    "log_folder": ("", "Folder for a file of JSON lines a run; empty: none"),
-    "dry_run": (False, "Whether chunks go to ~/preview only, each trajectory's frame_id naming its controller"),
-}
 # Only the newest message serves. Best effort hears best-effort (camera drivers) and reliable publishers alike.
 _INPUT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 # How long a running inference is waited for when the node is cleaned up or ends.
 _CLOSE_S = 30.0
-_THROTTLE_S = 5.0
+_THROTTLE_S = TELL_AGAIN_S
 # How long the controllers are given to acknowledge the last message.
 _ACKNOWLEDGED_S = 0.2
 # How often activating looks at the inputs.
@@ -106,16 +75,11 @@ def _load_policy(folder: Path, device: str) -> Any:
     return policy
 
 
-def _split(nanoseconds: int) -> dict[str, int]:
-    seconds, rest = divmod(nanoseconds, 10**9)
-    return {"sec": seconds, "nanosec": rest}
-
-
 class Ended(Exception):  # noqa: N818 - nothing is wrong
     """A signal ended ROS while the policy was being loaded."""
 
 
-class PolicyNode(LifecycleNodeMixin, Node):
+class PolicyNode(ManagedNode):
     """See the module's text; config/nodes/policy.yaml explains the parameters.
 
     Args:
@@ -127,12 +91,8 @@ class PolicyNode(LifecycleNodeMixin, Node):
     """
 
     def __init__(self, load: LoadPolicy = _load_policy) -> None:
-        Node.__init__(self, "policy")
-        # Reentrant: get_state answers while a transition loads the policy. A second transition is refused meanwhile.
-        LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
-        self._change = self._service_change_state.callback
-        self._service_change_state.callback = self._change_state
-        declare(self, PARAMETERS, read_only=False)
+        super().__init__("policy")
+        declare(self, settings.PARAMETERS, read_only=False)
         self.add_on_set_parameters_callback(self._check_parameters)
         self._load = load
         self._embodiment: Embodiment | None = None
@@ -223,33 +183,6 @@ class PolicyNode(LifecycleNodeMixin, Node):
         self._release()
         super().destroy_node()
 
-    async def _change_state(self, request: ChangeState.Request, response: ChangeState.Response) -> Any:
-        """Runs a transition in a thread of its own, and refuses one that does not exist in this state.
-
-        rclpy's own callback would keep the executor from all else, and lets RCLError out, which ends the node.
-        """
-        done: Future = Future()
-
-        def change() -> None:
-            try:
-                self._change(request, response)
-            except (rclpy_implementation.RCLError, rclpy_implementation.InvalidHandle):
-                if not self.context.ok():
-                    return  # a signal has ended ROS meanwhile
-                response.success = False
-                transition = request.transition.label or request.transition.id
-                self.get_logger().warning(f"no transition {transition} in state {self._state}")
-            done.set_result(response)
-            if self.executor is not None:
-                self.executor.wake()
-
-        threading.Thread(target=change, name="transition").start()
-        return await done
-
-    @property
-    def _state(self) -> str:
-        return self._state_machine.current_state[1]
-
     # ------------------------------------------------------------------------------------------------ configuring
 
     def _set_up(self) -> None:
@@ -306,7 +239,9 @@ class PolicyNode(LifecycleNodeMixin, Node):
         """Refuses parameters that do not exist: rclpy ignores them, and a misspelt one would do nothing."""
         for name in self._parameter_overrides:
             if not self.has_parameter(name) and not name.startswith("qos_overrides."):
-                raise ClpError(f"unknown parameter {name!r}", where="policy", fix=did_you_mean(name, list(PARAMETERS)))
+                raise ClpError(
+                    f"unknown parameter {name!r}", where="policy", fix=did_you_mean(name, list(settings.PARAMETERS))
+                )
 
     def _given(self, name: str, fix: str) -> str:
         value = self.get_parameter(name).value
@@ -379,7 +314,9 @@ class PolicyNode(LifecycleNodeMixin, Node):
             (
                 trajectory,
                 joint_trajectory_message(
-                    trajectory, Time(**_split(trajectory.start_ns)), self._spare.setdefault(trajectory.controller, [])
+                    trajectory,
+                    Time(nanoseconds=trajectory.start_ns).to_msg(),
+                    self._spare.setdefault(trajectory.controller, []),
                 ),
             )
             for trajectory in trajectories
@@ -401,7 +338,7 @@ class PolicyNode(LifecycleNodeMixin, Node):
     def _stop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         runner = self.runner
         if runner is None:
-            response.message = f"nothing to stop: the node is {self._state}"
+            response.message = f"nothing to stop: the node is {self.state}"
             return response
         runner.stop()
         self.get_logger().warning(
@@ -424,8 +361,8 @@ class PolicyNode(LifecycleNodeMixin, Node):
         self.get_logger().info(f"task: {task.instruction}")
 
     def _check_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
-        names = [parameter.name for parameter in parameters if parameter.name in PARAMETERS]
-        if names and self._state != "unconfigured":
+        names = [parameter.name for parameter in parameters if parameter.name in settings.PARAMETERS]
+        if names and self.state != "unconfigured":
             return SetParametersResult(
                 successful=False, reason=f"{names[0]} is read when the node is configured: clean it up first"
             )
@@ -434,7 +371,7 @@ class PolicyNode(LifecycleNodeMixin, Node):
     # ------------------------------------------------------------------------------------------------ diagnostics
 
     def _report(self) -> Report:
-        runner, inputs, state = self.runner, self._inputs, self._state
+        runner, inputs, state = self.runner, self._inputs, self.state
         if runner is None or inputs is None:
             if self._fault is not None:
                 return Report(Level.ERROR, f"{state}: {self._fault}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy node's parameters as the settings of what runs inside it."""
+"""The policy node's parameters, and the settings of what runs inside it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,35 @@ from clp_ros.control.run_log import RunLog
 from clp_ros.errors import ClpError
 from clp_ros.robots.task import Task
 from clp_ros.settings import did_you_mean
+
+PARAMETERS: dict[str, tuple[Any, str]] = {
+    "checkpoint": ("", "Folder of the policy's checkpoint"),
+    "embodiment": ("", "The robot: a name under config/embodiments, or a YAML file"),
+    "tf_prefix": ("", "Put before the name of every joint, as the driver's argument of that name does"),
+    "topics": ([""], "Topics that are not where the embodiment has them, each ENTRY:=TOPIC"),
+    "robot_description_wait": (
+        2.0,
+        "Seconds to wait for the robot's URDF, whose limits narrow the embodiment's; 0: no",
+    ),
+    "task": ("", "The instruction: a name under config/tasks, a YAML file, or the sentence itself"),
+    "device": ("auto", "Where the policy runs: auto, cpu, cuda or cuda:N"),
+    "compile": (False, "Whether to compile the policy's denoising step with torch.compile, while configuring"),
+    "replan_steps": (-1, "Control steps between chunks; 0: as fast as frames come; -1: the task's execution length"),
+    "rate_hz": (0.0, "Most chunks a second; 0: no limit"),
+    "max_latency": (1.0, "Seconds; a chunk whose observation is older when it could be sent is dropped"),
+    "mode": ("replace", "How chunks are joined: replace, ensemble, or rtc where the policy has it"),
+    "blend_steps": (10, "Control steps over which a new chunk takes over"),
+    "lead": (0.02, "Seconds that a message may take to the controllers"),
+    "too_fast": ("scale", "A chunk beyond velocity or acceleration limits: scale (slow it down) or refuse"),
+    "max_scale": (5.0, "Most that a chunk is slowed down"),
+    "start_distance": (0.3, "Farthest, in rad or m, that a chunk may begin from where the robot is"),
+    "input_timeout": (0.3, "Seconds that an input may be missing or stale before the robot is stopped"),
+    "policy_timeout": (5.0, "Seconds that a chunk may take before the robot is stopped"),
+    "max_faults": (20, "Faults since activating after which the node goes to its error state; 0: never"),
+    "activate_timeout": (10.0, "Seconds that activating waits for every input"),
+    "log_folder": ("", "Folder for a file of JSON lines a run; empty: none"),
+    "dry_run": (False, "Whether chunks go to ~/preview only, each trajectory's frame_id naming its controller"),
+}
 
 
 def pace(node: Node, task: Task, chunk_size: int) -> Pace:

@@ -24,10 +24,6 @@ THREADS = 4
 _LOOK_S = 0.1
 
 
-class _Terminated(BaseException):
-    """SIGTERM, as KeyboardInterrupt is SIGINT."""
-
-
 def main(
     make_node: Callable[[], Node],
     args: Sequence[str] | None = None,
@@ -49,37 +45,29 @@ def main(
         The exit code: 0 after SIGINT or SIGTERM, 1 when the node could not start.
     """
     node = None
+    # The handlers raise nothing: an exception in the middle of rclpy's own code comes out of it as another one, and a
+    # second signal would cut the clean-up short, which is what removes half-written output.
+    signals: list[int] = []
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that puts this in the background ignores it
-        signal.signal(signal.SIGTERM, _terminate)
+        for number in (signal.SIGINT, signal.SIGTERM):  # set here: a shell that puts this in the background ignores one
+            signal.signal(number, lambda number, _: signals.append(number))
         node = make_node()
         executor = SingleThreadedExecutor() if threads == 1 else MultiThreadedExecutor(num_threads=threads)
         executor.add_node(node)
-        while rclpy.ok():
+        while rclpy.ok() and not signals:
             executor.spin_once(timeout_sec=_LOOK_S)
-    except (KeyboardInterrupt, _Terminated, ExternalShutdownException):
-        _ignore_signals()
-        if node is not None and last_words is not None and rclpy.ok():
+        if last_words is not None and rclpy.ok():
             last_words(node)
+    except ExternalShutdownException:
+        pass
     except (ClpError, InvalidParameterTypeException, InvalidParameterValueException) as error:
         if node is not None:
             raise  # not at start-up: a node handles the user's faults itself
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - there is no node to log with
         return 1
     finally:
-        _ignore_signals()
         rclpy.try_shutdown()  # first: what waits for ROS in other threads ends by it
         if node is not None:
             node.destroy_node()
     return 0
-
-
-def _terminate(*_: object) -> None:
-    raise _Terminated
-
-
-def _ignore_signals() -> None:
-    """A second signal must not cut the clean-up short: it is what removes half-written output."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

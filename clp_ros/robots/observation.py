@@ -95,6 +95,7 @@ class ObservationBuffer:
             self._clocks[topic].check(stamp, receive_ns)
         except ClpError as error:
             self.forget(topic)
+            self.refused[topic] = error.what
             raise ClpError(error.what, where=topic, fix=error.fix) from None
         try:
             taken = self._sources[topic].add(stamp, message, receive_ns)

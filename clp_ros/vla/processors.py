@@ -14,6 +14,13 @@ from clp_ros.errors import ClpError
 from clp_ros.json_object import read_json_object
 from clp_ros.vla.checkpoint import Checkpoint
 
+# The statistics that lerobot's normalisation modes go by.
+_STATISTICS = {
+    "MEAN_STD": ("mean", "std"),
+    "MIN_MAX": ("min", "max"),
+    "QUANTILES": ("q01", "q99"),
+    "QUANTILE10": ("q10", "q90"),
+}
 _PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
 
 
@@ -69,6 +76,7 @@ def _localised(checkpoint: Checkpoint) -> Iterator[Path]:
         folder = Path(temporary)
         for name, document in documents.items():
             _check_steps(document, checkpoint.path / name)
+            _check_statistics(document, checkpoint.path)
             (folder / name).write_text(json.dumps(document), encoding="utf-8")
         for state in checkpoint.path.glob("*.safetensors"):
             (folder / state.name).symlink_to(state)
@@ -102,3 +110,37 @@ def _check_steps(document: Mapping[str, Any], path: Path) -> None:
                 where=path,
                 fix="set trust_remote_code to false in its config",
             )
+
+
+def _check_statistics(document: Mapping[str, Any], folder: Path) -> None:
+    """Refuses normalisation statistics that would make every action NaN: a data set with one NaN in it has such.
+
+    Statistics that no feature is normalised by may be anything.
+
+    Raises:
+        ClpError: A statistic is not finite; it names the file and the key.
+    """
+    from safetensors import safe_open
+
+    for step in document["steps"]:
+        path = folder / step.get("state_file", "")
+        if not path.is_file():
+            continue  # the step has none, or lerobot tells that it is missing
+        config = step.get("config", {})
+        with safe_open(path, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - no mapping
+                if _is_used(key, config) and not tensors.get_tensor(key).isfinite().all():
+                    raise ClpError(
+                        f"the statistic {key!r} is not finite",
+                        where=path,
+                        fix="compute the data set's statistics again without what is NaN or Inf, and save the policy",
+                    )
+
+
+def _is_used(key: str, config: Mapping[str, Any]) -> bool:
+    """Whether a step goes by a statistic, ``<feature>.<statistic>``; one that has no modes may go by any."""
+    if "norm_map" not in config:
+        return True
+    feature, _, statistic = key.rpartition(".")
+    kind = config.get("features", {}).get(feature, {}).get("type")
+    return statistic in _STATISTICS.get(config["norm_map"].get(kind), ())

@@ -192,6 +192,7 @@ def test_the_rate_is_bounded(make: Callable[..., Rig]) -> None:
     [
         (KeyError("x"), "policy errors", "KeyError: 'x'"),
         (MemoryError("full"), "policy errors", "MemoryError: full"),
+        (SystemExit("a library gives up"), "policy errors", "SystemExit: a library gives up"),
         (ClpError("no image"), "refused", "no image"),
         (np.full((5, 14), np.inf), "refused", "not finite at step 0, joint 'waist'"),
         (np.zeros((5, 13)), "refused", "shape (5, 13)"),
@@ -203,7 +204,7 @@ def test_whatever_the_policy_does_the_loop_goes_on(
     make: Callable[..., Rig], chunk: Any, counter: str, words: str
 ) -> None:
     def fail(*_: Any) -> Any:
-        if isinstance(chunk, Exception):
+        if isinstance(chunk, BaseException):
             raise chunk
         return chunk
 
@@ -379,6 +380,99 @@ def test_whatever_ends_the_driving_brakes_the_robot_to_rest(make: Callable[..., 
             time.sleep(0.05)
         until(lambda: len(rig.sent) > 2)
         until(lambda: rig.runner.holding is None)
+
+
+def test_a_policy_that_hangs_is_told_in_the_next_activation_too(make: Callable[..., Rig]) -> None:
+    go_on = threading.Event()
+
+    def hang(*_: Any) -> Any:
+        assert go_on.wait(20)
+        return np.zeros((50, 14))
+
+    rig = make(hang)
+    rig.frames()
+    until(lambda: rig.runner.holding)
+    rig.runner.deactivate()
+    rig.runner.activate()
+    until(lambda: "has been at work for" in (rig.runner.holding or ""))
+    rig.predict = moving
+    go_on.set()
+    until(lambda: rig.runner.statistics.counts()["dropped deactivated"] == 1)
+    rig.frames(2)
+    until(lambda: rig.sent)
+
+
+def test_a_chunk_that_took_longer_than_policy_timeout_is_dropped(make: Callable[..., Rig]) -> None:
+    def slow(*_: Any) -> Any:
+        time.sleep(1.2)  # policy_timeout is 1 s; the robot's clock stands still
+        return np.zeros((50, 14))
+
+    rig = make(slow, max_latency_s=10.0)
+    rig.frames()
+    until(lambda: rig.runner.statistics.counts()["dropped stale"] == 1)
+    assert "policy_timeout is 1 s" in rig.runner.holding
+    assert rig.sent == []
+
+
+def test_a_chunk_made_across_a_jump_of_the_clock_is_dropped(make: Callable[..., Rig]) -> None:
+    def jumping(images: Any, state: np.ndarray, task: str) -> np.ndarray:
+        rig.now += 900 * MS
+        time.sleep(0.1)  # the guard looks
+        rig.now -= 500 * MS
+        until(lambda: rig.runner.holding)
+        rig.add(*rig.joints)  # the chunk looks 400 ms old, of stamps of the new clock
+        return np.tile(state, (100, 1))
+
+    rig = make(jumping)
+    rig.frames()
+    until(lambda: rig.runner.statistics.counts()["dropped stale"] == 1)
+    assert "the clock jumped back" in rig.runner.holding
+    assert rig.sent == []
+
+
+def test_a_state_outside_the_limits_is_one_fault_however_long_it_lasts(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.frames()
+    until(lambda: len(rig.sent) == 1)
+    for _ in range(20):
+        rig.now += PERIOD_NS
+        rig.add(*rig.joints, *rig.cameras, position=0.08)
+        time.sleep(0.01)
+    until(lambda: rig.runner.holding)
+    assert "the robot reports 0.080, outside [0.021, 0.057], left_finger" in rig.runner.holding
+    rig.quiet()
+    assert rig.runner.faults == 1
+    assert len(rig.told) == 1
+    assert rig.failures == []
+    rig.now += 2 * 10**9 - MS  # the last chunk has come to its end
+    sent = len(rig.sent)
+    for _ in range(3):
+        rig.frames()
+        time.sleep(0.05)
+    until(lambda: len(rig.sent) > sent)
+    assert rig.runner.holding is None
+
+
+def test_each_fault_is_told_however_soon_it_comes_after_another(make: Callable[..., Rig]) -> None:
+    rig = make(lambda *_: np.full((5, 14), np.nan))
+    for number, chunk in enumerate((np.full((5, 14), np.nan), np.zeros((5, 13)), np.full((5, 14), np.nan)), 1):
+        rig.predict = lambda *_, chunk=chunk: chunk
+        rig.frames()
+        until(lambda number=number: rig.runner.statistics.counts()["refused"] == number)
+    rig.quiet()
+    assert ["not finite" in text for _, text in rig.told] == [True, False]
+
+
+def test_a_guard_that_fails_is_told_and_nothing_is_sent(
+    make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make()
+    monkeypatch.setattr(rig.inputs, "missing", lambda now_ns: 1 / 0)
+    until(lambda: rig.failures)
+    assert "the guard failed: ZeroDivisionError" in rig.failures[0]
+    rig.frames()
+    rig.quiet()
+    assert rig.sent == []
 
 
 def test_after_too_many_faults_the_owner_is_told_and_nothing_is_sent(make: Callable[..., Rig]) -> None:

@@ -1,182 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy node as users have it: a process of its own, a robot's topics and its services over real DDS."""
 
+import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import yaml
 from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState, GetState
-from rclpy.qos import QoSProfile, qos_profile_sensor_data
-from ros_tools import NodeProcess, Peer, parameter_arguments, running, wait_for
-from scipy.interpolate import CubicHermiteSpline
-from sensor_msgs.msg import CompressedImage, JointState
-from std_msgs.msg import String
+from lifecycle_msgs.srv import ChangeState
+from policy_tools import ARM, LEFT, RIGHT, SENT_TOPICS, TASK, Driver, Robot, assert_continues, knots, start_node
+from ros_tools import NodeProcess, Peer, wait_for
+from safetensors.numpy import load_file, save_file
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from clp_ros.nodes.policy import PARAMETERS
+from clp_ros.nodes.policy_settings import PARAMETERS
 from clp_ros.resources import resource_path
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
-
-# The node with a policy that answers with the state it saw, grippers opening, and misbehaves as its task says.
-NODE = """
-import sys, time
-import numpy as np
-from clp_ros.errors import ClpError
-from clp_ros.nodes.policy import PolicyNode
-from clp_ros.nodes.spin import main
-
-class Echo:
-    chunk_size = 100
-    def check_features(self, slots, action_size, whose):
-        if action_size != 14:
-            raise ClpError("the policy has 14 joints", where=whose)
-    def predict_chunk(self, images, state, task):
-        assert [image.shape for image in images.values()] == [(48, 64, 3)] * 3
-        if "raise" in task: raise KeyError("a model may raise anything")
-        if "slow" in task: time.sleep(1.5)
-        chunk = np.repeat(state[None], self.chunk_size, axis=0)
-        chunk[:, [6, 13]] = np.linspace(0.5, 1.0, self.chunk_size)[:, None]
-        if "nan" in task: chunk[3, 2] = np.nan
-        if "far" in task: chunk[:, [6, 13]] = 100.0
-        if "turn" in task: chunk[:, [0, 7]] += 0.006 * np.arange(1, self.chunk_size + 1)[:, None]
-        return chunk
-
-def load(folder, device):
-    if folder.name == "slow": time.sleep(2.5)
-    if folder.name == "broken": raise RuntimeError("not a fault of the user's")
-    return Echo()
-
-sys.exit(main(lambda: PolicyNode(load), threads=1, last_words=PolicyNode.brake))
-"""
-TASK = "fold the shorts"
-SENT_TOPICS = [
-    "/follower_left/arm_controller/joint_trajectory",
-    "/follower_left/gripper_controller/joint_trajectory",
-    "/follower_right/arm_controller/joint_trajectory",
-    "/follower_right/gripper_controller/joint_trajectory",
-]
-ARM = ["waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate"]
-LEFT = dict(zip(ARM, [0.1, -0.2, 0.3, -0.4, 0.5, -0.6], strict=True)) | {"left_finger": 0.03}
-RIGHT = dict(zip(ARM, [-0.15, -0.25, -0.35, 0.45, 0.55, 0.65], strict=True)) | {"left_finger": 0.05}
-# Nothing is sent in so long: several chunks at the fastest pace.
-QUIET_S = 1.0
-
-
-class Robot:
-    """Publishes the inputs of the bimanual ALOHA, 30 Hz, and can lose or spoil each."""
-
-    def __init__(self, peer: Peer, embodiment: Embodiment) -> None:
-        self._node = peer.node
-        picture = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
-        self._jpeg = cv2.imencode(".jpg", picture)[1].tobytes()
-        # A camera driver's quality, and a joint_state_broadcaster's.
-        self._cameras = {
-            camera.topic: self._node.create_publisher(CompressedImage, camera.topic, qos_profile_sensor_data)
-            for camera in embodiment.cameras.values()
-        }
-        self._joints = {
-            states.topic: self._node.create_publisher(JointState, states.topic, QoSProfile(depth=1))
-            for states in embodiment.joint_states.values()
-        }
-        self.positions = dict(zip(self._joints, (LEFT, RIGHT), strict=True))
-        self.dead: set[str] = set()
-        self.without: dict[str, str] = {}
-        self.ahead_ns: dict[str, int] = {}
-        self.frozen: set[str] = set()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        stamps: dict[str, int] = {}
-        while not self._end.wait(1 / 30):
-            now = time.time_ns()
-            stamps |= {topic: now for topic in self._cameras | self._joints if topic not in self.frozen}
-            for topic, publisher in (self._cameras | self._joints).items():
-                if topic in self.dead:
-                    continue
-                message = CompressedImage(format="jpeg") if topic in self._cameras else JointState()
-                stamp = stamps[topic] + self.ahead_ns.get(topic, 0)
-                message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 10**9)
-                if topic in self._cameras:
-                    message.data.frombytes(self._jpeg)
-                else:
-                    # As Interbotix has it: other joints too, in another order.
-                    joints = {"gripper": 1.0, "right_finger": -0.03} | dict(reversed(self.positions[topic].items()))
-                    joints.pop(self.without.get(topic), None)
-                    message.name, message.position = list(joints), list(joints.values())
-                publisher.publish(message)
-
-
-class Driver:
-    """Takes the node through its life and hears what it sends."""
-
-    def __init__(self, peer: Peer) -> None:
-        self._peer = peer
-        self.sent = {topic: peer.hear(JointTrajectory, topic) for topic in SENT_TOPICS}
-        self.statuses = peer.hear_diagnostics("policy")
-        self._tasks = peer.node.create_publisher(String, "/policy/task", 1)
-
-    def change(self, transition: int) -> bool:
-        request = ChangeState.Request(transition=Transition(id=transition))
-        return self._peer.call(ChangeState, "/policy/change_state", request).success
-
-    @property
-    def state(self) -> str:
-        return self._peer.call(GetState, "/policy/get_state").current_state.label
-
-    def up(self) -> None:
-        assert self.change(Transition.TRANSITION_CONFIGURE)
-        assert self.change(Transition.TRANSITION_ACTIVATE)
-
-    def set_task(self, text: str) -> None:
-        wait_for(lambda: self._tasks.get_subscription_count(), "the node's task topic")
-        self._tasks.publish(String(data=text))
-
-    @property
-    def count(self) -> int:
-        return sum(len(heard) for heard in self.sent.values())
-
-    def expect_chunks(self) -> None:
-        """Waits for two more chunks on every topic."""
-        before = {topic: len(heard) for topic, heard in self.sent.items()}
-        wait_for(lambda: all(len(self.sent[topic]) >= before[topic] + 2 for topic in SENT_TOPICS), "chunks")
-
-    def expect_quiet(self) -> None:
-        time.sleep(0.2)  # what was under way
-        before = self.count
-        time.sleep(QUIET_S)
-        assert self.count == before
-
-    def expect_status(self, level: bytes, *words: str) -> dict[str, str]:
-        """Waits for a new status of a level whose message has all words; returns its values."""
-        start = len(self.statuses)
-
-        def found() -> list[dict[str, str]]:
-            new = self.statuses[start:]
-            return [s.values | {"": s.message} for s in new if s.level == level and all(w in s.message for w in words)]
-
-        try:
-            return wait_for(found, f"a status with {words}", 20)[0]
-        except TimeoutError as error:
-            heard = [(status.level, status.message) for status in self.statuses[start:]]
-            raise AssertionError(f"{error}; heard {heard}") from error
 
 
 @pytest.fixture
@@ -186,9 +34,8 @@ def embodiment() -> Embodiment:
 
 @pytest.fixture
 def robot(peer: Peer, embodiment: Embodiment) -> Iterator[Robot]:
-    robot = Robot(peer, embodiment)
-    yield robot
-    robot.close()
+    with Robot(peer, embodiment) as robot:
+        yield robot
 
 
 @pytest.fixture
@@ -201,12 +48,7 @@ StartNode = Callable[..., AbstractContextManager[NodeProcess]]
 
 @pytest.fixture
 def start(ros_domain: int, tmp_path: Path) -> StartNode:
-    def start(command: tuple[str, ...] = ("-c", NODE), **parameters: Any) -> AbstractContextManager[NodeProcess]:
-        given = {"checkpoint": tmp_path, "embodiment": "aloha_bimanual", "task": TASK, "replan_steps": 0}
-        given |= {"robot_description_wait": 0.0} | parameters  # the robot here has none, see test_robot_description.py
-        return running([*command, *parameter_arguments(given)], tmp_path / "log.txt")
-
-    return start
+    return partial(start_node, tmp_path)
 
 
 def seconds(message: JointTrajectory) -> list[float]:
@@ -261,7 +103,6 @@ def test_an_active_node_sends_trajectories_and_only_an_active_one(
         assert driver.state == "unconfigured"
         driver.up()
         driver.expect_chunks()
-        assert "holding" not in node.log
         assert node.stop() == 0
 
 
@@ -287,38 +128,11 @@ def test_a_real_checkpoint_drives_the_robot(
         assert "Traceback" not in node.log
 
 
-def test_nothing_is_made_of_incomplete_or_stale_observations(
-    start: StartNode, driver: Driver, robot: Robot, embodiment: Embodiment
-) -> None:
-    high, left, right = (camera.topic for camera in embodiment.cameras.values())
-    left_joints, right_joints = (states.topic for states in embodiment.joint_states.values())
-    faults: list[tuple[dict[str, Any], tuple[str, ...]]] = [
-        ({"dead": {left}}, (left, "ms old")),
-        ({"without": {right_joints: "elbow"}}, (right_joints, "joint 'elbow' is", "ms old")),
-        ({"ahead_ns": {right: 700_000_000}}, (right, "ms in the future")),
-        ({"ahead_ns": {left_joints: -300_000_000}}, (left_joints, "ms old")),
-        ({"frozen": {high}}, (high, "ms old", "; out of order")),
-    ]
-    with start() as node:
-        driver.up()
-        driver.expect_chunks()
-        for number, (fault, words) in enumerate(faults):
-            well = {name: getattr(robot, name) for name in fault}
-            robot.__dict__.update(fault)
-            driver.expect_status(DiagnosticStatus.WARN, "holding", *words)
-            driver.expect_quiet()
-            assert node.log.count("holding") == number + 1  # said once
-            robot.__dict__.update(well)
-            driver.expect_chunks()
-            wait_for(lambda said=number + 1: node.log.count("sending again") == said, "the end of the fault in the log")
-        assert driver.state == "active"
-
-
 def test_an_input_that_never_came_is_named(
     start: StartNode, driver: Driver, robot: Robot, embodiment: Embodiment
 ) -> None:
     topic = embodiment.joint_states["follower_left"].topic
-    robot.dead = {topic}
+    robot.spoil = {topic: lambda message: False}
     with start(activate_timeout=1.0) as node:
         assert driver.change(Transition.TRANSITION_CONFIGURE)
         assert not driver.change(Transition.TRANSITION_ACTIVATE)
@@ -326,54 +140,9 @@ def test_an_input_that_never_came_is_named(
         driver.expect_status(DiagnosticStatus.ERROR, "not activated", topic, "no message yet")
         assert "not activated" in node.log
         assert driver.count == 0
-        robot.dead = set()
+        robot.spoil = {}
         assert driver.change(Transition.TRANSITION_ACTIVATE)
         driver.expect_chunks()
-
-
-def test_a_policy_that_fails_holds_the_robot_and_the_node_goes_on(
-    start: StartNode, driver: Driver, robot: Robot
-) -> None:
-    with start(max_faults=0) as node:
-        driver.up()
-        driver.expect_chunks()
-        for task, counter, words in (
-            ("please raise", "policy errors", "KeyError: 'a model may raise anything'"),
-            ("please nan", "refused", "not finite at step 3, joint 'elbow'"),
-            ("please slow", "dropped stale", "max_latency is 1 s"),
-        ):
-            driver.set_task(task)
-            values = driver.expect_status(DiagnosticStatus.WARN, "holding", words)
-            assert int(values[counter]) > 0
-            driver.expect_quiet()
-            assert node.log.count(words) == 1
-            driver.set_task(TASK)
-            driver.expect_chunks()
-        assert "Traceback" not in node.log
-
-
-def test_positions_beyond_a_limit_go_to_the_limit_and_are_counted(
-    start: StartNode, driver: Driver, robot: Robot, embodiment: Embodiment
-) -> None:
-    with start(task="too far"):
-        driver.up()
-        driver.expect_chunks()
-        for topic, joint in ((SENT_TOPICS[1], 6), (SENT_TOPICS[3], 13)):
-            assert driver.sent[topic][-1].points[-1].positions[0] == pytest.approx(embodiment.joints[joint].upper)
-        values = driver.expect_status(DiagnosticStatus.OK, "active")
-        assert int(values["limits hit"]) == 200 * int(values["chunks"])
-
-
-def arrivals(messages: list[JointTrajectory]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Times (ns, on the robot's clock), positions and velocities of every message."""
-    found = []
-    for message in messages:
-        stamp = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
-        starts = [point.time_from_start for point in message.points]
-        times = np.array([stamp + start.sec * 10**9 + start.nanosec for start in starts])
-        positions, speeds = (np.array([getattr(p, of) for p in message.points]) for of in ("positions", "velocities"))
-        found.append((times, positions, speeds))
-    return found
 
 
 @pytest.mark.parametrize("end", ["deactivate", "shutdown", "stop", signal.SIGINT, signal.SIGTERM])
@@ -394,17 +163,11 @@ def test_seams_are_continuous_in_position_and_velocity_to_the_end(
         else:
             assert node.stop(end) == 0
         time.sleep(0.3)
-    sent = arrivals(heard[1:])  # the first has no point in its first 200 ms
-    for (old_times, old, old_speeds), (times, positions, speeds) in pairwise(sent):
-        # What the controllers follow when the message takes over; at rest, once the old one has ended.
-        seam = min(times[0], old_times[-1])
-        expected = CubicHermiteSpline((old_times - seam) / 1e9, old, old_speeds)
-        np.testing.assert_allclose(positions[0], expected(0.0), atol=1e-6)
-        np.testing.assert_allclose(speeds[0], expected(0.0, nu=1), atol=1e-5)
-        assert not speeds[-1].any()
-    assert np.abs(sent[-2][2]).max() > 0.05
+    for before, message in pairwise(heard[1:]):  # the first has no point in its first 200 ms
+        assert_continues(message, before)
+    assert np.abs(knots(heard[-2])[2]).max() > 0.05
     # The last brakes at once.
-    times, _, speeds = sent[-1]
+    times, _, speeds = knots(heard[-1])
     assert (times[-2] - times[0]) / 1e9 < 0.2
     assert np.abs(speeds[0]).max() > 1e-4
 
@@ -532,11 +295,19 @@ def test_an_unknown_parameter_is_refused(start: StartNode, driver: Driver) -> No
 
 
 def test_a_wrong_parameter_can_be_set_right_and_only_then(
-    start: StartNode, driver: Driver, robot: Robot, peer: Peer, tiny_checkpoint: Path
+    start: StartNode, driver: Driver, robot: Robot, peer: Peer, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
+    spoiled = shutil.copytree(tiny_checkpoint, tmp_path / "spoiled")
+    (statistics,) = spoiled.glob("policy_postprocessor_*.safetensors")
+    tensors = load_file(statistics)
+    tensors["action.mean"][0] = np.nan
+    save_file(tensors, statistics)
     given = {"checkpoint": "/nowhere/at_all", "max_latency": 30.0, "start_distance": 10.0, "max_scale": 100.0}
     with start(("-m", "clp_ros.nodes.policy"), **given) as node:
         assert not driver.change(Transition.TRANSITION_CONFIGURE)
+        assert peer.set_parameters("/policy", checkpoint=str(spoiled)) == [""]
+        assert not driver.change(Transition.TRANSITION_CONFIGURE)
+        driver.expect_status(DiagnosticStatus.ERROR, "the statistic 'action.mean' is not finite")
         assert "Traceback" not in node.log
         assert peer.set_parameters("/policy", checkpoint=str(tiny_checkpoint)) == [""]
         driver.up()

@@ -302,6 +302,33 @@ def test_tied_tensors_are_loaded_under_each_of_their_names(copied):
         assert torch.equal(tensor, ours.policy.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [
+        ("policy_preprocessor_step_5_normalizer_processor", "observation.state.mean"),
+        ("policy_preprocessor_step_5_normalizer_processor", "action.std"),
+        ("policy_postprocessor_step_0_unnormalizer_processor", "action.mean"),
+    ],
+)
+def test_statistics_that_are_not_finite_are_refused(copied, file, key, value):
+    path = copied / f"{file}.safetensors"
+    statistics = load_file(path)
+    statistics[key][3] = value
+    save_file(statistics, path)
+    with pytest.raises(ClpError, match=rf"the statistic '{key}' is not finite, .*{file}\.safetensors"):
+        load_policy(copied, "cpu")
+
+
+def test_statistics_that_nothing_is_normalised_by_may_be_anything(copied, sample):
+    for file in copied.glob("policy_*.safetensors"):
+        statistics = load_file(file)
+        statistics["action.q01"][0] = np.nan  # the mode is MEAN_STD
+        statistics["observation.images.cam_high.mean"] = torch.full((3, 1, 1), np.nan)  # and that of images IDENTITY
+        save_file(statistics, file)
+    assert np.isfinite(load_policy(copied, "cpu").predict_chunk(**sample)).all()
+
+
 def test_float32_is_float32(copied):
     edited(lambda t: t.update({name: tensor.to(torch.float16) for name, tensor in t.items()}))(copied)
     policy = load_policy(copied, "cpu", "float32").policy

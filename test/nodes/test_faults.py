@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every fault of doc/ros-graph.md ("When it holds"), injected over real DDS: what is sent after it, and how it ends."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from policy_tools import (
+    LEFT,
+    SENT_TOPICS,
+    Driver,
+    Robot,
+    SimulatedClock,
+    assert_continues,
+    knots,
+    stamp_ns,
+    start_node,
+)
+from ros_tools import NodeProcess, Peer, own_domain, wait_for
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from clp_ros.robots.embodiment import load_embodiment
+
+EMBODIMENT = load_embodiment("aloha_bimanual")
+HIGH, LEFT_CAMERA, RIGHT_CAMERA = (camera.topic for camera in EMBODIMENT.cameras.values())
+LEFT_JOINTS, RIGHT_JOINTS = (states.topic for states in EMBODIMENT.joint_states.values())
+ARMS = (SENT_TOPICS[0], SENT_TOPICS[2])
+MS = 10**6
+# Both waists turn to and fro, never both slow at once.
+WAVE = "please wave"
+
+Spoil = Callable[[Any], bool | None]
+
+
+def lose(message: Any) -> bool:
+    return False
+
+
+def without_elbow(message: Any) -> None:
+    place = message.name.index("elbow")
+    message.name.pop(place)
+    message.position.pop(place)
+
+
+def set_joint(joint: str, position: float) -> Spoil:
+    def spoil(message: Any) -> None:
+        message.position[message.name.index(joint)] = position
+
+    return spoil
+
+
+def stamped(offset_ns: int) -> Spoil:
+    """Another clock."""
+    return restamped(lambda stamp: stamp + offset_ns)
+
+
+def restamped(change: Callable[[int], int]) -> Spoil:
+    def spoil(message: Any) -> None:
+        stamp = message.header.stamp
+        stamp.sec, stamp.nanosec = divmod(change(stamp.sec * 10**9 + stamp.nanosec), 10**9)
+
+    return spoil
+
+
+def frozen() -> Spoil:
+    """The first stamp again and again."""
+    first: list[int] = []
+    return restamped(lambda stamp: (first or first.append(stamp) or first)[0])
+
+
+def backwards() -> Spoil:
+    """Each stamp before the last: messages out of order."""
+    stamps: list[int] = []
+    return restamped(lambda stamp: (stamps.append(stamps[-1] - MS if stamps else stamp - MS), stamps[-1])[1])
+
+
+def cut_off(message: Any) -> None:
+    del message.data[len(message.data) // 2 :]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault, and what is said of it.
+
+    Attributes:
+        words: All in the log's line, and in the status.
+        spoil: What becomes of messages, by topic.
+        task: The policy's mischief.
+        is_sent: Whether the node sends anything: the brake.
+    """
+
+    words: tuple[str, ...]
+    spoil: dict[str, Callable[[], Spoil]] = field(default_factory=dict)
+    task: str = WAVE
+    is_sent: bool = True
+
+
+FAULTS = {
+    "a camera that dies": Fault((LEFT_CAMERA, "ms old, tolerance 100 ms"), {LEFT_CAMERA: lambda: lose}),
+    "joint states that end": Fault((LEFT_JOINTS, "ms old, tolerance 50 ms"), {LEFT_JOINTS: lambda: lose}),
+    "old images": Fault((RIGHT_CAMERA, "ms old, tolerance 100 ms"), {RIGHT_CAMERA: lambda: stamped(-400 * MS)}),
+    "old joint states": Fault((RIGHT_JOINTS, "ms old, tolerance 50 ms"), {RIGHT_JOINTS: lambda: stamped(-300 * MS)}),
+    "a frozen camera": Fault((HIGH, "ms old", "out of order"), {HIGH: frozen}),
+    "frozen joint states": Fault((LEFT_JOINTS, "ms old", "out of order"), {LEFT_JOINTS: frozen}),
+    "images out of order": Fault((RIGHT_CAMERA, "ms old", "out of order"), {RIGHT_CAMERA: backwards}),
+    "joint states out of order": Fault((RIGHT_JOINTS, "ms old", "out of order"), {RIGHT_JOINTS: backwards}),
+    "images of the future": Fault((HIGH, "ms in the future"), {HIGH: lambda: stamped(700 * MS)}),
+    "joint states of the future": Fault((LEFT_JOINTS, "ms in the future"), {LEFT_JOINTS: lambda: stamped(400 * MS)}),
+    "stamps of another clock": Fault(
+        (LEFT_CAMERA, "ahead of the receive stamps", "different clocks"), {LEFT_CAMERA: lambda: stamped(5000 * MS)}
+    ),
+    "joint states without a joint": Fault(
+        (RIGHT_JOINTS, "joint 'elbow' is", "ms old"), {RIGHT_JOINTS: lambda: without_elbow}
+    ),
+    "joint states with NaN": Fault(
+        (LEFT_JOINTS, "the position of joint 'elbow' is not finite"), {LEFT_JOINTS: lambda: set_joint("elbow", np.nan)}
+    ),
+    "a joint outside its limits": Fault(
+        ("the robot reports 1.500, outside [-1.85, 1.2566]", "shoulder"),
+        {RIGHT_JOINTS: lambda: set_joint("shoulder", 1.5)},
+    ),
+    "an image that cannot be decoded": Fault((HIGH, "JPEG", "is cut off"), {HIGH: lambda: cut_off}),
+    "NaN in a chunk": Fault(("the policy's chunk is not finite at step 3, joint 'elbow'",), task="please wave, nan"),
+    "Inf in a chunk": Fault(("the policy's chunk is not finite at step 5, joint 'shoulder'",), task="please wave, inf"),
+    "a chunk of another size": Fault(
+        ("the policy's chunk has shape (100, 13), not (steps, 14)",), task="please wave, narrow"
+    ),
+    "a chunk that begins too far away": Fault(
+        ("the chunk begins 0.500 from where the arm is, start_distance is 0.3", "shoulder"), task="please wave, jump"
+    ),
+    "a chunk that is too fast": Fault(("times too fast", "slowed down 5.0 times as it is"), task="please wave, shake"),
+    "a chunk that is too old": Fault(
+        ("a chunk was dropped: its observation was", "max_latency is 1 s"), task="please wave, slow"
+    ),
+    "a chunk that comes after its last step": Fault(
+        ("after the time its last step was for",), task="please wave, late", is_sent=False
+    ),
+    "a policy that raises": Fault(("KeyError: 'a model may raise anything'",), task="please wave, raise"),
+    "a policy that exits": Fault(("SystemExit: a library gives up",), task="please wave, exit"),
+    "a GPU that fails": Fault(("RuntimeError: CUDA error: device-side assert triggered",), task="please wave, cuda"),
+    "a GPU without memory": Fault(("OutOfMemoryError: CUDA out of memory",), task="please wave, memory"),
+    "a policy that hangs": Fault(("the policy has been at work for",), task="please wave, hang"),
+}
+
+
+@pytest.fixture(scope="module")
+def peer() -> Iterator[Peer]:
+    with own_domain() as domain, Peer(domain) as peer:
+        yield peer
+
+
+@pytest.fixture(scope="module")
+def robot(peer: Peer) -> Iterator[Robot]:
+    with Robot(peer, EMBODIMENT) as robot:
+        yield robot
+
+
+@pytest.fixture(scope="module")
+def driver(peer: Peer) -> Driver:
+    return Driver(peer)
+
+
+@pytest.fixture(scope="module")
+def node(driver: Driver, robot: Robot, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
+    """One node for all faults: that it goes on after each is what is shown."""
+    folder = tmp_path_factory.mktemp("faults")
+    with start_node(folder, task=WAVE, replan_steps=5, max_faults=0, policy_timeout=1.4) as node:
+        driver.up()
+        driver.expect_chunks()
+        yield node
+        code = node.stop()
+        assert "Traceback" not in node.log
+        assert code == 0, node.log
+
+
+def told(node: NodeProcess, words: tuple[str, ...]) -> int:
+    """How often a fault is in the log."""
+    return sum("holding: " in line and all(word in line for word in words) for line in node.log.splitlines())
+
+
+def assert_inside_limits(messages: dict[str, JointTrajectory]) -> None:
+    for controller in EMBODIMENT.controllers.values():
+        _, positions, speeds = knots(messages[controller.topic])
+        assert np.isfinite(positions).all()
+        for joint, where, speed in zip(controller.joints, positions.T, speeds.T, strict=True):
+            assert joint.lower - 1e-6 <= where.min() <= where.max() <= joint.upper + 1e-6
+            assert np.abs(speed).max() <= joint.velocity * (1 + 1e-6)
+
+
+def assert_brakes(messages: dict[str, JointTrajectory]) -> None:
+    """From motion to rest, soon, and a second at rest: a controller drops a message whose end has passed."""
+    assert_inside_limits(messages)
+    for message in messages.values():
+        times, positions, speeds = knots(message)
+        assert not speeds[-2:].any()
+        np.testing.assert_array_equal(positions[-1], positions[-2])
+        assert times[-1] - times[-2] == 1000 * MS
+        assert 0 < times[-2] - stamp_ns(message) < 300 * MS
+        assert np.abs(positions[-1] - positions[0]).max() < 0.2
+    assert max(np.abs(knots(messages[topic])[2][0]).max() for topic in ARMS) > 0.05
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_on_a_fault_the_robot_is_braked_to_rest_until_it_is_over(
+    node: NodeProcess, driver: Driver, robot: Robot, name: str
+) -> None:
+    fault = FAULTS[name]
+    before = told(node, fault.words)
+    try:
+        robot.spoil = {topic: make() for topic, make in fault.spoil.items()}
+        driver.set_task(fault.task)
+        driver.expect_status(DiagnosticStatus.WARN, "holding: ", *fault.words)
+        driver.expect_quiet(0.3)
+        last = driver.last()
+        if fault.is_sent:
+            assert_brakes(last)
+            for heard in driver.sent.values():
+                assert_continues(heard[-1], heard[-2])
+        else:
+            assert not any(knots(message)[2][-1].any() for message in last.values())
+        wait_for(lambda: told(node, fault.words), "the fault in the log")
+        assert told(node, fault.words) <= before + 1
+    finally:
+        robot.spoil = {}
+        driver.set_task(WAVE)
+    driver.expect_chunks()
+
+
+def test_a_robot_that_was_moved_away_is_braked_and_goes_on_from_where_it_is(
+    node: NodeProcess, driver: Driver, robot: Robot
+) -> None:
+    words = ("from where it was sent, start_distance is 0.3", "forearm_roll")
+    well, start = robot.positions, time.time_ns()
+    try:
+        robot.positions = well | {LEFT_JOINTS: LEFT | {"forearm_roll": 0.6}}
+        wait_for(lambda: told(node, words), "the fault in the log")
+        wait_for(lambda: knots(driver.sent[ARMS[0]][-1])[1][-1, 3] == pytest.approx(0.6), "chunks from the new place")
+    finally:
+        robot.positions = well
+    # What came before the first chunk from the new place is the brake, and nothing goes from the old place to the new.
+    heard = driver.sent[ARMS[0]]
+    new = next(i for i, message in enumerate(heard) if stamp_ns(message) > start and knots(message)[1][-1, 3] > 0.0)
+    stamp = stamp_ns(heard[new - 1])
+    assert_brakes({topic: next(m for m in ms if stamp_ns(m) == stamp) for topic, ms in driver.sent.items()})
+    assert_continues(heard[new - 1], heard[new - 2])
+    np.testing.assert_allclose(knots(heard[new])[1][:, 3], 0.6, atol=1e-6)
+    wait_for(lambda: knots(driver.sent[ARMS[0]][-1])[1][-1, 3] == pytest.approx(-0.4), "the robot back again")
+
+
+def test_positions_beyond_a_limit_go_to_the_limit_and_are_counted(node: NodeProcess, driver: Driver) -> None:
+    driver.set_task("please wave, far")
+    wait_for(lambda: int(driver.statuses[-1].values["limits hit"]) > 0, "positions at their limits")
+    grippers = [driver.sent[controller.topic] for controller in EMBODIMENT.controllers.values()][1::2]
+    wait_for(lambda: all(heard[-1].points[-1].positions[0] == pytest.approx(0.057) for heard in grippers), "the limit")
+    assert_inside_limits(driver.last())
+    driver.set_task(WAVE)
+
+
+def test_a_chunk_that_is_too_fast_is_slowed_down_or_refused_as_the_parameter_says(
+    node: NodeProcess, driver: Driver, peer: Peer
+) -> None:
+    driver.set_task("please rush")
+    wait_for(lambda: int(driver.statuses[-1].values["slowed down"]) > 1, "a chunk that was slowed down")
+    assert_inside_limits(driver.last())
+    assert driver.change(Transition.TRANSITION_DEACTIVATE)
+    assert driver.change(Transition.TRANSITION_CLEANUP)
+    assert peer.set_parameters("/policy", too_fast="refuse") == [""]
+    driver.up()
+    driver.expect_chunks()
+    driver.set_task("please rush")
+    driver.expect_status(DiagnosticStatus.WARN, "holding: the chunk is", "times too fast")
+    driver.expect_quiet(0.3)
+    assert_brakes(driver.last())
+    driver.set_task(WAVE)
+    driver.expect_chunks()
+
+
+@pytest.mark.parametrize("how", ["stop", "deactivate"])
+def test_stop_and_deactivate_brake_within_one_control_step(
+    node: NodeProcess, driver: Driver, peer: Peer, how: str
+) -> None:
+    driver.expect_chunks()
+    called = time.time_ns()
+    if how == "stop":
+        assert peer.call(Trigger, "/policy/stop").success
+    else:
+        assert driver.change(Transition.TRANSITION_DEACTIVATE)
+    answered = time.time_ns()
+    driver.expect_quiet(0.3)
+    assert_brakes(driver.last())
+    for heard in driver.sent.values():
+        assert_continues(heard[-1], heard[-2])
+    # It has left before the service answers, and leaves the chunk at the first control step that it can be in time for.
+    before, brake = (driver.sent[ARMS[0]][number] for number in (-2, -1))
+    assert called < stamp_ns(brake) < answered
+    times, positions, _ = knots(brake)
+    old_times, old, _ = knots(before)
+    common = np.isin(old_times, times).nonzero()[0]
+    same = np.isclose(old[common], positions[: len(common)], atol=1e-9).all(axis=1)
+    differs = times[: len(common)][~same][0]
+    lead, period = 20 * MS, EMBODIMENT.period_ns
+    assert differs <= stamp_ns(brake) + lead + 2 * period  # the knot at which it leaves is the chunk's still
+    if how == "stop":
+        driver.expect_status(DiagnosticStatus.WARN, "stopped by ~/stop")
+        assert driver.change(Transition.TRANSITION_DEACTIVATE)
+    assert driver.change(Transition.TRANSITION_ACTIVATE)
+    driver.expect_chunks()
+
+
+def test_when_the_clock_jumps_the_robot_is_braked_on_the_new_clock(tmp_path: Path) -> None:
+    with (
+        own_domain() as domain,
+        Peer(domain) as peer,
+        SimulatedClock(peer) as clock,
+        Robot(peer, EMBODIMENT, clock) as robot,
+    ):
+        driver = Driver(peer)
+        # No input is missed so soon: the jump is what holds the robot, until frames come again.
+        given = {"use_sim_time": True, "task": WAVE, "replan_steps": 5, "input_timeout": 60.0}
+        with start_node(tmp_path, **given) as node:
+            driver.up()
+            for jump_ns, way in ((-20_000 * MS, "back"), (30_000 * MS, "forward")):
+                driver.expect_chunks()
+                driver.expect_chunks()
+                robot.spoil = dict.fromkeys(EMBODIMENT.topics, lose)
+                clock.offset_ns += jump_ns
+                driver.expect_status(DiagnosticStatus.WARN, f"holding: the clock jumped {way} by")
+                driver.expect_quiet(0.3)
+                assert told(node, (f"the clock jumped {way} by",)) == 1
+                assert_brakes(driver.last())
+                for topic, heard in driver.sent.items():
+                    times, positions, speeds = knots(heard[-1])
+                    old_times, old, old_speeds = knots(heard[-2])
+                    assert abs(times[0] - clock()) < 10_000 * MS
+                    if topic in ARMS:  # where the chunk was, to the last bit
+                        (place,) = (old == positions[0]).all(axis=1).nonzero()[0]
+                        np.testing.assert_array_equal(speeds[0], old_speeds[place])
+                        assert abs(times[0] - old_times[place] - jump_ns) < 1000 * MS
+                robot.spoil = {}
+                driver.expect_chunks()
+                assert abs(stamp_ns(driver.last()[ARMS[0]]) - clock()) < 10_000 * MS
+            assert node.stop() == 0
+            assert "Traceback" not in node.log

@@ -120,6 +120,7 @@ class _Way:
     scale: float
     takeover: _Takeover
     end_ns: int
+    position_gap: np.ndarray
     velocity_gap: np.ndarray
 
 
@@ -199,16 +200,18 @@ class ChunkSchedule:
             late = (seam.policy_ns - chunk.last_ns) / 1e9
             raise Late(f"a chunk came {late:.2f} s after the time its last step was for")
         chunks = [*self._chunks, chunk] if self.settings.mode == "ensemble" else [chunk]
-        way, gaps = self._joined([one for one in chunks if one.last_ns > seam.policy_ns], seam)
+        way = self._joined([one for one in chunks if one.last_ns > seam.policy_ns], seam)
         check(way.reference, limits)
         self._reference = old.since(now_ns).then(way.reference)
         self._chunks, self._takeover, self._braking = way.chunks, way.takeover, False
-        self._clock.slow(seam_ns, way.scale, min(observed_ns, now_ns))
+        self._clock.slow(seam_ns, way.scale, observed_ns)
         self._clock.slow(way.end_ns, 1.0, observed_ns)
         # Neither the robot's own place nor what follows soon is a point to send: it is a step from the last command.
         begin_ns = max(now_ns, min(self._started_ns, self._reference.end_ns) - 1)
         ahead = self._reference.from_time(begin_ns)
-        return Joined(ahead, seam_ns, chunk.skipped(seam.policy_ns), way.scale, *gaps)
+        return Joined(
+            ahead, seam_ns, chunk.skipped(seam.policy_ns), way.scale, np.abs(way.position_gap), np.abs(way.velocity_gap)
+        )
 
     def hold(self, now_ns: int) -> Reference | None:
         """Brakes to rest, as soon as the controllers can be told to.
@@ -266,24 +269,24 @@ class ChunkSchedule:
         lead = now_ns + round(self.settings.lead_s * 1e9) - int(old.times_ns[0])
         return int(old.times_ns[0]) + max(0, math.ceil(lead / self._period_ns)) * self._period_ns
 
-    def _joined(self, chunks: list[Chunk], seam: _Seam) -> tuple[_Way, tuple[np.ndarray, np.ndarray]]:
-        """The way from the seam on, and how far the chunks were off at the seam."""
-        gap = np.abs(seam.position - self._mean(chunks, np.array([seam.policy_ns]), self.settings.blend_steps)[0])
-        if (gap > self.settings.start_distance).any():
-            joint = int(np.argmax(gap))
-            raise ClpError(
-                f"the chunk begins {gap[joint]:.3f} from where the arm is, start_distance is "
-                f"{self.settings.start_distance:g}",
-                where=self.limits.names[joint],
-                fix="bring the arm to where the demonstrations begin",
-            )
+    def _joined(self, chunks: list[Chunk], seam: _Seam) -> _Way:
+        """The best way from the seam on that is inside the limits."""
         scale = 1.0
         while True:
             least = Excess(math.inf, "")
             for way in self._ways(chunks, seam, scale):
+                far = np.abs(way.position_gap) > self.settings.start_distance
+                if far.any() and len(way.chunks) == len(chunks):
+                    joint = int(np.argmax(far))
+                    raise ClpError(
+                        f"the chunk begins {abs(way.position_gap[joint]):.3f} from where the arm is, start_distance is "
+                        f"{self.settings.start_distance:g}",
+                        where=self.limits.names[joint],
+                        fix="bring the arm to where the demonstrations begin",
+                    )
                 beyond = excess(way.reference, self.limits)
-                if beyond.factor <= 1 + ROUNDING:
-                    return way, (gap, np.abs(way.velocity_gap))
+                if beyond.factor <= 1 + ROUNDING and not far.any():
+                    return way
                 least = min(least, beyond, key=lambda one: one.factor)
             if self.settings.too_fast == "refuse" or scale >= self.settings.max_scale:
                 raise ClpError(
@@ -334,7 +337,7 @@ class ChunkSchedule:
         # From the step before the seam on, which the slope there needs.
         steps = np.arange(-1, count + 1)
         times = seam.policy_ns + np.round(steps * (period / scale)).astype(np.int64)
-        wanted = self._mean(chunks, times, blend_steps)
+        wanted = mean(chunks, times, blend_steps, self.settings.ensemble_decay)
         speed = (wanted[2] - wanted[0]) / (2 * second)
         width = min(count, math.ceil(blend_steps * scale))
         share = np.clip(steps / width, 0.0, 1.0)[:, None]
@@ -353,8 +356,6 @@ class ChunkSchedule:
             # and from 0 with slope 1.
             slope = share - 6 * share**3 + 8 * share**4 - 3 * share**5
             offsets[: len(steps)] += fade(share) * position_gap + slope * width * second * velocity_gap
-        # What the slope of the offsets is at the seam.
-        offsets[0] = offsets[2] - 2 * second * (seam.velocity - speed)
         positions = np.clip(wanted[1:] + offsets[1 : len(steps)], limits.lower, limits.upper)
         positions[0] = seam.position
         velocities = slopes(positions) / second
@@ -366,8 +367,11 @@ class ChunkSchedule:
         velocities[1:] = bounded_velocities(times, positions, velocities, limits)[1:]
         stop = brake(positions[-1], velocities[-1], int(times[-1]), period, limits)
         reference = Reference(times, positions, velocities).then(stop).without(seam.time_ns, self._started_ns)
+        for row in range(2, min(len(steps), 1 + math.ceil((self._started_ns - seam.time_ns) / period))):
+            offsets[row] = reference.sample(int(times[row - 1]))[0] - wanted[row]
+        # The next seam, if it is this one again, needs the slope there.
+        offsets[0] = offsets[2] - 2 * second * (seam.velocity - speed)
         takeover = _Takeover(seam.time_ns - period, offsets)
-        return _Way(reference, chunks, scale, takeover, int(times[-1]), seam.velocity - speed)
-
-    def _mean(self, chunks: list[Chunk], times_ns: np.ndarray, fade_steps: int) -> np.ndarray:
-        return mean(chunks, times_ns, fade_steps, self.settings.ensemble_decay)
+        return _Way(
+            reference, chunks, scale, takeover, int(times[-1]), seam.position - wanted[1], seam.velocity - speed
+        )

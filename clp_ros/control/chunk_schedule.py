@@ -28,6 +28,8 @@ _BEYOND = 0.05
 # Where nothing is followed yet, controllers are given so long to come from their last command, which is not quite where
 # the robot is: one that holds a load droops.
 _START_NS = 200_000_000
+# Share of start_distance by which a chunk may be off the one that is being taken over, however far off that still is.
+_AGREES = 0.1
 MODES: tuple[Mode, ...] = ("replace", "ensemble", "rtc")
 
 
@@ -271,16 +273,20 @@ class ChunkSchedule:
 
     def _joined(self, chunks: list[Chunk], seam: _Seam) -> _Way:
         """The best way from the seam on that is inside the limits."""
+        # A chunk that goes on as the one that is being taken over is not refused for what is left to take over.
+        distance = self.settings.start_distance
+        left = 0.0 if seam.takeover is None else np.abs(seam.takeover.rows(self._row(seam), 1)[0])
+        allowed = np.maximum(distance, left + _AGREES * distance)
         scale = 1.0
         while True:
             least = Excess(math.inf, "")
             for way in self._ways(chunks, seam, scale):
-                far = np.abs(way.position_gap) > self.settings.start_distance
+                far = np.abs(way.position_gap) > allowed
                 if far.any() and len(way.chunks) == len(chunks):
                     joint = int(np.argmax(far))
                     raise ClpError(
                         f"the chunk begins {abs(way.position_gap[joint]):.3f} from where the arm is, start_distance is "
-                        f"{self.settings.start_distance:g}",
+                        f"{distance:g}",
                         where=self.limits.names[joint],
                         fix="bring the arm to where the demonstrations begin",
                     )
@@ -310,6 +316,10 @@ class ChunkSchedule:
                 for steps in blends:
                     yield self._way(some, seam, scale, steps, left)
             yield self._way(some, seam, scale, blends[0], None, by_rest=True)
+
+    def _row(self, seam: _Seam) -> int:
+        """Where in the rows of its takeover a seam is."""
+        return (seam.time_ns - seam.takeover.since_ns) // self._period_ns
 
     def _way(
         self,
@@ -347,7 +357,7 @@ class ChunkSchedule:
             resting = brake(seam.position, seam.velocity, seam.time_ns, period, limits, share=0.5).positions
             offsets = fade(share) * (resting[np.clip(steps, 0, len(resting) - 1)] - wanted)
         else:
-            first = 0 if left is None else (seam.time_ns - left.since_ns) // period - 1
+            first = 0 if left is None else self._row(seam) - 1
             rows = len(steps) if left is None else max(len(steps), len(left.offsets) - first)
             offsets = np.zeros((rows, len(seam.position))) if left is None else left.rows(first, rows)
             position_gap = seam.position - wanted[1] - offsets[1]

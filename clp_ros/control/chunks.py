@@ -55,11 +55,12 @@ class Chunk:
         """(times, joints): where it wants the robot; after its end, where it ends.
 
         A cubic whose slope at a step is that between its neighbours, not straight lines: their corners would be as
-        sharp however slowly they are followed. From its first step on it stays in the limits.
+        sharp however slowly they are followed. From its first step on it stays in the limits; up to two steps before,
+        where a chunk that is followed more slowly may take over, its first cubic is prolonged.
         """
         if len(self.positions) == 1:
             return np.repeat(self.positions, len(times_ns), axis=0)
-        return self._curve(np.clip((times_ns - self._first_ns) / self._period_ns, -1.0, len(self.positions) - 1))
+        return self._curve(np.clip((times_ns - self._first_ns) / self._period_ns, -2.0, len(self.positions) - 1))
 
     @cached_property
     def _curve(self) -> CubicHermiteSpline:

@@ -4,8 +4,16 @@
 A chunk's step ``i`` is for the time ``i + 1`` control steps after its observation was made, so that what has passed by
 the time the chunk is there is left out. The new chunk takes over at a knot of the reference that is being followed, the
 *seam*: it begins with that knot's position and velocity, and what these are off the chunk's own fades within some
-control steps. A chunk that goes on as the last one did changes nothing. After its last step the reference brakes to
-rest: if no further chunk comes, the robot stops smoothly.
+control steps, the takeover.
+
+The next chunk may come before that is over. What is left of the takeover then goes on as it was, and only what the new
+chunk differs from the last one fades anew: a chunk that goes on as the last one did changes nothing, however often it
+comes. Were all of the gap to fade anew, a robot that plans at every control step would never close it.
+
+A chunk beyond the limits is followed more slowly. The policy's time passes as slowly then, so that of the next chunk,
+and of the others of an ensemble, only the steps are left out that the robot has done.
+
+After its last step the reference brakes to rest: if no further chunk comes, the robot stops smoothly.
 """
 
 from __future__ import annotations

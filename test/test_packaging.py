@@ -378,7 +378,7 @@ def test_lerobot_05_needs_no_ros(makefile: Path) -> None:
 def test_the_tests_that_run_with_lerobot_05_are_there(makefile: Path) -> None:
     commands = make(makefile, "-n", "test-lerobot-0.5", PYTHON="python3").stdout
     (named,) = re.findall(r"-m pytest (.+)", commands)
-    named = named.split()
+    named = [word for word in named.split() if word.startswith("test")]
     assert len(named) > 2
     assert all((ROOT / name).exists() for name in named)
 

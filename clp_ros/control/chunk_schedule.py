@@ -4,32 +4,40 @@
 A chunk's step ``i`` is for the time ``i + 1`` control steps after its observation was made, so that what has passed by
 the time the chunk is there is left out. The new chunk takes over at a knot of the reference that is being followed, the
 *seam*: it begins with that knot's position and velocity, and what these are off the chunk's own fades within some
-control steps. A chunk that goes on as the last one did changes nothing. After its last step the reference brakes to
-rest: if no further chunk comes, the robot stops smoothly.
+control steps, the takeover.
+
+The next chunk may come before that is over. What is left of the takeover then goes on as it was, and only what the new
+chunk differs from the last one fades anew: a chunk that goes on as the last one did changes nothing, however often it
+comes. Were all of the gap to fade anew, a robot that plans at every control step would never close it.
+
+A chunk beyond the limits is followed more slowly. The policy's time passes as slowly then, so that of the next chunk,
+and of the others of an ensemble, only the steps are left out that the robot has done.
+
+After its last step the reference brakes to rest: if no further chunk comes, the robot stops smoothly.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.interpolate import CubicHermiteSpline
 
+from clp_ros.control.chunks import Chunk, PolicyClock, fade, mean, slopes
 from clp_ros.control.reference import Reference
 from clp_ros.control.safety import ROUNDING, Excess, Limits, bounded_velocities, brake, check, excess
 from clp_ros.errors import ClpError
 
 Mode = Literal["replace", "ensemble", "rtc"]
-# Share of a control step over which a chunk's speed at the seam is taken.
-_MOMENT = 1e-3
 # Share of its range that a joint may report to be beyond its limits: calibration is never perfect.
 _BEYOND = 0.05
 # Where nothing is followed yet, controllers are given so long to come from their last command, which is not quite where
 # the robot is: one that holds a load droops.
 _START_NS = 200_000_000
+# Share of start_distance by which a chunk may be off the one that is being taken over, however far off that still is.
+_AGREES = 0.1
 MODES: tuple[Mode, ...] = ("replace", "ensemble", "rtc")
 
 
@@ -83,28 +91,47 @@ class Joined:
 
 
 @dataclass(frozen=True)
-class _Chunk:
-    observed_ns: int
-    positions: np.ndarray
+class _Takeover:
+    """What the reference is off the chunks, from a time on, until nothing is left of it.
 
-    def curve(self, steps: np.ndarray, limits: Limits) -> np.ndarray:
-        """Positions between the steps, (times, joints): a cubic whose slope at a step is that between its neighbours.
+    Attributes:
+        since_ns: When its first row is.
+        offsets: (control steps, joints): reference less chunks at each, zero after the last.
+    """
 
-        Not straight lines: their corners would be as sharp however slowly they are followed. It stays in the limits.
-        """
-        if len(self.positions) == 1:
-            return np.repeat(self.positions, len(steps), axis=0)
-        knots = np.arange(len(self.positions), dtype=np.int64)
-        slopes = bounded_velocities(knots * 10**9, self.positions, _slopes(self.positions), limits)
-        return CubicHermiteSpline(knots, self.positions, slopes)(steps)
+    since_ns: int
+    offsets: np.ndarray
 
-    def times_ns(self, period_ns: int) -> np.ndarray:
-        return self.observed_ns + np.arange(1, len(self.positions) + 1, dtype=np.int64) * period_ns
+    def rows(self, first: int, count: int) -> np.ndarray:
+        """(count, joints): what is left, that many control steps from the ``first`` one after its beginning on."""
+        rows = np.zeros((count, self.offsets.shape[1]))
+        left = self.offsets[first : first + count]
+        rows[: len(left)] = left
+        return rows
 
 
-def _slopes(positions: np.ndarray) -> np.ndarray:
-    """By how much positions change a step; of second order at the ends too, where the acceleration would double."""
-    return np.gradient(positions, axis=0, edge_order=min(2, len(positions) - 1))
+@dataclass(frozen=True)
+class _Seam:
+    """Where a chunk takes over: when, on the robot's and the policy's clock, and what is followed there."""
+
+    time_ns: int
+    policy_ns: int
+    position: np.ndarray
+    velocity: np.ndarray
+    takeover: _Takeover | None
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One way on from a seam: ``reference`` is on ``chunks`` but for ``takeover``, and brakes from ``end_ns`` on."""
+
+    reference: Reference
+    chunks: list[Chunk]
+    scale: float
+    takeover: _Takeover
+    end_ns: int
+    position_gap: np.ndarray
+    velocity_gap: np.ndarray
 
 
 class ChunkSchedule:
@@ -121,7 +148,10 @@ class ChunkSchedule:
         self.settings = settings
         self._period_ns = period_ns
         self._reference: Reference | None = None
-        self._chunks: deque[_Chunk] = deque()
+        self._chunks: list[Chunk] = []
+        self._clock = PolicyClock()
+        self._takeover: _Takeover | None = None
+        self._started_ns = 0
         self._braking = False
 
     @property
@@ -132,16 +162,22 @@ class ChunkSchedule:
     def reset(self) -> None:
         """Forgets all, as when the clock has jumped or others have moved the robot."""
         self._reference = None
-        self._braking = False
-        self._chunks.clear()
+        self._started_ns = 0
+        self._forget_chunks(braking=False)
 
     def shift(self, offset_ns: int) -> None:
         """Moves all times, as when the clock has jumped by so much."""
         if self._reference is not None:
             old = self._reference
             self._reference = Reference(old.times_ns + offset_ns, old.positions, old.velocities)
-        self._braking = False
-        self._chunks.clear()
+            self._started_ns += offset_ns
+        self._forget_chunks(braking=False)
+
+    def _forget_chunks(self, braking: bool) -> None:
+        self._chunks = []
+        self._clock.reset()
+        self._takeover = None
+        self._braking = braking
 
     def add(self, positions: np.ndarray, observed_ns: int, now_ns: int, measured: np.ndarray) -> Joined:
         """Takes a chunk in.
@@ -162,28 +198,30 @@ class ChunkSchedule:
             raise ClpError(f"a chunk of shape {positions.shape} for a robot of {len(limits.names)} joints")
         if not np.isfinite(positions).all():
             raise ClpError("the chunk is not finite")
-        chunk = _Chunk(observed_ns, np.clip(positions, limits.lower, limits.upper))
+        positions = np.clip(positions, limits.lower, limits.upper)
+        chunk = Chunk(positions, self._clock.at(observed_ns), self._period_ns, limits)
         old = self._followed(now_ns, measured)
         is_start = len(old.times_ns) == 1
         seam_ns = self._seam_ns(old, now_ns)
-        position, velocity = old.sample(seam_ns)
-        chunks = [*self._chunks, chunk] if self.settings.mode == "ensemble" else [chunk]
-        chunks = [one for one in chunks if one.times_ns(self._period_ns)[-1] > seam_ns]
-        if chunk not in chunks:
-            late = (seam_ns - int(chunk.times_ns(self._period_ns)[-1])) / 1e9
-            raise Late(f"a chunk came {late:.2f} s after the time its last step was for")
-        new, scale, gaps = self._joined(chunks, seam_ns, position, velocity)
         if is_start:
-            new = new.without(seam_ns, seam_ns + _START_NS)
-        check(new, limits)
-        reference = old.since(now_ns).then(new)
-        self._reference = reference
-        self._chunks = deque(chunks)
-        self._braking = False
-        skipped = int((chunk.times_ns(self._period_ns) <= seam_ns).sum())
-        # The robot's own place is no point to send either: it would be a step from the last command.
-        ahead = reference.from_time(seam_ns if is_start else now_ns)
-        return Joined(ahead, seam_ns, skipped, scale, *gaps)
+            self._started_ns = seam_ns + _START_NS
+        seam = _Seam(seam_ns, self._clock.at(seam_ns), *old.sample(seam_ns), self._takeover)
+        if chunk.last_ns <= seam.policy_ns:
+            late = (seam.policy_ns - chunk.last_ns) / 1e9
+            raise Late(f"a chunk came {late:.2f} s after the time its last step was for")
+        chunks = [*self._chunks, chunk] if self.settings.mode == "ensemble" else [chunk]
+        way = self._joined([one for one in chunks if one.last_ns > seam.policy_ns], seam)
+        check(way.reference, limits)
+        self._reference = old.since(now_ns).then(way.reference)
+        self._chunks, self._takeover, self._braking = way.chunks, way.takeover, False
+        self._clock.slow(seam_ns, way.scale, observed_ns)
+        self._clock.slow(way.end_ns, 1.0, observed_ns)
+        # Neither the robot's own place nor what follows soon is a point to send: it is a step from the last command.
+        begin_ns = max(now_ns, min(self._started_ns, self._reference.end_ns) - 1)
+        ahead = self._reference.from_time(begin_ns)
+        return Joined(
+            ahead, seam_ns, chunk.skipped(seam.policy_ns), way.scale, np.abs(way.position_gap), np.abs(way.velocity_gap)
+        )
 
     def hold(self, now_ns: int) -> Reference | None:
         """Brakes to rest, as soon as the controllers can be told to.
@@ -191,7 +229,8 @@ class ChunkSchedule:
         Returns:
             What to send; None where the robot brakes or rests already, or was never moved.
         """
-        old, braking, self._chunks, self._braking = self._reference, self._braking, deque(), True
+        old, braking = self._reference, self._braking
+        self._forget_chunks(braking=True)
         if old is None or braking or now_ns >= old.end_ns:
             return None
         seam_ns = self._seam_ns(old, now_ns)
@@ -240,114 +279,117 @@ class ChunkSchedule:
         lead = now_ns + round(self.settings.lead_s * 1e9) - int(old.times_ns[0])
         return int(old.times_ns[0]) + max(0, math.ceil(lead / self._period_ns)) * self._period_ns
 
-    def _joined(
-        self, chunks: list[_Chunk], seam_ns: int, position: np.ndarray, velocity: np.ndarray
-    ) -> tuple[Reference, float, tuple[np.ndarray, np.ndarray]]:
-        period = self._period_ns
-        # Where the chunk is at the seam, and how fast it goes there.
-        around = self._target(chunks, seam_ns, np.array([0.0, _MOMENT]) * period)
-        gap, speed = position - around[0], (around[1] - around[0]) / (_MOMENT * period / 1e9)
-        last_ns = max(int(one.times_ns(period)[-1]) for one in chunks)
-        if (np.abs(gap) > self.settings.start_distance).any():
-            joint = int(np.argmax(np.abs(gap)))
-            raise ClpError(
-                f"the chunk begins {abs(gap[joint]):.3f} from where the arm is, start_distance is "
-                f"{self.settings.start_distance:g}",
-                where=self.limits.names[joint],
-                fix="bring the arm to where the demonstrations begin",
-            )
-        # The gap is closed as fast as it may be; where that never fits the limits, by way of rest.
-        blends = [self.settings.blend_steps]
-        while blends[-1] < (last_ns - seam_ns) // period:
-            blends.append(2 * blends[-1])
+    def _joined(self, chunks: list[Chunk], seam: _Seam) -> _Way:
+        """The best way from the seam on that is inside the limits."""
+        # A chunk that goes on as the one that is being taken over is not refused for what is left to take over.
+        distance = self.settings.start_distance
+        left = 0.0 if seam.takeover is None else np.abs(seam.takeover.rows(self._row(seam), 1)[0])
+        allowed = np.maximum(distance, left + _AGREES * distance)
         scale = 1.0
         while True:
             least = Excess(math.inf, "")
-            for steps, resting in [*((steps, False) for steps in blends), (blends[0], True)]:
-                away = velocity - speed / scale
-                reference = self._scaled(
-                    chunks, seam_ns, last_ns, (position, velocity), (gap, away), scale, steps, resting
-                )
-                beyond = excess(reference, self.limits)
-                if beyond.factor <= 1 + ROUNDING:
-                    return reference, scale, (np.abs(gap), np.abs(away))
+            for way in self._ways(chunks, seam, scale):
+                far = np.abs(way.position_gap) > allowed
+                if far.any() and len(way.chunks) == len(chunks):
+                    joint = int(np.argmax(far))
+                    raise ClpError(
+                        f"the chunk begins {abs(way.position_gap[joint]):.3f} from where the arm is, start_distance is "
+                        f"{distance:g}",
+                        where=self.limits.names[joint],
+                        fix="bring the arm to where the demonstrations begin",
+                    )
+                beyond = excess(way.reference, self.limits)
+                if beyond.factor <= 1 + ROUNDING and not far.any():
+                    return way
                 least = min(least, beyond, key=lambda one: one.factor)
-            beyond = least
             if self.settings.too_fast == "refuse" or scale >= self.settings.max_scale:
                 raise ClpError(
-                    f"the chunk is {beyond.factor:.2f} times too fast ({beyond.what})"
+                    f"the chunk is {least.factor:.2f} times too fast ({least.what})"
                     + (f", slowed down {scale:.1f} times as it is" if scale > 1 else ""),
                     fix="raise the limit, or max_scale, if the robot can do it",
                 )
-            scale = min(self.settings.max_scale, scale * max(1.05, beyond.factor))
+            scale = min(self.settings.max_scale, scale * max(1.05, least.factor))
 
-    def _scaled(
+    def _ways(self, chunks: list[Chunk], seam: _Seam, scale: float) -> Iterator[_Way]:
+        """Ways to follow chunks ``scale`` times more slowly, the best first.
+
+        What is left of the last takeover goes on as it was and what is new fades as fast as it may; else all begins
+        anew, as fast as it may; else by way of rest. Where a mean of chunks never fits the limits, the newest alone.
+        """
+        for some in [chunks, chunks[-1:]][: len(chunks)]:
+            blends = [self.settings.blend_steps]
+            while blends[-1] < (max(one.last_ns for one in some) - seam.policy_ns) // self._period_ns:
+                blends.append(2 * blends[-1])
+            for left in [seam.takeover, None] if seam.takeover else [None]:
+                for steps in blends:
+                    yield self._way(some, seam, scale, steps, left)
+            yield self._way(some, seam, scale, blends[0], None, by_rest=True)
+
+    def _row(self, seam: _Seam) -> int:
+        """Where in the rows of its takeover a seam is."""
+        return (seam.time_ns - seam.takeover.since_ns) // self._period_ns
+
+    def _way(
         self,
-        chunks: list[_Chunk],
-        seam_ns: int,
-        last_ns: int,
-        state: tuple[np.ndarray, np.ndarray],
-        gaps: tuple[np.ndarray, np.ndarray],
+        chunks: list[Chunk],
+        seam: _Seam,
         scale: float,
         blend_steps: int,
-        by_rest: bool,
-    ) -> Reference:
-        """The reference from the seam on, ``scale`` times slower than the chunks.
+        left: _Takeover | None,
+        by_rest: bool = False,
+    ) -> _Way:
+        """The way from the seam on, ``scale`` times slower than the chunks.
 
         Args:
             chunks: Those that count.
-            seam_ns: When it begins.
-            last_ns: When the last chunk ends.
-            state: Position and velocity at the seam.
-            gaps: By how much they are off the chunks' own.
+            seam: Where it begins.
             scale: How many times slower.
             blend_steps: Within how many of the chunks' steps it is on them.
+            left: The last takeover, which goes on.
             by_rest: On the way to rest first, else by what the gaps are fading.
         """
         period, limits = self._period_ns, self.limits
-        count = max(1, math.floor((last_ns - seam_ns) * scale / period))
-        steps = np.arange(count + 1)
-        wanted = self._target(chunks, seam_ns, steps * (period / scale))
-        position, velocity = state
-        share = np.minimum(steps / min(count, math.ceil(blend_steps * scale)), 1.0)[:, None]
-        # Quintics with neither slope nor curvature at the end, and no curvature at the seam: from 1 without slope, and
-        # from 0 with slope 1.
-        fade = 1 - 10 * share**3 + 15 * share**4 - 6 * share**5
+        second = period / 1e9
+        last_ns = max(one.last_ns for one in chunks)
+        count = max(1, math.floor((last_ns - seam.policy_ns) * scale / period))
+        # From the step before the seam on, which the slope there needs.
+        steps = np.arange(-1, count + 1)
+        times = seam.policy_ns + np.round(steps * (period / scale)).astype(np.int64)
+        wanted = mean(chunks, times, blend_steps, self.settings.ensemble_decay)
+        speed = (wanted[2] - wanted[0]) / (2 * second)
+        width = min(count, math.ceil(blend_steps * scale))
+        share = np.clip(steps / width, 0.0, 1.0)[:, None]
         if by_rest:
             # From coming to rest to the chunk: both are inside the limits, so all between them is. Braking gently
             # leaves acceleration for the change from the one to the other.
-            resting = brake(position, velocity, seam_ns, period, limits, share=0.5).positions
-            positions = fade * resting[np.minimum(steps, len(resting) - 1)] + (1 - fade) * wanted
+            resting = brake(seam.position, seam.velocity, seam.time_ns, period, limits, share=0.5).positions
+            offsets = fade(share) * (resting[np.clip(steps, 0, len(resting) - 1)] - wanted)
         else:
+            first = 0 if left is None else self._row(seam) - 1
+            rows = len(steps) if left is None else max(len(steps), len(left.offsets) - first)
+            offsets = np.zeros((rows, len(seam.position))) if left is None else left.rows(first, rows)
+            position_gap = seam.position - wanted[1] - offsets[1]
+            velocity_gap = seam.velocity - speed - (offsets[2] - offsets[0]) / (2 * second)
+            # Quintics with neither slope nor curvature at the end, and no curvature at the seam: from 1 without slope,
+            # and from 0 with slope 1.
             slope = share - 6 * share**3 + 8 * share**4 - 3 * share**5
-            seconds = min(count, math.ceil(blend_steps * scale)) * period / 1e9
-            positions = wanted + fade * gaps[0] + slope * seconds * gaps[1]
-        positions = np.clip(positions, limits.lower, limits.upper)
-        positions[0] = position
-        velocities = _slopes(positions) / (period / 1e9)
-        velocities[0] = velocity
+            offsets[: len(steps)] += fade(share) * position_gap + slope * width * second * velocity_gap
+        positions = np.clip(wanted[1:] + offsets[1 : len(steps)], limits.lower, limits.upper)
+        positions[0] = seam.position
+        velocities = slopes(positions) / second
+        velocities[0] = seam.velocity
         # What the last knot may have is what braking has room for.
         room = np.stack([limits.lower, limits.upper]) - positions[-1]
-        velocities[-1] = np.clip(velocities[-1], *(3 * room / (period / 1e9)))
-        times = seam_ns + steps * period
+        velocities[-1] = np.clip(velocities[-1], *(3 * room / second))
+        times = seam.time_ns + steps[1:] * period
         velocities[1:] = bounded_velocities(times, positions, velocities, limits)[1:]
         stop = brake(positions[-1], velocities[-1], int(times[-1]), period, limits)
-        return Reference(times, positions, velocities).then(stop)
-
-    def _target(self, chunks: list[_Chunk], seam_ns: int, after_ns: np.ndarray) -> np.ndarray:
-        """Where the chunks want the robot, (times, joints), so many nanoseconds after the seam.
-
-        The weighted mean of those that reach a time. A chunk fades out over its last steps: the mean of a reference
-        that is sent ahead must not jump where one ends.
-        """
-        total, weights = 0.0, 0.0
-        longest = max(chunks, key=lambda one: one.times_ns(self._period_ns)[-1])
-        for rank, chunk in enumerate(chunks):
-            first = int(chunk.times_ns(self._period_ns)[0])
-            last = len(chunk.positions) - 1
-            at = np.clip((after_ns + (seam_ns - first)) / self._period_ns, 0.0, last)
-            values = chunk.curve(at, self.limits)
-            left = np.ones(len(at)) if chunk is longest else np.minimum((last - at) / self.settings.blend_steps, 1.0)
-            weight = (math.exp(-self.settings.ensemble_decay * rank) * left)[:, None]
-            total, weights = total + weight * values, weights + weight
-        return total / weights
+        reference = Reference(times, positions, velocities).then(stop).without(seam.time_ns, self._started_ns)
+        for row in range(2, min(len(steps), 1 + math.ceil((self._started_ns - seam.time_ns) / period))):
+            offsets[row] = reference.sample(int(times[row - 1]))[0] - wanted[row]
+        # The next seam, if it is this one again, needs the slope there.
+        offsets[0] = offsets[2] - 2 * second * (seam.velocity - speed)
+        takeover = _Takeover(seam.time_ns - period, offsets)
+        return _Way(
+            reference, chunks, scale, takeover, int(times[-1]), seam.position - wanted[1], seam.velocity - speed
+        )

@@ -130,7 +130,7 @@ class ScheduledSender:
     Args:
         robot: Where trajectories go.
         settings: How chunks are joined.
-        replan_steps: Control steps from one chunk's observation to the next one's.
+        replan_steps: Control steps from one chunk's observation to the next one's; 0: as soon as it is sent.
         latency_s: What a chunk is expected to take.
 
     Attributes:
@@ -228,6 +228,8 @@ def play(
 ) -> Run:
     """Runs a policy on a robot until it has come to the motion's end, and rests there for half a second.
 
+    What it sees comes once a control step.
+
     Args:
         robot: The robot.
         expert: The policy, which sees what was commanded: demonstrations record commands, which lead the joints.
@@ -240,19 +242,20 @@ def play(
     end = expert.motion.at(np.array([expert.motion.seconds]))[0]
     times, states, reached = [], [], None
     working: tuple[int, int, np.ndarray] | None = None
-    now, last_tick = START_NS, -1
+    now, tick = START_NS, -1
     while now < START_NS + limit_s * 1e9:
         robot.step(now)
         commanded = robot.commanded()
         times.append(now)
         states.append(commanded)
-        if working is None and sender.due(now):
+        is_tick = (now - START_NS) // robot.embodiment.period_ns != tick
+        tick = (now - START_NS) // robot.embodiment.period_ns
+        if working is None and is_tick and sender.due(now):
             working = (now, now + latency_ns(), expert.chunk(commanded.positions, now))
         if working is not None and now >= working[1]:
             sender.chunk(working[2], working[0], now, robot.measured())
             working = None
-        if (tick := (now - START_NS) // robot.embodiment.period_ns) != last_tick:
-            last_tick = tick
+        if is_tick:
             sender.tick(now)
         there = np.abs(commanded.positions - end).max() < tolerance and expert.motion.seconds - expert.progress_s < 1.5
         reached = (reached or now) if there else None

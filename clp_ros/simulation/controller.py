@@ -8,6 +8,7 @@ begins from the last command (``interpolate_from_desired_state: true``) or from 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -215,7 +216,7 @@ class _Following:
         self._before = Point(before_ns, before.positions, before.velocities, before.accelerations)
 
     def state(self, time_ns: int) -> State:
-        following = int(np.searchsorted(self._times_ns, time_ns, side="right"))
+        following = bisect_right(self._times_ns, time_ns)
         if following == len(self._points):  # played out: it holds the last point
             last, still = self._points[-1], np.zeros_like(self._points[-1].positions)
             speeds, forces = (still if values is None else values for values in (last.velocities, last.accelerations))
@@ -245,9 +246,10 @@ def _between(start: Point, start_ns: int, end: Point, end_ns: int, time_ns: int)
             (-30 * way + (14 * v1 + 16 * v0) * span + (3 * a0 - 2 * a1) * span**2) / (2 * span**4),
             (12 * way - 6 * (v1 + v0) * span + (a1 - a0) * span**2) / (2 * span**5),
         ]
-    values = np.zeros((3, len(p0)))
-    for power, coefficient in enumerate(coefficients):
-        values[0] += coefficient * at**power
-        values[1] += power * coefficient * at ** max(0, power - 1)
-        values[2] += power * (power - 1) * coefficient * at ** max(0, power - 2)
-    return State(*values)
+    powers = range(len(coefficients))
+    derivatives = [
+        [at**power for power in powers],
+        [power * at ** max(0, power - 1) for power in powers],
+        [power * (power - 1) * at ** max(0, power - 2) for power in powers],
+    ]
+    return State(*(np.array(derivatives) @ np.array(coefficients)))

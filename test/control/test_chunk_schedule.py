@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.interpolate import CubicHermiteSpline
 
 from clp_ros.control.chunk_schedule import MODES, ChunkSchedule, Late, ScheduleSettings
 from clp_ros.control.reference import Reference
@@ -135,6 +136,152 @@ def test_chunks_of_one_motion_change_nothing_at_the_seams(mode: str, latency_ms:
         on_the_way = joined.reference.times_ns < observed + 49 * PERIOD_NS
         times = joined.reference.times_ns[on_the_way]
         np.testing.assert_allclose(joined.reference.positions[on_the_way], motion(times), atol=2e-3)
+
+
+def sampled(reference: Reference, times_ns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and velocities between a reference's knots."""
+    curve = CubicHermiteSpline(reference.seconds, reference.positions, reference.velocities)
+    seconds = (times_ns - reference.times_ns[0]) / 1e9
+    return curve(seconds), curve(seconds, 1)
+
+
+def arc(times_ns: np.ndarray) -> np.ndarray:
+    """A motion that cubics follow exactly, (times, joints)."""
+    seconds = (np.asarray(times_ns) - START_NS)[:, None] / 1e9
+    return 0.2 * seconds - 0.05 * seconds**2 + np.array([-0.1, 0.0, 0.1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    mode=st.sampled_from(MODES),
+    acceleration=st.sampled_from([np.inf, 20.0]),
+    blend_steps=st.sampled_from([1, 5, 10, 40]),
+    gap=arrays(np.float64, JOINTS, elements=st.floats(-0.05, 0.05)),
+    again=st.lists(st.tuples(st.integers(0, 70), st.integers(0, 300)), min_size=1, max_size=25),
+)
+def test_a_chunk_that_agrees_changes_nothing_however_often_it_comes(
+    mode: str, acceleration: float, blend_steps: int, gap: np.ndarray, again: list[tuple[int, int]]
+) -> None:
+    """Not even in the middle of a takeover: what is left of it fades as it would have."""
+    plan = schedule(acceleration, mode=mode, blend_steps=blend_steps)
+    steps = np.arange(1, 101) * PERIOD_NS
+    here = arc(np.array([START_NS]))[0]
+    plan.add(arc(START_NS + steps) + gap, START_NS, START_NS, here + gap)
+    now = START_NS + 300_000_000
+    if mode == "ensemble":  # their mean is not to change
+        plan.hold(now)
+        now += 300_000_000
+    # Here another one takes over.
+    plan.add(arc(now + steps), now, now, plan.reference.sample(now)[0])
+    for after_ms, latency_ms in again:
+        before = plan.reference
+        now += after_ms * 1_000_000
+        observed = now - latency_ms * 1_000_000
+        joined = plan.add(arc(observed + steps), observed, now, before.sample(now)[0])
+        assert joined.scale == 1.0
+        times = np.arange(now, now + 1_000_000_000, 7_000_000)
+        for one, other in zip(sampled(before, times), sampled(plan.reference, times), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-7)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    mode=st.sampled_from(MODES),
+    acceleration=st.sampled_from([np.inf, 30.0]),
+    blend_steps=st.sampled_from([1, 10, 20]),
+    latency_ms=st.integers(0, 300),
+    every_ms=st.integers(10, 40),
+    gap=arrays(np.float64, JOINTS, elements=st.floats(-0.1, 0.1)),
+)
+def test_an_expert_is_followed_however_often_it_plans(
+    mode: str, acceleration: float, blend_steps: int, latency_ms: int, every_ms: int, gap: np.ndarray
+) -> None:
+    plan = schedule(acceleration, mode=mode, blend_steps=blend_steps)
+    observed, executed = START_NS, None
+    while observed < START_NS + 1_200_000_000:
+        now = observed + latency_ms * 1_000_000
+        seconds = (observed - START_NS) / 1e9
+        measured = expert(np.zeros(1))[0] + gap if executed is None else executed.sample(now)[0]
+        plan.add(chunk_at(seconds), observed, now, measured)
+        executed = plan.reference
+        observed += every_ms * 1_000_000
+    times = np.arange(now, now + 600_000_000, 10_000_000)
+    np.testing.assert_allclose(sampled(executed, times)[0], expert((times - START_NS) / 1e9), atol=2e-3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_steps_pass_as_slowly_as_they_are_followed(mode: str) -> None:
+    """A chunk that was made before a slow-down goes on where the robot is by then."""
+    plan = schedule(velocity=1.0, mode=mode, blend_steps=5)
+    # From rest to twice as fast as it may be.
+    line = np.cumsum(0.04 * np.minimum(np.arange(60) / 20, 1.0))[:, None] * np.ones(JOINTS) - 1.4
+    plan.add(line, START_NS, START_NS, line[0])
+    slowed = plan.reference
+    observed, now = START_NS + 60 * PERIOD_NS, START_NS + 70 * PERIOD_NS
+    here = slowed.sample(observed)[0]
+    chunk = here + 0.04 * np.arange(1, 31)[:, None]
+    joined = plan.add(chunk, observed, now, slowed.sample(now)[0])
+    assert joined.scale > 1.5
+    assert 4 <= joined.skipped <= 6  # of 11, at half the speed
+    assert joined.position_gap.max() < 0.02
+    assert joined.velocity_gap.max() < 0.2
+    # At rest the robot's time is the policy's again.
+    later = plan.reference.end_ns + 10 * PERIOD_NS
+    rest = np.tile(plan.reference.positions[-1], (50, 1))
+    assert plan.add(rest, later, later + 10 * PERIOD_NS, rest[0]).skipped == 11
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_chunks_of_one_step(mode: str) -> None:
+    plan = schedule(acceleration=20.0, mode=mode, max_scale=50.0)
+    observed, here = START_NS, np.zeros(JOINTS)
+    for number in range(100):
+        wanted = np.full((1, JOINTS), 0.002 * min(number, 50))
+        try:
+            here = plan.add(wanted, observed, observed, here).reference.positions[0]
+        except Late:
+            assert plan.settings.lead_s * 1e9 >= PERIOD_NS
+        observed += PERIOD_NS
+        here = here if plan.reference is None else plan.reference.sample(observed)[0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_hold_ends_a_takeover(mode: str) -> None:
+    plan = schedule(acceleration=8.0, mode=mode)
+    joined = plan.add(chunk_at(0.0), START_NS, START_NS, expert(np.zeros(1))[0])
+    now = START_NS + 600_000_000
+    joined = plan.add(chunk_at(0.6) + 0.05, now, now, plan.reference.sample(now)[0])
+    now = joined.seam_ns + 3 * PERIOD_NS
+    stop = plan.hold(now)
+    check(stop, limits(8.0))
+    assert plan.hold(now) is None
+    np.testing.assert_array_equal(plan.reference.velocities[-1], 0.0)
+    # And nothing of it is left for what follows after it.
+    now = stop.end_ns + 10 * PERIOD_NS
+    rest = np.tile(stop.positions[-1], (50, 1))
+    resting = plan.add(rest, now, now, rest[0]).reference.positions
+    np.testing.assert_allclose(resting, np.broadcast_to(rest[0], resting.shape), rtol=0, atol=1e-12)
+
+
+def test_a_chunk_shorter_than_its_latency_is_late_and_the_robot_stops() -> None:
+    plan = schedule()
+    plan.add(chunk_at(0.0, steps=10), START_NS, START_NS, expert(np.zeros(1))[0])
+    end = plan.reference
+    for number in range(5):
+        observed = START_NS + number * 300_000_000
+        with pytest.raises(Late):
+            plan.add(chunk_at(number * 0.3, steps=10), observed, observed + 300_000_000, end.positions[-1])
+    assert plan.reference is end
+
+
+def test_the_first_moments_are_left_to_the_controllers_though_more_chunks_come() -> None:
+    plan = schedule()
+    joined = plan.add(chunk_at(0.0), START_NS, START_NS, expert(np.zeros(1))[0])
+    first = int(joined.reference.times_ns[0])
+    assert first >= START_NS + 200_000_000
+    for now in range(START_NS + PERIOD_NS, first - 2 * PERIOD_NS, PERIOD_NS):
+        here = plan.reference.sample(now)[0]
+        assert plan.add(chunk_at((now - START_NS) / 1e9), now, now, here).reference.times_ns[0] >= first
 
 
 def test_a_chunk_that_is_too_fast_is_slowed_down_or_refused() -> None:

@@ -9,7 +9,7 @@ import pytest
 from clp_ros.control.chunk_schedule import MODES, ScheduleSettings
 from clp_ros.robots.embodiment import load_embodiment
 from clp_ros.simulation.closed_loop import START_NS, Controllers, Expert, Run, ScheduledSender, play
-from clp_ros.simulation.motion import through
+from clp_ros.simulation.motion import Motion, Part, through
 
 STEPS = 50
 LATENCIES_MS = [0, 50, 150, 300]
@@ -21,17 +21,18 @@ def run(robot, motion, mode: str, latency_ms: int, replan_steps: int, step_ns: i
     return play(robot, expert, sender, lambda: latency_ms * 1_000_000, step_ns, 2 * motion.seconds), sender
 
 
+@pytest.mark.parametrize("replan_steps", [40, 0])
 @pytest.mark.parametrize("latency_ms", LATENCIES_MS)
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("name", "seed"), [("ur5", 0), ("aloha_bimanual", 1)])
-def test_waypoints_are_reached_without_a_jump(name: str, seed: int, mode: str, latency_ms: int) -> None:
+def test_waypoints_are_reached_without_a_jump(mode: str, latency_ms: int, replan_steps: int) -> None:
+    name, seed = ("aloha_bimanual", 0) if latency_ms in (0, 300) else ("ur5", 1)
     embodiment = load_embodiment(name)
     rng = np.random.default_rng(seed)
     lower, upper = (np.array([getattr(joint, side) for joint in embodiment.joints]) for side in ("lower", "upper"))
     middle, reach = (lower + upper) / 2, np.minimum((upper - lower) / 2, 0.5)
     waypoints = middle + reach * rng.uniform(-1, 1, (4, embodiment.action_size))
     motion = through(embodiment, waypoints)
-    result, sender = run(Controllers(embodiment, waypoints[0]), motion, mode, latency_ms, 40, 2_000_000)
+    result, sender = run(Controllers(embodiment, waypoints[0]), motion, mode, latency_ms, replan_steps, 4_000_000)
     position, velocity = result.jumps()
     assert position < 1e-3
     assert velocity < 0.05
@@ -44,10 +45,34 @@ def test_waypoints_are_reached_without_a_jump(name: str, seed: int, mode: str, l
         assert np.abs(result.positions - seam).max(axis=1).min() < 0.03
 
 
-@pytest.mark.parametrize("latency_ms", LATENCIES_MS)
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ["ur5", "aloha_bimanual"])
-def test_the_task_gets_done(name: str, mode: str, latency_ms: int) -> None:
+@pytest.mark.parametrize("latency_ms", [50, 300])
+@pytest.mark.parametrize("mode", ["replace", "ensemble"])
+def test_a_policy_that_is_too_fast_for_the_robot_gets_there(mode: str, latency_ms: int) -> None:
+    embodiment = load_embodiment("ur5")
+    waypoints = np.array([[0.3] * 7, [-0.3] * 6 + [0.6], [0.4] * 7])
+    (usual,) = through(embodiment, waypoints).parts
+    motion = Motion((Part(usual.moments / 2, usual.positions),))
+    sender = ScheduledSender(
+        robot := Controllers(embodiment, waypoints[0]), ScheduleSettings(mode=mode), replan_steps=0, latency_s=0.3
+    )
+    result = play(robot, Expert(motion, embodiment, STEPS), sender, lambda: latency_ms * 1_000_000, 4_000_000, 20.0)
+    assert sender.counts["slowed down"] > 2
+    assert not sender.counts["late"] + sender.counts["refused"]
+    assert result.finished_s < 4 * motion.seconds
+    position, velocity = result.jumps()
+    assert position < 1e-3
+    assert velocity < 0.05
+    for waypoint in waypoints:
+        assert np.abs(result.positions - waypoint).max(axis=1).min() < 0.05
+
+
+# To this expert, which always goes on as it did, rtc is as replace: here the one plans every 40 steps, the other at
+# once.
+@pytest.mark.parametrize(("mode", "replan_steps"), [("replace", 0), ("ensemble", 0), ("rtc", 40)])
+@pytest.mark.parametrize(
+    ("name", "latency_ms"), [("ur5", 0), ("aloha_bimanual", 50), ("ur5", 150), ("aloha_bimanual", 300)]
+)
+def test_the_task_gets_done(name: str, latency_ms: int, mode: str, replan_steps: int) -> None:
     if not all(importlib.util.find_spec(package) for package in ("mujoco", "gym_aloha")):
         pytest.skip("the simulation's packages are in requirements-simulation.txt")
     from clp_ros.simulation.experts import demonstration, solved
@@ -56,7 +81,7 @@ def test_the_task_gets_done(name: str, mode: str, latency_ms: int) -> None:
     robot = SimulatedRobot(load_embodiment(name), seed=latency_ms)
     motion = demonstration(robot)
     assert not solved(robot)
-    result, sender = run(robot, motion, mode, latency_ms, 40, robot.step_ns)
+    result, sender = run(robot, motion, mode, latency_ms, replan_steps, robot.step_ns)
     position, velocity = result.jumps()
     assert position < 1e-3
     assert velocity < 0.05

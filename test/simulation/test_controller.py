@@ -113,7 +113,7 @@ def test_without_a_desired_state_it_begins_from_where_the_joints_are() -> None:
     with pytest.raises(ValueError, match="measured"):
         one.sample(NOW)
     one.sample(NOW, [0.5, -1.0])
-    np.testing.assert_allclose(one.sample(NOW + 50 * MS, [9.0, 9.0]), [0.75, 0.0])
+    np.testing.assert_allclose(one.sample(NOW + 50 * MS, [9.0, 9.0]), [0.75, 0.0], atol=1e-12)
 
 
 @pytest.mark.parametrize("derivatives", [0, 1, 2])

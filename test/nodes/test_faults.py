@@ -151,8 +151,14 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def peer() -> Iterator[Peer]:
-    with own_domain() as domain, Peer(domain) as peer:
+def ros_domain() -> Iterator[int]:
+    with own_domain() as domain:
+        yield domain
+
+
+@pytest.fixture(scope="module")
+def peer(ros_domain: int) -> Iterator[Peer]:
+    with Peer(ros_domain) as peer:
         yield peer
 
 
@@ -314,6 +320,7 @@ def test_stop_and_deactivate_brake_within_one_control_step(
     driver.expect_chunks()
 
 
+@pytest.mark.usefixtures("ros_domain")
 def test_when_the_clock_jumps_the_robot_is_braked_on_the_new_clock(tmp_path: Path) -> None:
     with (
         own_domain() as domain,

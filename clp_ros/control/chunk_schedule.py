@@ -27,12 +27,10 @@ import numpy as np
 
 from clp_ros.control.chunks import Chunk, PolicyClock, fade, mean, slopes
 from clp_ros.control.reference import Reference
-from clp_ros.control.safety import ROUNDING, Excess, Limits, bounded_velocities, brake, check, excess
+from clp_ros.control.safety import ROUNDING, Excess, Limits, bounded_velocities, brake, check, check_measured, excess
 from clp_ros.errors import ClpError
 
 Mode = Literal["replace", "ensemble", "rtc"]
-# Share of its range that a joint may report to be beyond its limits: calibration is never perfect.
-_BEYOND = 0.05
 # Where nothing is followed yet, controllers are given so long to come from their last command, which is not quite where
 # the robot is: one that holds a load droops.
 _START_NS = 200_000_000
@@ -248,15 +246,7 @@ class ChunkSchedule:
         """
         limits, old = self.limits, self._reference
         measured = np.asarray(measured, dtype=np.float64)
-        slack = _BEYOND * (limits.upper - limits.lower)
-        outside = ~((measured >= limits.lower - slack) & (measured <= limits.upper + slack))
-        if outside.any():
-            joint = int(np.argmax(outside))
-            raise ClpError(
-                f"the robot reports {measured[joint]:.3f}, outside [{limits.lower[joint]:g}, {limits.upper[joint]:g}]",
-                where=limits.names[joint],
-                fix="bring the joint back, or see whether limits and units are this robot's",
-            )
+        check_measured(measured, limits)
         if old is not None:
             distance = np.abs(old.sample(now_ns)[0] - measured)
             if (distance <= self.settings.start_distance).all():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clp_ros.cli import _parser
+from clp_ros.cli.parser import make_parser
 from clp_ros.robots.embodiment import load_embodiment
 from clp_ros.robots.task import load_task, read_task
 
@@ -64,7 +64,7 @@ def clp_command(words: list[str]) -> list[str] | None:
 @cache
 def sub_parsers() -> dict[str, set[str]]:
     """The options of every sub-command."""
-    commands = next(action for action in _parser()._actions if action.choices)
+    commands = next(action for action in make_parser()._actions if action.choices)
     return {name: set(parser._option_string_actions) for name, parser in commands.choices.items()}
 
 
@@ -159,7 +159,7 @@ def test_commands_parse(page: Path) -> None:
         if (arguments := clp_command(words)) is None:
             continue
         try:
-            _parser().parse_args(arguments)
+            make_parser().parse_args(arguments)
         except SystemExit:
             pytest.fail(f"clp does not take: {shlex.join(words)}")
 

@@ -236,6 +236,7 @@ def test_every_executable_has_its_function(colcon_prefix: Path) -> None:
     for script in scripts.values():
         module, _, function = script.partition(":")
         source = ROOT / f"{module.strip().replace('.', '/')}.py"
+        source = source if source.exists() else source.with_suffix("") / "__init__.py"
         functions = [node.name for node in ast.parse(source.read_text()).body if isinstance(node, ast.FunctionDef)]
         assert function.strip() in functions, script
 

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of the ``clp`` command, and what they may be."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from clp_ros import __version__
+from clp_ros.cli import commands as jobs
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; ``run`` of what it gives is the job, to be called with that."""
+    parser = argparse.ArgumentParser(
+        prog="clp", description="Prunes the redundant layers of vision-language-action policies, and runs them."
+    )
+    parser.add_argument("--version", action="version", version=f"clp {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    calibrate = _command(commands, "calibrate", jobs.calibrate, "replay bags through a policy and compare its layers")
+    calibrate.add_argument("--checkpoint", required=True, type=Path, help="checkpoint folder")
+    calibrate.add_argument("--bag", required=True, nargs="+", type=Path, help="rosbag2 recordings, an episode each")
+    calibrate.add_argument("--embodiment", required=True, help="name under config/embodiments, or a .yaml file")
+    calibrate.add_argument("--task", required=True, help="name under config/tasks, a .yaml file, or the instruction")
+    calibrate.add_argument("--output", required=True, type=Path, help="calibration folder to write")
+    calibrate.add_argument("--samples", type=int, default=64, help="frames to calibrate on (default: %(default)s)")
+    calibrate.add_argument("--seed", type=_seed, default=0, help="draws frames, noise and time (default: %(default)s)")
+    _device(calibrate)
+    calibrate.add_argument("--dtype", default="auto", help="auto (as lerobot loads it) or float32")
+
+    prune = _command(commands, "prune", jobs.prune, "write a checkpoint without its redundant layers")
+    prune.add_argument("--checkpoint", required=True, type=Path, help="checkpoint folder")
+    what = prune.add_mutually_exclusive_group(required=True)
+    what.add_argument("--calibration", type=Path, help="calibration folder of that checkpoint")
+    what.add_argument("--remove", nargs="+", metavar="MODULE=1,2,5", help="layers to remove, 0-based; no calibration")
+    prune.add_argument("--output", type=Path, help="checkpoint folder to write; not needed with --dry-run")
+    prune.add_argument(
+        "--budget", nargs="+", metavar="MODULE=K", help="layers to remove from a module (default: the paper's share)"
+    )
+    prune.add_argument("--threshold", type=float, help="least score of a layer that may go")
+    prune.add_argument("--criterion", help="cka, mse, cosine, random or keep-first (default: cka)")
+    prune.add_argument("--seed", type=_seed, default=0, help="seed of the criterion random (default: %(default)s)")
+    prune.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    prune.set_defaults(usage=prune.error)
+
+    inspect = _command(commands, "inspect", jobs.inspect, "show a checkpoint's modules or a calibration's scores")
+    inspect.add_argument("path", type=Path, metavar="CHECKPOINT|CALIBRATION")
+
+    bench = _command(commands, "benchmark", jobs.benchmark, "measure checkpoints side by side")
+    bench.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="the first is the base")
+    bench.add_argument("--runs", type=int, default=10, help="timed runs of each (default: %(default)s)")
+    bench.add_argument("--warmup", type=int, default=2, help="runs of each before those (default: %(default)s)")
+    bench.add_argument("--no-train-step", dest="train_step", action="store_false", help="do not time a training step")
+    bench.add_argument("--no-run", dest="run_them", action="store_false", help="only what takes no memory for weights")
+    bench.add_argument("--alone", action="store_true", help="hold only one of them in memory at a time")
+    bench.add_argument("--dtype", default="auto", help="auto (as lerobot loads it) or float32")
+    bench.add_argument("--compile", action="store_true", help="compile the denoising step (on CUDA: CUDA graphs)")
+    bench.add_argument("--markdown", action="store_true", help="print a Markdown table as papers have it")
+    _device(bench)
+
+    make = _command(commands, "make-checkpoint", jobs.make_checkpoint, "make a checkpoint with random weights, offline")
+    make.add_argument("--family", required=True, help="e.g. smolvla")
+    make.add_argument("--size", required=True, choices=("tiny", "full"), help="tiny for tests, full for measurements")
+    make.add_argument("--output", required=True, type=Path, help="checkpoint folder to write")
+    make.add_argument("--seed", type=_seed, default=0, help="seed of the weights (default: %(default)s)")
+    make.add_argument("--embodiment", help="whose cameras and joints it takes (default: LIBERO's, as in the paper)")
+
+    check = _command(commands, "verify", jobs.verify, "load a checkpoint strictly with stock lerobot and run it")
+    check.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    _device(check, "cpu")
+    check.add_argument("--compile", action="store_true", help="also compile it, and compare its actions")
+
+    simulate = _command(commands, "simulate", jobs.simulate, "run a simulated robot behind the topics of the real one")
+    simulate.add_argument(
+        "--embodiment", required=True, help="ur5, ur10e, aloha_single, aloha_bimanual, or a .yaml file"
+    )
+    simulate.add_argument("--tf-prefix", default="", help="put before the name of every joint")
+    simulate.add_argument("--seed", type=_seed, default=0, help="of where the cube lies (default: %(default)s)")
+    simulate.add_argument(
+        "--rate", type=float, default=1.0, help="speed; any but 1 implies --clock (default: %(default)s)"
+    )
+    simulate.add_argument("--clock", action="store_true", help="let time begin at 1 s, and publish /clock")
+    simulate.add_argument("--camera-rate", type=float, default=20.0, help="pictures a second (default: %(default)s)")
+    simulate.add_argument(
+        "--pictures", choices=("render", "plain"), default="render", help="plain: grey, where nothing can be drawn"
+    )
+
+    record = _command(commands, "record", jobs.record, "record demonstrations of a simulated robot, without ROS")
+    record.add_argument("--embodiment", required=True, help="ur5, ur10e, aloha_single, aloha_bimanual, or a .yaml file")
+    record.add_argument(
+        "--episodes", type=_at_least_one, help="how many, a bag each in the output folder; without it, one: the output"
+    )
+    record.add_argument("--output", type=Path, help="folder to write (default: recorded_ and the robot's name)")
+    record.add_argument("--seed", type=_seed, default=0, help="draws starts and delays (default: %(default)s)")
+    record.add_argument("--camera-rate", type=_rate, default=30.0, help="pictures a second (default: %(default)s)")
+    record.add_argument(
+        "--joint-state-rate", type=_rate, default=100.0, help="joint states a second (default: %(default)s)"
+    )
+    record.add_argument("--size", type=_size, metavar="WxH", help="of the pictures (default: the embodiment's)")
+    record.add_argument("--quality", type=_quality, default=80, help="of the JPEGs, 1 to 100 (default: %(default)s)")
+
+    demo = _command(commands, "demo", jobs.demo, "all of the above on the recorded demonstration")
+    demo.add_argument("--output", type=Path, default=Path("demo_output"), help="folder (default: %(default)s)")
+    for command in (calibrate, prune, make, record, demo):
+        command.add_argument("--overwrite", action="store_true", help="replace an output folder that is not empty")
+    for command in (calibrate, prune, inspect, bench, make, check, record):
+        command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(run=run)
+    return command
+
+
+def _device(command: argparse.ArgumentParser, default: str = "auto") -> None:
+    command.add_argument("--device", default=default, help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+
+
+def _seed(text: str) -> int:
+    """A seed: what numpy takes, and torch, whose own ends at 64 bits."""
+    if not text.isdecimal() or int(text) >= 2**64:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^64 - 1")
+    return int(text)
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _quality(text: str) -> int:
+    if (quality := _at_least_one(text)) > 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 100")
+    return quality
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 1 <= rate <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rate from 1 to 1000 Hz")
+    return rate
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not all(one.isdecimal() and 16 <= int(one) <= 4096 for one in (width, height)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size as 320x240, of 16 to 4096 pixels each way")
+    return int(width), int(height)

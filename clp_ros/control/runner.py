@@ -355,7 +355,10 @@ class ChunkRunner:
                     if (found := self._guard.look(session, self._working_s)) is not None:
                         self._found(session, found)
                 except Exception as error:  # noqa: BLE001 - nobody would watch the robot any more, and nobody know
-                    self._give_up(f"the guard failed: {type(error).__name__}: {error}")
+                    try:
+                        self._output.hold()
+                    finally:
+                        self._give_up(f"the guard failed: {type(error).__name__}: {error}")
 
     def _found(self, session: Session, found: Finding) -> None:
         self._fault(session, found.kind, found.why, jumped_ns=found.jumped_ns)

@@ -476,6 +476,20 @@ def test_a_guard_that_fails_is_told_and_nothing_is_sent(
     assert rig.sent == []
 
 
+def test_a_guard_that_fails_on_the_way_brakes(make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = make(lambda images, state, task: state + 0.002 * np.arange(1, 51)[:, None])
+    rig.frames()
+    until(lambda: len(rig.sent) == 1)
+    rig.now += 600 * MS
+    monkeypatch.setattr(rig.inputs, "missing", lambda now_ns: 1 / 0)
+    until(lambda: rig.failures)
+    before, stop = (sent[0] for sent in rig.sent)
+    assert np.abs(before.velocities[:-1]).max() > 0.05
+    assert not stop.velocities[-1].any()
+    assert stop.times[-2] < 0.2  # the last says that it rests there
+    rig.quiet()
+
+
 def test_after_too_many_faults_the_owner_is_told_and_nothing_is_sent(make: Callable[..., Rig]) -> None:
     def fail(*_: Any) -> Any:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy.interpolate import CubicHermiteSpline
 
 from clp_ros.control.chunks import Chunk, PolicyClock, fade, mean, slopes
 from clp_ros.control.reference import Reference
@@ -102,10 +103,8 @@ class _Takeover:
 
     def rows(self, first: int, count: int) -> np.ndarray:
         """(count, joints): what is left, that many control steps from the ``first`` one after its beginning on."""
-        rows = np.zeros((count, self.offsets.shape[1]))
         left = self.offsets[first : first + count]
-        rows[: len(left)] = left
-        return rows
+        return np.pad(left, ((0, count - len(left)), (0, 0)))
 
 
 @dataclass(frozen=True)
@@ -215,8 +214,7 @@ class ChunkSchedule:
         self._clock.slow(seam_ns, way.scale, observed_ns)
         self._clock.slow(way.end_ns, 1.0, observed_ns)
         # Neither the robot's own place nor what follows soon is a point to send: it is a step from the last command.
-        begin_ns = max(now_ns, min(self._started_ns, self._reference.end_ns) - 1)
-        ahead = self._reference.from_time(begin_ns)
+        ahead = self._reference.from_time(max(now_ns, min(self._started_ns, self._reference.end_ns) - 1))
         return Joined(
             ahead, seam_ns, chunk.skipped(seam.policy_ns), way.scale, np.abs(way.position_gap), np.abs(way.velocity_gap)
         )
@@ -282,9 +280,9 @@ class ChunkSchedule:
                 far = np.abs(way.position_gap) > allowed
                 if far.any() and len(way.chunks) == len(chunks):
                     joint = int(np.argmax(far))
+                    gap = abs(way.position_gap[joint])
                     raise ClpError(
-                        f"the chunk begins {abs(way.position_gap[joint]):.3f} from where the arm is, start_distance is "
-                        f"{distance:g}",
+                        f"the chunk begins {gap:.3f} from where the arm is, start_distance is {distance:g}",
                         where=self.limits.names[joint],
                         fix="bring the arm to where the demonstrations begin",
                     )
@@ -355,9 +353,10 @@ class ChunkSchedule:
             resting = brake(seam.position, seam.velocity, seam.time_ns, period, limits, share=0.5).positions
             offsets = fade(share) * (resting[np.clip(steps, 0, len(resting) - 1)] - wanted)
         else:
-            first = 0 if left is None else self._row(seam) - 1
-            rows = len(steps) if left is None else max(len(steps), len(left.offsets) - first)
-            offsets = np.zeros((rows, len(seam.position))) if left is None else left.rows(first, rows)
+            offsets = np.zeros((len(steps), len(seam.position)))
+            if left is not None:
+                first = self._row(seam) - 1
+                offsets = left.rows(first, max(len(steps), len(left.offsets) - first))
             position_gap = seam.position - wanted[1] - offsets[1]
             velocity_gap = seam.velocity - speed - (offsets[2] - offsets[0]) / (2 * second)
             # Quintics with neither slope nor curvature at the end, and no curvature at the seam: from 1 without slope,
@@ -375,8 +374,13 @@ class ChunkSchedule:
         velocities[1:] = bounded_velocities(times, positions, velocities, limits)[1:]
         stop = brake(positions[-1], velocities[-1], int(times[-1]), period, limits)
         reference = Reference(times, positions, velocities).then(stop).without(seam.time_ns, self._started_ns)
-        for row in range(2, min(len(steps), 1 + math.ceil((self._started_ns - seam.time_ns) / period))):
-            offsets[row] = reference.sample(int(times[row - 1]))[0] - wanted[row]
+        # The first moments are one cubic from the seam on.
+        first_s = np.arange(1, min(count, (self._started_ns - seam.time_ns - 1) // period) + 1) * second
+        if len(first_s):
+            bounded = bounded_velocities(reference.times_ns, reference.positions, reference.velocities, limits)
+            reference.velocities[1:] = bounded[1:]
+            cubic = CubicHermiteSpline(reference.seconds[:2], reference.positions[:2], reference.velocities[:2])
+            offsets[2 : 2 + len(first_s)] = cubic(first_s) - wanted[2 : 2 + len(first_s)]
         # The next seam, if it is this one again, needs the slope there.
         offsets[0] = offsets[2] - 2 * second * (seam.velocity - speed)
         takeover = _Takeover(seam.time_ns - period, offsets)

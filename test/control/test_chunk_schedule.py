@@ -196,7 +196,7 @@ def test_a_chunk_that_agrees_changes_nothing_however_often_it_comes(
 def test_an_expert_is_followed_however_often_it_plans(
     mode: str, acceleration: float, blend_steps: int, latency_ms: int, every_ms: int, gap: np.ndarray
 ) -> None:
-    plan = schedule(acceleration, mode=mode, blend_steps=blend_steps)
+    plan = schedule(acceleration, mode=mode, blend_steps=blend_steps, start_distance=0.5)
     observed, executed = START_NS, None
     while observed < START_NS + 1_200_000_000:
         now = observed + latency_ms * 1_000_000
@@ -261,6 +261,23 @@ def test_a_hold_ends_a_takeover(mode: str) -> None:
     rest = np.tile(stop.positions[-1], (50, 1))
     resting = plan.add(rest, now, now, rest[0]).reference.positions
     np.testing.assert_allclose(resting, np.broadcast_to(rest[0], resting.shape), rtol=0, atol=1e-12)
+
+
+def test_a_takeover_of_a_far_chunk_goes_on_though_the_gap_grows_first() -> None:
+    """The chunk moves away faster than the robot, which rests, can turn to it: that is no reason to refuse the next."""
+    plan = schedule(start_distance=0.3)
+    observed, here = START_NS, np.full(JOINTS, -1.25)
+    gaps = []
+    for _ in range(60):
+        times = observed - START_NS + np.arange(1, 51) * PERIOD_NS
+        joined = plan.add(times[:, None] / 1e9 * np.ones(JOINTS) - 1, observed, observed, here)
+        gaps.append(joined.position_gap.max())
+        observed += PERIOD_NS
+        here = plan.reference.sample(observed)[0]
+    assert max(gaps) > 0.3
+    assert gaps[-1] < 1e-6
+    with pytest.raises(ClpError, match="start_distance"):
+        plan.add(np.tile(here + 0.4, (50, 1)), observed, observed, here)
 
 
 def test_a_chunk_shorter_than_its_latency_is_late_and_the_robot_stops() -> None:

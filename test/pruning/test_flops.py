@@ -140,7 +140,7 @@ def test_counting_takes_no_memory_for_the_weights(tiny_checkpoint, tmp_path):
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
     found = json.loads(done.stdout)
-    assert found["gflops"] > 100
+    assert found["gflops"] > 30
     assert found["grown"] < 0.3e9
 
 

@@ -200,11 +200,8 @@ class PolicyNode(ManagedNode):
             raise Ended
         slots = [camera.slot for camera in embodiment.cameras.values()]
         policy.check_features(slots, embodiment.action_size, embodiment.name)
-        pace, schedule, watch = (
-            settings.pace(self, task, policy.chunk_size),
-            settings.schedule(self),
-            settings.watch(self),
-        )
+        pace = settings.pace(self, task, policy.chunk_size)
+        schedule, watch = settings.schedule(self), settings.watch(self)
         if self.get_parameter("compile").value:
             if schedule.mode == "rtc":
                 raise ClpError(
@@ -216,6 +213,9 @@ class PolicyNode(ManagedNode):
             compile_policy(policy, task.instruction, cuda_graphs=False)  # the worker's thread cannot replay graphs
         if schedule.mode == "rtc":
             policy.enable_rtc(pace.replan_steps or task.execution_length)
+        # Else a collection walks half a million objects of a loaded policy's now and then: 0.3 s in which nothing runs.
+        gc.collect()
+        gc.freeze()
         self._embodiment, self._inputs = embodiment, LiveInputs(embodiment)
         self._advertise(embodiment)
         self.runner = ChunkRunner(
@@ -279,6 +279,7 @@ class PolicyNode(ManagedNode):
         self._sending = {}
         self._inputs = self._embodiment = runner = None
         if (torch := sys.modules.get("torch")) is not None:
+            gc.unfreeze()
             gc.collect()  # a model is full of reference cycles
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

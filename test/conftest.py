@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Tests may import what they share (bag_tools); --import-mode=importlib puts nothing on the path by itself.
 sys.path.append(str(Path(__file__).parent))
 
+# First, so that two workers that take a file each end at about the same time.
+_LONG = ("test_lerobot_train.py", "test_cli.py", "test_processes.py", "test_flops.py", "test_benchmark.py")
 # The demonstration starts a robot and a policy node of its own, and plays in real time.
 _REAL_TIME = ("test_demo.py",)
 
@@ -26,6 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Where a test plays the robot, a machine that stops it for some tenths of a second makes a camera die. Such a test
     is tried once more, and reported as rerun.
     """
+    items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
     for item in items:
         if "ros_domain" in getattr(item, "fixturenames", ()) or item.path.name in _REAL_TIME:
             item.add_marker(pytest.mark.real_time)

@@ -10,7 +10,8 @@ from typing import Any
 
 import rclpy
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor, SingleThreadedExecutor
+from rclpy.executors import Executor, ExternalShutdownException, MultiThreadedExecutor, SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
@@ -19,9 +20,27 @@ from clp_ros.errors import ClpError
 # One for a long callback (loading a model), the others for services, parameters and diagnostics meanwhile.
 THREADS = 4
 
-
 # How long a signal may wait for the executor.
 _LOOK_S = 0.1
+
+
+class _WhatIsLeft(Executor):
+    """Waits for what is left when another thread destroys a subscription or publisher: rclpy's own would raise."""
+
+    def wait_for_ready_callbacks(self, *args: Any, **kwargs: Any) -> Any:
+        while True:
+            try:
+                return super().wait_for_ready_callbacks(*args, **kwargs)
+            except rclpy_implementation.InvalidHandle:
+                continue
+
+
+class _OneThread(_WhatIsLeft, SingleThreadedExecutor):
+    pass
+
+
+class _Threads(_WhatIsLeft, MultiThreadedExecutor):
+    pass
 
 
 def main(
@@ -53,7 +72,7 @@ def main(
         for number in (signal.SIGINT, signal.SIGTERM):  # set here: a shell that puts this in the background ignores one
             signal.signal(number, lambda number, _: signals.append(number))
         node = make_node()
-        executor = SingleThreadedExecutor() if threads == 1 else MultiThreadedExecutor(num_threads=threads)
+        executor = _OneThread() if threads == 1 else _Threads(num_threads=threads)
         executor.add_node(node)
         while rclpy.ok() and not signals:
             executor.spin_once(timeout_sec=_LOOK_S)
@@ -70,4 +89,7 @@ def main(
         rclpy.try_shutdown()  # first: what waits for ROS in other threads ends by it
         if node is not None:
             node.destroy_node()
+        # All is done; Python's own end would be one by the signal: ros2 launch sends Ctrl-C to who has had it already.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
     return 0

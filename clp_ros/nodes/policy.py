@@ -4,10 +4,10 @@
 A managed node. Configuring loads the checkpoint and starts to listen; activating waits until every input is alive; only
 an active node sends; deactivating, ~/stop, and every fault (see clp_ros.control.runner) brake the robot to rest.
 
-Which thread runs what: the executor's one thread runs the callbacks here, none of which decodes an image or waits for
-the policy; a thread of its own runs each transition; the runner's worker alone runs the policy and publishes. One
-thread, because rclpy's multi-threaded executor takes several times as much of the interpreter's time a message, which
-then is not there for decoding and publishing (benchmarks/camera_load.py: p99 of 21 ms became 250 ms).
+Which thread runs what: the listener's takes in images and joint states, and decodes none; the executor's one thread
+runs services, timers and the other topics, and never waits for the policy; a thread of its own runs each transition;
+the runner's worker alone runs the policy and publishes. One thread, because rclpy's multi-threaded executor takes
+several times as much of the interpreter's time a wake-up, which then is not there for decoding and publishing.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.subscription import Subscription
 from rclpy.time import Time
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -41,6 +42,7 @@ from clp_ros.errors import ClpError
 from clp_ros.nodes import policy_settings as settings
 from clp_ros.nodes.diagnostics import Diagnostics, Level, Report
 from clp_ros.nodes.lifecycle import ManagedNode
+from clp_ros.nodes.listener import Listener
 from clp_ros.nodes.messages import INPUT_TYPES, joint_trajectory_message
 from clp_ros.nodes.parameters import checkpoint_folder, declare, given_embodiment
 from clp_ros.nodes.policy_report import report_values
@@ -98,7 +100,8 @@ class PolicyNode(ManagedNode):
         self._embodiment: Embodiment | None = None
         self._inputs: LiveInputs | None = None
         self.runner: ChunkRunner | None = None
-        self._listening: list[Any] = []
+        self._listener: Listener | None = None
+        self._tasks: Subscription | None = None
         self._sending: dict[str, Any] = {}
         self._spare: dict[str, list[JointTrajectoryPoint]] = {}
         self._fault: str | None = None
@@ -261,16 +264,15 @@ class PolicyNode(ManagedNode):
             }
 
     def _listen(self, embodiment: Embodiment) -> None:
-        self._listening = [
-            self.create_subscription(INPUT_TYPES[kind], topic, partial(self._receive, self._inputs, topic), _INPUT)
-            for topic, kind in embodiment.topics.items()
-        ]
-        self._listening.append(self.create_subscription(String, "~/task", self._set_task, QoSProfile(depth=1)))
+        topics = {topic: INPUT_TYPES[kind] for topic, kind in embodiment.topics.items()}
+        self._listener = Listener(self, topics, _INPUT, partial(self._receive, self._inputs))
+        self._tasks = self.create_subscription(String, "~/task", self._set_task, QoSProfile(depth=1))
 
     def _release(self) -> None:
-        for subscription in self._listening:
-            self.destroy_subscription(subscription)
-        self._listening = []
+        if self._listener is not None:
+            self._listener.close()
+            self.destroy_subscription(self._tasks)
+            self._listener = self._tasks = None
         runner, self.runner = self.runner, None
         if runner is not None and not runner.close(_CLOSE_S):
             self.get_logger().error(f"the policy did not end within {_CLOSE_S:g} s; its memory is not freed")

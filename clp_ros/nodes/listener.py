@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Takes the messages of some topics in a thread of its own, at a small part of what rclpy's executors take for it."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from rclpy.subscription import Subscription
+
+# How long a close may take: the wait looks up that often.
+_LOOK_NS = 50_000_000
+_THROTTLE_S = 5.0
+
+
+class _TakenHere(ReentrantCallbackGroup):
+    """Leaves subscriptions out of the node's executor, but not their events: it warns of incompatible qualities."""
+
+    def can_execute(self, entity: Any) -> bool:
+        return not isinstance(entity, Subscription)
+
+
+class Listener:
+    """Subscriptions of a node, taken by one thread.
+
+    An executor of rclpy makes its wait set anew, of every entity of the node, for each message or two. With three
+    cameras and two arms that holds the interpreter for a third of the time, which then is not there for decoding and
+    publishing (benchmarks/camera_load.py). Here the wait set has these subscriptions alone, and is made once.
+
+    Args:
+        node: The node; the subscriptions are its own, and seen as such by the graph.
+        topics: Message class by topic.
+        qos: Of all of them.
+        receive: Called with the topic and each message, in this thread only. What it raises is logged.
+    """
+
+    def __init__(
+        self, node: Node, topics: Mapping[str, type], qos: QoSProfile, receive: Callable[[str, Any], None]
+    ) -> None:
+        self._node = node
+        self._receive = receive
+        self._closing = threading.Event()
+        group = _TakenHere()
+        self._subscriptions = [
+            node.create_subscription(
+                kind,
+                topic,
+                lambda _: None,
+                qos,
+                callback_group=group,
+                event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),
+            )
+            for topic, kind in topics.items()
+        ]
+        self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the subscriptions; ``receive`` is not called any more when this returns."""
+        self._closing.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions = []
+
+    def _run(self) -> None:
+        context = self._node.context
+        with ExitStack() as handles:
+            try:
+                handles.enter_context(context.handle)
+                for subscription in self._subscriptions:
+                    handles.enter_context(subscription.handle)
+                by_handle = {subscription.handle.pointer: subscription for subscription in self._subscriptions}
+                wait_set = rclpy_implementation.WaitSet(len(by_handle), 0, 0, 0, 0, 0, context.handle)
+                while not self._closing.is_set() and context.ok():
+                    wait_set.clear_entities()
+                    for subscription in by_handle.values():
+                        wait_set.add_subscription(subscription.handle)
+                    wait_set.wait(_LOOK_NS)
+                    for pointer in wait_set.get_ready_entities("subscription"):
+                        self._take(by_handle[pointer])
+            except (rclpy_implementation.RCLError, rclpy_implementation.InvalidHandle):
+                if context.ok() and not self._closing.is_set():
+                    raise
+
+    def _take(self, subscription: Subscription) -> None:
+        taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+        if taken is None or self._closing.is_set():
+            return
+        try:
+            self._receive(subscription.topic_name, taken[0])
+        except Exception:  # noqa: BLE001 - one message must not end the listening to all
+            self._node.get_logger().error(
+                f"a message of {subscription.topic_name} was lost\n{traceback.format_exc()}",
+                throttle_duration_sec=_THROTTLE_S,
+            )

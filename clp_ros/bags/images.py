@@ -137,6 +137,8 @@ def _compressed_kind(image_format: str) -> str | None:
 def _is_whole(kind: str, coded: bytes) -> bool:
     if kind == "PNG":
         return _PNG_END in coded[-64:]
+    if coded.endswith(_JPEG_END):
+        return True
     # Some cameras pad a JPEG, so its end need not be last; but where it was cut off there is none after the last scan,
     # and not every OpenCV release refuses it then: some fill what is missing with grey.
     return coded.rfind(_JPEG_END) > coded.rfind(_JPEG_SCAN) >= 0

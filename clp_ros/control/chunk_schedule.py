@@ -104,7 +104,7 @@ class _Takeover:
     def rows(self, first: int, count: int) -> np.ndarray:
         """(count, joints): what is left, that many control steps from the ``first`` one after its beginning on."""
         left = self.offsets[first : first + count]
-        return np.pad(left, ((0, count - len(left)), (0, 0)))
+        return np.concatenate([left, np.zeros((count - len(left), self.offsets.shape[1]))])
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,8 @@ class LiveInputs:
                 try:
                     selected[topic] = self._select(topic, now_ns, newer_than.get(topic))
                 except NotReady as missing:
-                    faults.append((self._buffer.newest(topic) or 0, missing))
+                    # Its traceback holds this frame, which holds it: the images would stay until garbage is collected.
+                    faults.append((self._buffer.newest(topic) or 0, missing.with_traceback(None)))
         if faults:
             faults.sort(key=lambda fault: fault[0])
             raise Incomplete([missing for _, missing in faults])
@@ -142,7 +143,7 @@ class LiveInputs:
                 try:
                     self._select(topic, now_ns, None)
                 except NotReady as missing:
-                    found.append(missing)
+                    found.append(missing.with_traceback(None))
         return found
 
     def state(self, now_ns: int) -> np.ndarray:

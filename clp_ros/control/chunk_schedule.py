@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.interpolate import CubicHermiteSpline
 
 from clp_ros.control.chunks import Chunk, PolicyClock, fade, mean, slopes
+from clp_ros.control.cubic import cubic
 from clp_ros.control.reference import Reference
 from clp_ros.control.safety import ROUNDING, Excess, Limits, bounded_velocities, brake, check, check_measured, excess
 from clp_ros.errors import ClpError
@@ -379,8 +379,9 @@ class ChunkSchedule:
         if len(first_s):
             bounded = bounded_velocities(reference.times_ns, reference.positions, reference.velocities, limits)
             reference.velocities[1:] = bounded[1:]
-            cubic = CubicHermiteSpline(reference.seconds[:2], reference.positions[:2], reference.velocities[:2])
-            offsets[2 : 2 + len(first_s)] = cubic(first_s) - wanted[2 : 2 + len(first_s)]
+            span_s = float(reference.seconds[1])
+            first, _ = cubic(first_s[:, None] / span_s, span_s, reference.positions[:2], reference.velocities[:2])
+            offsets[2 : 2 + len(first_s)] = first - wanted[2 : 2 + len(first_s)]
         # The next seam, if it is this one again, needs the slope there.
         offsets[0] = offsets[2] - 2 * second * (seam.velocity - speed)
         takeover = _Takeover(seam.time_ns - period, offsets)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
-from scipy.interpolate import CubicHermiteSpline
 
+from clp_ros.control.cubic import cubic
 from clp_ros.control.safety import Limits, bounded_velocities
 
 
@@ -60,13 +60,17 @@ class Chunk:
         """
         if len(self.positions) == 1:
             return np.repeat(self.positions, len(times_ns), axis=0)
-        return self._curve(np.clip((times_ns - self._first_ns) / self._period_ns, -2.0, len(self.positions) - 1))
+        last = len(self.positions) - 1
+        step = np.clip((times_ns - self._first_ns) / self._period_ns, -2.0, last)
+        knot = np.clip(step.astype(np.int64), 0, last - 1)
+        ends, share = np.stack([knot, knot + 1]), (step - knot)[:, None]
+        return cubic(share, 1.0, self.positions[ends], self._slopes[ends])[0]
 
     @cached_property
-    def _curve(self) -> CubicHermiteSpline:
+    def _slopes(self) -> np.ndarray:
+        """By how much it changes a step, where it is at a step."""
         knots = np.arange(len(self.positions), dtype=np.int64)
-        bounded = bounded_velocities(knots * 10**9, self.positions, slopes(self.positions), self._limits)
-        return CubicHermiteSpline(knots, self.positions, bounded)
+        return bounded_velocities(knots * 10**9, self.positions, slopes(self.positions), self._limits)
 
 
 def mean(chunks: Sequence[Chunk], times_ns: np.ndarray, fade_steps: int, decay: float) -> np.ndarray:

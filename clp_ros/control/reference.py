@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.interpolate import CubicHermiteSpline
+
+from clp_ros.control.cubic import cubic
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,10 @@ class Reference:
         index = int(np.searchsorted(self.times_ns, time_ns))
         if self.times_ns[index] == time_ns:  # bit for bit, where a new reference is to begin
             return self.positions[index].copy(), self.velocities[index].copy()
-        spline = CubicHermiteSpline(self.seconds, self.positions, self.velocities)
-        at = (time_ns - int(self.times_ns[0])) / 1e9
-        return spline(at), spline(at, 1)
+        before, after = int(self.times_ns[index - 1]), int(self.times_ns[index])
+        knots = slice(index - 1, index + 1)
+        share, span_s = (time_ns - before) / (after - before), (after - before) / 1e9
+        return cubic(share, span_s, self.positions[knots], self.velocities[knots])
 
     def from_time(self, time_ns: int) -> Reference | None:
         """The knots after a time; None where there is none."""

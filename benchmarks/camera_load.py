@@ -108,7 +108,7 @@ def run(name: str, phases: tuple[float, ...], seconds: float, kind: Load) -> boo
         ]
         for process in processes:
             process.start()
-        load, memory = [], []
+        load, memory, before = [], [], cpu_ticks()
         deadline = time.monotonic() + seconds + WARM_UP_S
         try:
             while time.monotonic() < deadline and all(process.is_alive() for process in processes):
@@ -123,7 +123,15 @@ def run(name: str, phases: tuple[float, ...], seconds: float, kind: Load) -> boo
                     process.kill()
         if any(process.exitcode for process in processes):
             raise RuntimeError("a process of the benchmark failed")
-        return report(name, Path(folder), float(np.mean(load)), np.array(memory), kind)
+        spent = cpu_ticks() - before
+        busy = f"load average {np.mean(load):.1f}, CPUs {1 - spent[3] / spent.sum():.0%} busy, "
+        busy += f"{spent[7] / spent.sum():.1%} taken by the host"
+        return report(f"{name} ({busy})", Path(folder), np.array(memory), kind)
+
+
+def cpu_ticks() -> np.ndarray:
+    """Time of all CPUs since the start, by state: the fourth is idle, the eighth stolen by the host of a virtual one."""
+    return np.array(Path("/proc/stat").read_text(encoding="utf-8").split()[1:9], dtype=np.int64)
 
 
 def anonymous_mb(pid: int) -> float:
@@ -132,7 +140,7 @@ def anonymous_mb(pid: int) -> float:
     return next((int(line.split()[1]) / 1e3 for line in lines if line.startswith("RssAnon")), 0.0)
 
 
-def report(name: str, folder: Path, load: float, memory: np.ndarray, kind: Load) -> bool:
+def report(name: str, folder: Path, memory: np.ndarray, kind: Load) -> bool:
     """Joins what the processes wrote, and prints it."""
     sent = np.load(folder / "cameras.npy")  # (frames, cameras) stamps
     used = np.load(folder / "node.npy")  # (chunks, cameras + 1): frame numbers, when the policy got them
@@ -148,7 +156,7 @@ def report(name: str, folder: Path, load: float, memory: np.ndarray, kind: Load)
     heard = np.abs(received[:, 0] / 1e9 - chunks[nearest, 0]) < 1e-5  # the rest are stops
     arrival = ((received[:, 1] / 1e9 - chunks[nearest, 1]) * 1e3)[heard]
     without_policy = arrival - chunks[nearest, 2][heard]
-    print(f"\ncameras {name} (load average {load:.1f})")
+    print(f"\ncameras {name}")
     print(f"  chunks sent: {len(used)} in {(used[-1, -1] - used[0, -1]) / 1e9:.0f} s, received: {len(received)}")
     print(f"  {'input':<40} {'frames used':>11} {'largest age when selected':>26} {'when the policy has it':>23}")
     oldest, shares = [], []

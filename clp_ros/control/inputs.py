@@ -110,6 +110,13 @@ class LiveInputs:
         with self._changed:
             return {topic: self._buffer.newest(topic) for topic in self._cameras}
 
+    def has_newer(self, seen: Mapping[str, int | None]) -> bool:
+        """Whether every camera has a frame newer than its stamp in ``seen``; what :meth:`take` finds out at length."""
+        newest = self.newest_frames()
+        return all(
+            newest[topic] is not None and (stamp is None or newest[topic] > stamp) for topic, stamp in seen.items()
+        )
+
     def take(self, now_ns: int, newer_than: Mapping[str, int | None]) -> Selected:
         """The messages to act on now, not decoded yet.
 

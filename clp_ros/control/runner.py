@@ -151,7 +151,8 @@ class ChunkRunner:
     @property
     def latency_s(self) -> float:
         """What a chunk is expected to take from its observation until it is sent: the 90th percentile of the last."""
-        return float(np.percentile(self._latencies, 90)) if self._latencies else 0.0
+        latencies = sorted(self._latencies)
+        return latencies[math.ceil(0.9 * len(latencies)) - 1] if latencies else 0.0
 
     def activate(self) -> None:
         """Starts sending; ends a :meth:`stop`. The first chunk is made of frames that came after this."""
@@ -233,6 +234,8 @@ class ChunkRunner:
         if now < session.due_ns:
             # The frames that are used come in after the chunk is due: those that are here by then would be older.
             session.seen = self._inputs.newest_frames()
+            return False
+        if not self._inputs.has_newer(session.seen):
             return False
         selected = self._inputs.take(now, session.seen)
         self._output.check_state(self._inputs.state(now))

@@ -260,32 +260,46 @@ def test_a_robot_that_was_moved_away_is_braked_and_goes_on_from_where_it_is(
     wait_for(lambda: knots(driver.sent[ARMS[0]][-1])[1][-1, 3] == pytest.approx(-0.4), "the robot back again")
 
 
+def counted(driver: Driver, what: str) -> int:
+    """A count of the newest status; 0 where the node is not configured yet."""
+    return int(driver.statuses[-1].values.get(what, 0)) if driver.statuses else 0
+
+
 def test_positions_beyond_a_limit_go_to_the_limit_and_are_counted(node: NodeProcess, driver: Driver) -> None:
-    driver.set_task("please wave, far")
-    wait_for(lambda: int(driver.statuses[-1].values["limits hit"]) > 0, "positions at their limits")
-    grippers = [driver.sent[controller.topic] for controller in EMBODIMENT.controllers.values()][1::2]
-    wait_for(lambda: all(heard[-1].points[-1].positions[0] == pytest.approx(0.057) for heard in grippers), "the limit")
-    assert_inside_limits(driver.last())
-    driver.set_task(WAVE)
+    try:
+        driver.set_task("please wave, far")
+        wait_for(lambda: counted(driver, "limits hit") > 0, "positions at their limits")
+        grippers = [driver.sent[controller.topic] for controller in EMBODIMENT.controllers.values()][1::2]
+        at_limit = pytest.approx(0.057)
+        wait_for(lambda: all(heard[-1].points[-1].positions[0] == at_limit for heard in grippers), "the limit")
+        assert_inside_limits(driver.last())
+    finally:
+        driver.set_task(WAVE)
 
 
 def test_a_chunk_that_is_too_fast_is_slowed_down_or_refused_as_the_parameter_says(
     node: NodeProcess, driver: Driver, peer: Peer
 ) -> None:
+    def anew(too_fast: str) -> None:
+        assert driver.change(Transition.TRANSITION_DEACTIVATE)
+        assert driver.change(Transition.TRANSITION_CLEANUP)
+        assert peer.set_parameters("/policy", too_fast=too_fast) == [""]
+        driver.up()  # with the task it was started with
+
     driver.set_task("please rush")
-    wait_for(lambda: int(driver.statuses[-1].values["slowed down"]) > 1, "a chunk that was slowed down")
+    wait_for(lambda: counted(driver, "slowed down") > 1, "a chunk that was slowed down")
     assert_inside_limits(driver.last())
-    assert driver.change(Transition.TRANSITION_DEACTIVATE)
-    assert driver.change(Transition.TRANSITION_CLEANUP)
-    assert peer.set_parameters("/policy", too_fast="refuse") == [""]
-    driver.up()
-    driver.expect_chunks()
-    driver.set_task("please rush")
-    driver.expect_status(DiagnosticStatus.WARN, "holding: the chunk is", "times too fast")
-    driver.expect_quiet(0.3)
-    assert_brakes(driver.last())
-    driver.set_task(WAVE)
-    driver.expect_chunks()
+    anew("refuse")
+    try:
+        driver.expect_chunks()
+        driver.set_task("please rush")
+        driver.expect_status(DiagnosticStatus.WARN, "holding: the chunk is", "times too fast")
+        driver.expect_quiet(0.3)
+        assert_brakes(driver.last())
+        driver.set_task(WAVE)
+        driver.expect_chunks()
+    finally:
+        anew("scale")
 
 
 @pytest.mark.parametrize("how", ["stop", "deactivate"])
@@ -294,29 +308,33 @@ def test_stop_and_deactivate_brake_within_one_control_step(
 ) -> None:
     driver.expect_chunks()
     called = time.time_ns()
-    if how == "stop":
-        assert peer.call(Trigger, "/policy/stop").success
-    else:
-        assert driver.change(Transition.TRANSITION_DEACTIVATE)
-    answered = time.time_ns()
-    driver.expect_quiet(0.3)
-    assert_brakes(driver.last())
-    for heard in driver.sent.values():
-        assert_continues(heard[-1], heard[-2])
-    # It has left before the service answers, and leaves the chunk at the first control step that it can be in time for.
-    before, brake = (driver.sent[ARMS[0]][number] for number in (-2, -1))
-    assert called < stamp_ns(brake) < answered
-    times, positions, _ = knots(brake)
-    old_times, old, _ = knots(before)
-    common = np.isin(old_times, times).nonzero()[0]
-    same = np.isclose(old[common], positions[: len(common)], atol=1e-9).all(axis=1)
-    differs = times[: len(common)][~same][0]
-    lead, period = 20 * MS, EMBODIMENT.period_ns
-    assert differs <= stamp_ns(brake) + lead + 2 * period  # the knot at which it leaves is the chunk's still
-    if how == "stop":
-        driver.expect_status(DiagnosticStatus.WARN, "stopped by ~/stop")
-        assert driver.change(Transition.TRANSITION_DEACTIVATE)
-    assert driver.change(Transition.TRANSITION_ACTIVATE)
+    try:
+        if how == "stop":
+            assert peer.call(Trigger, "/policy/stop").success
+        else:
+            assert driver.change(Transition.TRANSITION_DEACTIVATE)
+        answered = time.time_ns()
+        driver.expect_quiet(0.3)
+        assert_brakes(driver.last())
+        for heard in driver.sent.values():
+            assert_continues(heard[-1], heard[-2])
+        # It has left before the service answers, and leaves the chunk at the first control step that it can be in time
+        # for.
+        before, brake = (driver.sent[ARMS[0]][number] for number in (-2, -1))
+        assert called < stamp_ns(brake) < answered
+        times, positions, _ = knots(brake)
+        old_times, old, _ = knots(before)
+        common = np.isin(old_times, times).nonzero()[0]
+        same = np.isclose(old[common], positions[: len(common)], atol=1e-9).all(axis=1)
+        differs = times[: len(common)][~same][0]
+        lead, period = 20 * MS, EMBODIMENT.period_ns
+        assert differs <= stamp_ns(brake) + lead + 2 * period  # the knot at which it leaves is the chunk's still
+        if how == "stop":
+            driver.expect_status(DiagnosticStatus.WARN, "stopped by ~/stop")
+    finally:
+        if driver.state == "active":
+            assert driver.change(Transition.TRANSITION_DEACTIVATE)
+        assert driver.change(Transition.TRANSITION_ACTIVATE)
     driver.expect_chunks()
 
 

@@ -130,7 +130,7 @@ def run(name: str, phases: tuple[float, ...], seconds: float, kind: Load) -> boo
 
 
 def cpu_ticks() -> np.ndarray:
-    """Time of all CPUs since the start, by state: the fourth is idle, the eighth stolen by the host of a virtual one."""
+    """Time of all CPUs since the start, by state: the fourth is idle, the eighth stolen by a virtual machine's host."""
     return np.array(Path("/proc/stat").read_text(encoding="utf-8").split()[1:9], dtype=np.int64)
 
 

@@ -21,11 +21,17 @@ _LOOK_NS = 50_000_000
 _THROTTLE_S = 5.0
 
 
+def published_otherwise(node: Node, topic: str, kinds: Mapping[str, str]) -> str:
+    """What to add to "no message" where a topic is published with another type than ``kinds`` says; else nothing."""
+    others = {info.topic_type for info in node.get_publishers_info_by_topic(topic)} - {kinds[topic]}
+    return f" (it is published as {', '.join(sorted(others))}, not as {kinds[topic]})" if others else ""
+
+
 class _TakenHere(ReentrantCallbackGroup):
-    """Leaves subscriptions out of the node's executor, but not their events: it warns of incompatible qualities."""
+    """Leaves what is in it out of the node's executor."""
 
     def can_execute(self, entity: Any) -> bool:
-        return not isinstance(entity, Subscription)
+        return False
 
 
 class Listener:
@@ -34,6 +40,10 @@ class Listener:
     An executor of rclpy makes its wait set anew, of every entity of the node, for each message or two. With three
     cameras and two arms that holds the interpreter for a third of the time, which then is not there for decoding and
     publishing (benchmarks/camera_load.py). Here the wait set has these subscriptions alone, and is made once.
+
+    There are no event callbacks: an executor that waits for a subscription's events wakes with each of its messages.
+    Best-effort subscriptions with rclpy's other defaults are compatible with all publishers; of another type tells
+    :func:`published_otherwise`.
 
     Args:
         node: The node; the subscriptions are its own, and seen as such by the graph.

@@ -42,7 +42,7 @@ from clp_ros.errors import ClpError
 from clp_ros.nodes import policy_settings as settings
 from clp_ros.nodes.diagnostics import Diagnostics, Level, Report
 from clp_ros.nodes.lifecycle import ManagedNode
-from clp_ros.nodes.listener import Listener
+from clp_ros.nodes.listener import Listener, published_otherwise
 from clp_ros.nodes.messages import INPUT_TYPES, joint_trajectory_message
 from clp_ros.nodes.parameters import checkpoint_folder, declare, given_embodiment
 from clp_ros.nodes.policy_report import report_values
@@ -138,7 +138,8 @@ class PolicyNode(ManagedNode):
             if not self.context.ok():
                 return TransitionCallbackReturn.FAILURE
             if time.monotonic() > deadline:
-                self._fault = "; ".join(str(one) for one in missing)
+                kinds = self._embodiment.topics
+                self._fault = "; ".join(f"{one}{published_otherwise(self, one.topic, kinds)}" for one in missing)
                 self.get_logger().error(f"not activated: {self._fault}")
                 return TransitionCallbackReturn.FAILURE
             time.sleep(_POLL_S)

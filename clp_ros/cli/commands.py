@@ -130,7 +130,7 @@ def _print_removal(result: dict[str, Any], options: argparse.Namespace) -> None:
 
 def inspect(options: argparse.Namespace) -> None:
     """Shows a checkpoint's modules, or a calibration's scores."""
-    from clp_ros.pruning.calibration import JSON_FILE
+    from clp_ros.pruning.calibration_file import JSON_FILE
     from clp_ros.pruning.inspection import inspect_calibration, inspect_checkpoint
 
     is_calibration = (options.path / JSON_FILE).is_file()

@@ -32,7 +32,7 @@ from clp_ros.robots.episode import check_topics
 from clp_ros.robots.task import load_task
 
 if TYPE_CHECKING:
-    from clp_ros.pruning.calibration import Calibration
+    from clp_ros.pruning.calibration_file import Calibration
     from clp_ros.pruning.plan import Plan
     from clp_ros.vla.policy import LoadedPolicy
 

@@ -34,16 +34,17 @@ from rclpy.subscription import Subscription
 from rclpy.time import Time
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
-from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+from trajectory_msgs.msg import JointTrajectory
 
 from clp_ros.control.inputs import LiveInputs
 from clp_ros.control.runner import TELL_AGAIN_S, ChunkRunner
 from clp_ros.errors import ClpError
 from clp_ros.nodes import policy_settings as settings
 from clp_ros.nodes.diagnostics import Diagnostics, Level, Report
+from clp_ros.nodes.joint_trajectory import serialized_joint_trajectory
 from clp_ros.nodes.lifecycle import ManagedNode
 from clp_ros.nodes.listener import Listener, published_otherwise
-from clp_ros.nodes.messages import INPUT_TYPES, joint_trajectory_message
+from clp_ros.nodes.messages import INPUT_TYPES
 from clp_ros.nodes.parameters import checkpoint_folder, declare, given_embodiment
 from clp_ros.nodes.policy_report import report_values
 from clp_ros.nodes.robot_description import RobotDescriptions
@@ -103,7 +104,6 @@ class PolicyNode(ManagedNode):
         self._listener: Listener | None = None
         self._tasks: Subscription | None = None
         self._sending: dict[str, Any] = {}
-        self._spare: dict[str, list[JointTrajectoryPoint]] = {}
         self._fault: str | None = None
         self._failed = False
         self._giving_up: threading.Thread | None = None
@@ -314,22 +314,16 @@ class PolicyNode(ManagedNode):
         They carry the time for which they were made: whatever the message takes, the controllers are in time where
         they join what they follow already, since its first points lie on that.
         """
+        dry_run = self.get_parameter("dry_run").value
         messages = [
-            (
-                trajectory,
-                joint_trajectory_message(
-                    trajectory,
-                    Time(nanoseconds=trajectory.start_ns).to_msg(),
-                    self._spare.setdefault(trajectory.controller, []),
-                ),
+            serialized_joint_trajectory(
+                trajectory, Time(nanoseconds=trajectory.start_ns).to_msg(), trajectory.controller if dry_run else ""
             )
             for trajectory in trajectories
         ]
-        for trajectory, message in messages:
-            message.header.frame_id = trajectory.controller if self.get_parameter("dry_run").value else ""
         if not self.context.ok():
             return  # a signal has ended ROS while this chunk was being made
-        for trajectory, message in messages:
+        for trajectory, message in zip(trajectories, messages, strict=True):
             self._sending[trajectory.topic].publish(message)
 
     def _tell(self, level: int, text: str) -> None:

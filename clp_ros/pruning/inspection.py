@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from clp_ros.pruning.calibration import Calibration
+from clp_ros.pruning.calibration_file import Calibration
 from clp_ros.vla.checkpoint import Checkpoint
 
 

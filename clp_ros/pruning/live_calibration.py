@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from clp_ros.pruning.calibration import Calibration, Calibrator, check_fit, check_seed
+from clp_ros.pruning.calibration import Calibrator, check_fit, check_seed
+from clp_ros.pruning.calibration_file import Calibration
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.reservoir import FrameReservoir
 

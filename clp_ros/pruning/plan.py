@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from clp_ros.errors import ClpError
-from clp_ros.pruning.calibration import Calibration, check_seed
+from clp_ros.pruning.calibration import check_seed
+from clp_ros.pruning.calibration_file import Calibration
 from clp_ros.pruning.selection import (
     CRITERIA,
     allowed_budgets,

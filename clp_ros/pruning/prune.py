@@ -29,7 +29,7 @@ def plan_from_calibration(
         ClpError: The two do not belong together, or no removal set fits.
     """
     # Reading calibrations takes the bag reader's libraries; removing given layers does not wait for them.
-    from clp_ros.pruning.calibration import Calibration
+    from clp_ros.pruning.calibration_file import Calibration
     from clp_ros.pruning.plan import check_calibration, default_plan, make_plan
 
     source = Checkpoint.open(checkpoint)

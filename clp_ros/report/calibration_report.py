@@ -12,7 +12,7 @@ from clp_ros.report.heatmaps import draw_heatmap
 from clp_ros.report.page import write_report
 
 if TYPE_CHECKING:
-    from clp_ros.pruning.calibration import Calibration
+    from clp_ros.pruning.calibration_file import Calibration
 
 
 class ModulePlan(TypedDict, total=False):

@@ -21,7 +21,7 @@ from clp_ros.bags.images import decode_image
 from clp_ros.nodes.calibration import PARAMETERS
 from clp_ros.nodes.messages import matrix_from_message
 from clp_ros.nodes.topics import LATCHED
-from clp_ros.pruning.calibration import Calibration
+from clp_ros.pruning.calibration_file import Calibration
 from clp_ros.resources import resource_path
 from clp_ros.robots.embodiment import load_embodiment
 

@@ -19,7 +19,7 @@ from std_srvs.srv import Trigger
 
 from clp_ros.nodes.pruning import PARAMETERS
 from clp_ros.nodes.topics import LATCHED
-from clp_ros.pruning.calibration import Calibration
+from clp_ros.pruning.calibration_file import Calibration
 from clp_ros.pruning.prune import plan_from_calibration, prune_by_plan
 from clp_ros.resources import resource_path
 from clp_ros.vla.checkpoint import Checkpoint

@@ -13,7 +13,8 @@ import torch
 
 from clp_ros.bags.reader import open_bag
 from clp_ros.errors import ClpError
-from clp_ros.pruning.calibration import Calibration, Calibrator, calibrate_bags, draw_calibration_set
+from clp_ros.pruning.calibration import Calibrator, calibrate_bags, draw_calibration_set
+from clp_ros.pruning.calibration_file import Calibration
 from clp_ros.pruning.plan import default_plan
 from clp_ros.robots.embodiment import load_embodiment
 from clp_ros.robots.episode import read_frames, usable_ticks

@@ -9,7 +9,7 @@ import pytest
 
 from clp_ros.errors import ClpError
 from clp_ros.pruning.arguments import parse_budgets, parse_removals
-from clp_ros.pruning.calibration import Calibration
+from clp_ros.pruning.calibration_file import Calibration
 from clp_ros.pruning.plan import check_calibration, default_plan, make_plan
 from clp_ros.vla.checkpoint import Checkpoint
 from clp_ros.vla.family import Module

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What calibration costs beside the policy's forward pass, and the memory it takes.
 
-    python benchmarks/calibration.py CHECKPOINT [--samples 64] [--device auto]
+    python benchmarks/calibration.py CHECKPOINT [--samples 64] [--passes N] [--device auto]
 
-Frames are random pictures, states and actions that fit the checkpoint: neither time nor memory depends on them. "CKA"
+Frames are random pictures, states and actions that fit the checkpoint: neither time nor memory depends on them. With
+``--passes`` only so many go through the policy, and their hidden states serve for the other samples again. "CKA"
 is all that is done with the hidden states: masking, checking, CKA of neighbours and of all pairs, distances, and the
 scores at the end. Memory is that of the whole run, loading included, looked at every 50 ms (Linux).
 """
@@ -29,6 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--passes", type=int, help="forward passes, at most (default: one a sample)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     args = parser.parse_args()
 
@@ -37,24 +39,30 @@ def main() -> None:
     calibrator = Calibrator(policy, TASK, frames=args.samples)
     rng = np.random.default_rng(0)
     forward, sums = Clock(policy.device), Clock(policy.device)
+    passes = args.samples if args.passes is None else args.passes
     for index in range(-1, args.samples):
-        batch = random_batch(policy, rng)
-        with forward:
-            states, masks = policy.hidden_states(batch, np.random.default_rng([0, index + 1]))
+        if index < passes:
+            batch = random_batch(policy, rng)
+            with forward:
+                states, masks = policy.hidden_states(batch, np.random.default_rng([0, index + 1]))
         if index < 0:  # the first pass reads the weights from the disk
             forward.wall, forward.cpu = [], []
             continue
+        given = {name: list(layers) for name, layers in states.items()}  # it empties them
         with sums:
-            calibrator.add_states(states, masks, index)
+            calibrator.add_states(given, masks, index)
     with sums:
         calibration = calibrator.finish({})
     peaks = memory.stop()
 
-    print(f"{args.checkpoint.name} on {policy.device}, {torch.get_num_threads()} threads, {args.samples} samples")
+    print(
+        f"{args.checkpoint.name} on {policy.device}, {torch.get_num_threads()} threads, {args.samples} samples, "
+        f"{len(forward.wall)} of them through the policy"
+    )
     print(f"tokens {calibration.meta['tokens']}, of these for all pairs {calibration.meta['matrix_tokens']}")
     print(f"{'seconds a sample':20}{'forward':>10}{'CKA':>10}{'CKA / forward':>16}")
     for name, ours, theirs in (("wall", sums.wall, forward.wall), ("processor", sums.cpu, forward.cpu)):
-        mean, base = sum(ours) / args.samples, sum(theirs) / args.samples
+        mean, base = sum(ours) / args.samples, sum(theirs) / len(theirs)
         print(f"{name:20}{base:10.3f}{mean:10.3f}{mean / base:16.1%}")
     print(", ".join(f"peak {name} {peak / 2**30:.2f} GiB" for name, peak in peaks.items()))
 

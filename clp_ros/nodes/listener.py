@@ -14,7 +14,6 @@ from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from rclpy.subscription import Subscription
 
 # How long a close may take: the wait looks up that often.
 _LOOK_NS = 50_000_000
@@ -59,8 +58,9 @@ class Listener:
         self._receive = receive
         self._closing = threading.Event()
         group = _TakenHere()
-        self._subscriptions = [
-            node.create_subscription(
+        # By the name it was asked for: a subscription's own may be a remapped one.
+        self._subscriptions = {
+            topic: node.create_subscription(
                 kind,
                 topic,
                 lambda _: None,
@@ -69,47 +69,46 @@ class Listener:
                 event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),
             )
             for topic, kind in topics.items()
-        ]
+        }
         self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Ends the subscriptions; ``receive`` is not called any more when this returns."""
         self._closing.set()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
-        for subscription in self._subscriptions:
+        self._thread.join()
+        for subscription in self._subscriptions.values():
             self._node.destroy_subscription(subscription)
-        self._subscriptions = []
+        self._subscriptions = {}
 
     def _run(self) -> None:
         context = self._node.context
         with ExitStack() as handles:
             try:
                 handles.enter_context(context.handle)
-                for subscription in self._subscriptions:
+                for subscription in self._subscriptions.values():
                     handles.enter_context(subscription.handle)
-                by_handle = {subscription.handle.pointer: subscription for subscription in self._subscriptions}
-                wait_set = rclpy_implementation.WaitSet(len(by_handle), 0, 0, 0, 0, 0, context.handle)
+                topics = {subscription.handle.pointer: topic for topic, subscription in self._subscriptions.items()}
+                wait_set = rclpy_implementation.WaitSet(len(topics), 0, 0, 0, 0, 0, context.handle)
                 while not self._closing.is_set() and context.ok():
                     wait_set.clear_entities()
-                    for subscription in by_handle.values():
+                    for subscription in self._subscriptions.values():
                         wait_set.add_subscription(subscription.handle)
                     wait_set.wait(_LOOK_NS)
                     for pointer in wait_set.get_ready_entities("subscription"):
-                        self._take(by_handle[pointer])
+                        self._take(topics[pointer])
             except (rclpy_implementation.RCLError, rclpy_implementation.InvalidHandle):
                 if context.ok() and not self._closing.is_set():
                     raise
 
-    def _take(self, subscription: Subscription) -> None:
-        taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
-        if taken is None or self._closing.is_set():
-            return
+    def _take(self, topic: str) -> None:
+        subscription = self._subscriptions[topic]
         try:
-            self._receive(subscription.topic_name, taken[0])
-        except Exception:  # noqa: BLE001 - one message must not end the listening to all
+            taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+            if taken is not None and not self._closing.is_set():
+                self._receive(topic, taken[0])
+        except Exception:  # noqa: BLE001 - one message must not end the listening to all, not even one that is no CDR
             self._node.get_logger().error(
-                f"a message of {subscription.topic_name} was lost\n{traceback.format_exc()}",
+                f"a message of {topic} was lost\n{traceback.format_exc()}",
                 throttle_duration_sec=_THROTTLE_S,
             )

@@ -99,6 +99,20 @@ def test_a_topic_of_another_type_is_told(node: Node, peer: Peer) -> None:
     peer.node.destroy_publisher(publisher)
 
 
+def test_a_remapped_topic_keeps_the_name_it_was_asked_for(ros_domain: int, peer: Peer) -> None:
+    context = rclpy.Context()
+    rclpy.init(args=["--ros-args", "-r", "/numbers:=/camera_3/numbers"], context=context, domain_id=ros_domain)
+    node, heard = Node("listening", context=context), []
+    listener = Listener(node, {"/numbers": Int64}, QoSProfile(depth=10), lambda topic, _: heard.append(topic))
+    publisher = peer.node.create_publisher(Int64, "/camera_3/numbers", 10)
+    wait_for(publisher.get_subscription_count, "the subscription")
+    publisher.publish(Int64())
+    wait_for(lambda: heard == ["/numbers"], "the message")
+    listener.close()
+    node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
 def test_it_ends_with_ros(node: Node) -> None:
     listener = Listener(node, KINDS, qos_profile_sensor_data, lambda *_: None)
     rclpy.shutdown(context=node.context)

@@ -108,6 +108,8 @@ class Listener:
             if taken is not None and not self._closing.is_set():
                 self._receive(topic, taken[0])
         except Exception:  # noqa: BLE001 - one message must not end the listening to all, not even one that is no CDR
+            if not self._node.context.ok():
+                return
             self._node.get_logger().error(
                 f"a message of {topic} was lost\n{traceback.format_exc()}",
                 throttle_duration_sec=_THROTTLE_S,

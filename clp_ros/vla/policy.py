@@ -212,7 +212,9 @@ class LoadedPolicy:
         """
         import torch
 
-        with torch.inference_mode(), _recorded(self.policy, self.modules) as states:
+        from clp_ros.vla.float32_products import fast_products
+
+        with torch.inference_mode(), fast_products(self.device), _recorded(self.policy, self.modules) as states:
             masks = self.family.forward(self.policy, batch, rng)
         for module in self.modules:
             if len(states[module.name]) != module.layers or None in states[module.name]:

@@ -4,15 +4,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import torch
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
-
-def fast_products(device: str) -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def fast_products(device: str) -> Iterator[None]:
     """Makes linear layers in bfloat16 as fast as the device can; for large inputs, as calibration has them.
 
     Without instructions for bfloat16 (AVX512-BF16, AMX) torch multiplies it on a CPU in plain loops: four times as
@@ -22,25 +19,28 @@ def fast_products(device: str) -> contextlib.AbstractContextManager[Any]:
     Args:
         device: Where the policy is.
     """
+    import torch
+    from torch.nn import functional
+    from torch.overrides import TorchFunctionMode
+
+    class Float32Linear(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if func is functional.linear and (args or [kwargs["input"]])[0].dtype == torch.bfloat16:
+                wide = [x if x is None else x.float() for x in args]
+                named = {name: x if x is None else x.float() for name, x in kwargs.items()}
+                return func(*wide, **named).to(torch.bfloat16)
+            return func(*args, **kwargs)
+
     if torch.device(device).type != "cpu" or multiplies_bfloat16():
-        return contextlib.nullcontext()
-    return _Float32Linear()
+        yield
+    else:
+        with Float32Linear():
+            yield
 
 
 def multiplies_bfloat16() -> bool:
     """Whether torch has bfloat16 products for this CPU."""
+    import torch
+
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-class _Float32Linear(TorchFunctionMode):
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is functional.linear and args[0].dtype == torch.bfloat16:
-            given = [x if x is None else x.float() for x in (*args, *(kwargs or {}).values())]
-            return func(*given).to(torch.bfloat16)
-        return func(*args, **(kwargs or {}))

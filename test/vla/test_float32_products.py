@@ -27,8 +27,10 @@ def test_products_are_summed_exactly_and_rounded_once(multiplies: bool, bias: bo
     states = torch.randn(3, 40, 512).to(torch.bfloat16)
     with torch.inference_mode(), float32_products.fast_products("cpu"):
         got = layer(states)
+        named = nn.functional.linear(bias=layer.bias, weight=layer.weight, input=states)
     exact = states.double() @ layer.weight.double().T + (layer.bias.double() if bias else 0)
     assert got.dtype == torch.bfloat16
+    assert torch.equal(named, got)
     # Half a unit in the last place, of eight bits, and what float32 sums lose.
     assert ((got.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-5).all()
 

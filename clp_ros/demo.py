@@ -96,6 +96,6 @@ def _drive(console: Console, checkpoint: Path, bag: Path) -> None:
     result = json.loads(done.stdout.strip().splitlines()[-1])
     console.print(f"{result['seconds']:.1f} s of demonstration played")
     for name, got in result["controllers"].items():
-        console.print(f"  {name}: {got['trajectories']} trajectories of {got['points']} points")
+        console.print(f"  {name}: {got['trajectories']} trajectories of up to {got['points']} points")
     if not all(got["trajectories"] for got in result["controllers"].values()):
         raise ClpError("a controller got no trajectory", where="/policy", fix=f"see its log: {done.stderr[-2000:]}")

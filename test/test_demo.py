@@ -36,7 +36,7 @@ def test_trajectories_came_out_of_the_policy_node(demo):
         line = next(line for line in printed.splitlines() if line.strip().startswith(f"{controller}:"))
         trajectories, points = (int(word) for word in line.split() if word.isdigit())
         assert trajectories > 0
-        assert points > 1
+        assert points > 10  # a chunk, not only stops
 
 
 def test_what_it_leaves_is_what_the_steps_promise(demo):

@@ -158,9 +158,9 @@ class Rehearsal:
         return True
 
     def result(self) -> dict[str, Any]:
-        """Trajectories received, and the points of the last one, by controller."""
+        """Trajectories received, and the points of the longest (the last one is a stop), by controller."""
         return {
-            name: {"trajectories": len(points), "points": points[-1] if points else 0}
+            name: {"trajectories": len(points), "points": max(points, default=0)}
             for name, points in self._received.items()
         }
 

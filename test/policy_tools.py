@@ -77,6 +77,7 @@ SENT_TOPICS = [
 ARM = ["waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate"]
 LEFT = dict(zip(ARM, [0.1, -0.2, 0.3, -0.4, 0.5, -0.6], strict=True)) | {"left_finger": 0.03}
 RIGHT = dict(zip(ARM, [-0.15, -0.25, -0.35, 0.45, 0.55, 0.65], strict=True)) | {"left_finger": 0.05}
+MS = 10**6
 # Nothing is sent in so long: several chunks at the fastest pace.
 QUIET_S = 1.0
 
@@ -197,6 +198,14 @@ class Driver:
         """Waits for two more chunks on every topic."""
         before = {topic: len(heard) for topic, heard in self.sent.items()}
         wait_for(lambda: all(len(self.sent[topic]) >= before[topic] + 2 for topic in SENT_TOPICS), "chunks")
+
+    def expect_motion(self) -> None:
+        """Waits for two more chunks, and until the first moments, of which the robot is told only the end, are over."""
+        self.expect_chunks()
+        wait_for(
+            lambda: all(knots(message)[0][0] - stamp_ns(message) < 50 * MS for message in self.last().values()),
+            "chunks that the robot follows already",
+        )
 
     def expect_quiet(self, seconds: float = QUIET_S) -> None:
         time.sleep(0.2)  # what was under way

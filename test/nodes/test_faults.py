@@ -13,6 +13,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from policy_tools import (
     LEFT,
+    MS,
     SENT_TOPICS,
     Driver,
     Robot,
@@ -32,7 +33,6 @@ EMBODIMENT = load_embodiment("aloha_bimanual")
 HIGH, LEFT_CAMERA, RIGHT_CAMERA = (camera.topic for camera in EMBODIMENT.cameras.values())
 LEFT_JOINTS, RIGHT_JOINTS = (states.topic for states in EMBODIMENT.joint_states.values())
 ARMS = (SENT_TOPICS[0], SENT_TOPICS[2])
-MS = 10**6
 # Both waists turn to and fro, never both slow at once.
 WAVE = "please wave"
 
@@ -179,7 +179,7 @@ def node(driver: Driver, robot: Robot, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("faults")
     with start_node(folder, task=WAVE, replan_steps=5, max_faults=0, policy_timeout=1.4) as node:
         driver.up()
-        driver.expect_chunks()
+        driver.expect_motion()
         yield node
         code = node.stop()
         assert "Traceback" not in node.log
@@ -236,7 +236,7 @@ def test_on_a_fault_the_robot_is_braked_to_rest_until_it_is_over(
     finally:
         robot.spoil = {}
         driver.set_task(WAVE)
-    driver.expect_chunks()
+    driver.expect_motion()
 
 
 def test_a_robot_that_was_moved_away_is_braked_and_goes_on_from_where_it_is(
@@ -291,13 +291,13 @@ def test_a_chunk_that_is_too_fast_is_slowed_down_or_refused_as_the_parameter_say
     assert_inside_limits(driver.last())
     anew("refuse")
     try:
-        driver.expect_chunks()
+        driver.expect_motion()
         driver.set_task("please rush")
         driver.expect_status(DiagnosticStatus.WARN, "holding: the chunk is", "times too fast")
         driver.expect_quiet(0.3)
         assert_brakes(driver.last())
         driver.set_task(WAVE)
-        driver.expect_chunks()
+        driver.expect_motion()
     finally:
         anew("scale")
 
@@ -306,7 +306,7 @@ def test_a_chunk_that_is_too_fast_is_slowed_down_or_refused_as_the_parameter_say
 def test_stop_and_deactivate_brake_within_one_control_step(
     node: NodeProcess, driver: Driver, peer: Peer, how: str
 ) -> None:
-    driver.expect_chunks()
+    driver.expect_motion()
     called = time.time_ns()
     try:
         if how == "stop":
@@ -335,7 +335,7 @@ def test_stop_and_deactivate_brake_within_one_control_step(
         if driver.state == "active":
             assert driver.change(Transition.TRANSITION_DEACTIVATE)
         assert driver.change(Transition.TRANSITION_ACTIVATE)
-    driver.expect_chunks()
+    driver.expect_motion()
 
 
 @pytest.mark.usefixtures("ros_domain")
@@ -352,8 +352,8 @@ def test_when_the_clock_jumps_the_robot_is_braked_on_the_new_clock(tmp_path: Pat
         with start_node(tmp_path, **given) as node:
             driver.up()
             for jump_ns, way in ((-20_000 * MS, "back"), (30_000 * MS, "forward")):
-                driver.expect_chunks()
-                driver.expect_chunks()
+                driver.expect_motion()
+                driver.expect_motion()
                 robot.spoil = dict.fromkeys(EMBODIMENT.topics, lose)
                 clock.offset_ns += jump_ns
                 driver.expect_status(DiagnosticStatus.WARN, f"holding: the clock jumped {way} by")
@@ -369,7 +369,7 @@ def test_when_the_clock_jumps_the_robot_is_braked_on_the_new_clock(tmp_path: Pat
                         np.testing.assert_array_equal(speeds[0], old_speeds[place])
                         assert abs(times[0] - old_times[place] - jump_ns) < 1000 * MS
                 robot.spoil = {}
-                driver.expect_chunks()
+                driver.expect_motion()
                 assert abs(stamp_ns(driver.last()[ARMS[0]]) - clock()) < 10_000 * MS
             assert node.stop() == 0
             assert "Traceback" not in node.log

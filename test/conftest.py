@@ -26,13 +26,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the tests in real time, which want the machine to themselves: ``make test`` runs them after the others.
 
     Where a test plays the robot, a machine that stops it for some tenths of a second makes a camera die. Such a test
-    is tried once more, and reported as rerun.
+    is tried up to twice more, and reported as rerun.
     """
     items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
     for item in items:
         if "ros_domain" in getattr(item, "fixturenames", ()) or item.path.name in _REAL_TIME:
             item.add_marker(pytest.mark.real_time)
-            item.add_marker(pytest.mark.flaky(reruns=1))
+            item.add_marker(pytest.mark.flaky(reruns=2))
 
 
 @pytest.fixture(scope="session")

@@ -110,7 +110,10 @@ def find_settings(name_or_path: str | Path, folder: str, kind: str) -> Path:
     """
     text = str(name_or_path)
     if text.endswith((".yaml", ".yml")) or "/" in text:
-        return Path(text).expanduser()
+        try:
+            return Path(text).expanduser()
+        except RuntimeError:  # there is no such user: nor such a file
+            return Path(text)
     known = {path.stem: path for path in resource_path(f"config/{folder}").glob("*.yaml")}
     if text in known:
         return known[text]

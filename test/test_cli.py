@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from clp_ros import cli
@@ -186,12 +187,17 @@ def faulty(there, recording):
         "their budgets differ": [*planned, "--budget", "vlm=2", "expert=4"],
         "cannot remove 16 of 16 layers": [*planned, "--budget", "vlm=16"],
         "nothing would be removed": [*planned, "--threshold", "1.5"],
+        "the threshold is -inf": [*planned, "--threshold=-inf", "--budget", "vlm=2"],
+        "the output lies in calibration or around it": [
+            *("prune", "--checkpoint", "base", "--calibration", "calibration", "--overwrite"),
+            *("--output", "calibration/pruned"),
+        ],
         "kinds of layers of": [*prune, "--remove", "vlm=1"],
         "is not MODULE=1,2,5": [*prune, "--remove", "vlm"],
         "unknown device 'tpu'": ["verify", "base", "--device", "tpu"],
         "unknown family 'smolvls'": ["make-checkpoint", "--family", "smolvls", "--size", "tiny", "--output", "o"],
         "the output lies in base or around it": [*calibrate, *robot, "--bag", recording, "--output", "base/o"],
-        "or around it, .": [*calibrate, *robot, "--bag", recording, "--output", ".", "--overwrite"],
+        f"or around it, {there}": [*calibrate, *robot, "--bag", recording, "--output", ".", "--overwrite"],
         "did you mean 'aloha_bimanual'": [*calibrate, "--embodiment", "aloha_bimanul", "--bag", recording],
         "nobag": [*calibrate, *robot, "--bag", "nobag"],
         "the output is not a folder": [*prune, "--remove", "vlm=1,2", "--output", "file"],
@@ -221,6 +227,29 @@ def test_faults_of_a_loaded_checkpoint_are_one_line_too(tiny_checkpoint, tmp_pat
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps(config | {"vlm_model_name": str(tmp_path / "gone")}))
     assert "lerobot cannot build its model" in fails("benchmark", copied, "--json")
+
+
+def test_the_folder_that_one_stands_in_may_be_the_output(there, tmp_path):
+    here = [tmp_path / name for name in ("pruned here", "recorded here")]
+    for folder in here:
+        folder.mkdir()
+    pruned = prints_json("prune", "--checkpoint", there / "base", "--remove", "vlm=1,2", "--output", ".", cwd=here[0])
+    assert pruned["output"] == str(here[0])
+    assert prints_json("inspect", here[0])["parameters"] == pruned["parameters"]["after"]
+    few = ["--camera-rate", "10", "--size", "64x48"]
+    recorded = prints_json("record", "--embodiment", "ur5", *few, "--output", ".", cwd=here[1])
+    assert recorded["output"] == str(here[1])
+    assert (here[1] / "metadata.yaml").is_file()
+
+
+def test_a_gpu_that_is_too_small_is_told(monkeypatch, capsys):
+    def too_large(_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation.")
+
+    monkeypatch.setattr(cli, "run", too_large)
+    assert cli.main([]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: CUDA out of memory. Tried to allocate 2.00 GiB., the GPU, use --device cpu")
 
 
 def test_an_output_that_is_not_empty_is_replaced_only_when_asked(there):
@@ -256,6 +285,8 @@ def test_ctrl_c_leaves_nothing_behind(there, recording):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A test run in the background ignores SIGINT, and its children would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         assert process.stdout.readline() == "one more frame\n"
@@ -265,7 +296,7 @@ def test_ctrl_c_leaves_nothing_behind(there, recording):
     finally:
         process.kill()
     assert process.returncode == 130
-    assert errors == "interrupted; nothing was left behind\n"
+    assert errors == "interrupted; nothing half-written was left behind\n"
     assert sorted(path.name for path in there.iterdir()) == ["base", "calibration"]
 
 

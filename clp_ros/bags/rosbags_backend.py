@@ -162,7 +162,7 @@ def _decompressed(bag: BagInfo, path: Path) -> Iterator[Path]:
 @contextmanager
 def _open(path: Path, shown: Path | None = None) -> Iterator[Reader]:
     try:
-        with Reader(path) as reader:
+        with _nameable(path) as named, Reader(named) as reader:
             yield reader
     except ClpError:
         raise
@@ -172,3 +172,15 @@ def _open(path: Path, shown: Path | None = None) -> Iterator[Reader]:
             where=shown or path,
             fix="copy it again, or repair it (ros2 bag reindex, ros2 bag convert, mcap recover)",
         ) from error
+
+
+@contextmanager
+def _nameable(path: Path) -> Iterator[Path]:
+    """The file under a name that rosbags can open: it makes a URI of a database's without escaping it."""
+    if path.suffix != ".db3" or not set("%#?").intersection(str(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="clp_bag_") as folder:
+        link = Path(folder) / "bag.db3"
+        link.symlink_to(path.absolute())
+        yield link

@@ -23,10 +23,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:
-        print("interrupted; nothing was left behind", file=sys.stderr)  # noqa: T201
+        print("interrupted; nothing half-written was left behind", file=sys.stderr)  # noqa: T201
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `clp inspect … | head` is no fault
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for this
+            raise
+        fix = "use --device cpu, or a GPU with more memory, of which nothing else uses any"
+        print(f"error: {ClpError(str(error).splitlines()[0], where='the GPU', fix=fix)}", file=sys.stderr)  # noqa: T201
+        return 1
     except OSError as error:  # a disk too full, a file taken away: not ours to foresee, but the user's to mend
         fix = "check the files and the room on the disk"
         print(f"error: {ClpError(error.strerror or repr(error), where=error.filename, fix=fix)}", file=sys.stderr)  # noqa: T201
@@ -44,4 +50,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     from clp_ros.cli.parser import make_parser
 
     options = make_parser().parse_args(arguments)
+    output = getattr(options, "output", None)
+    if output is not None and not output.name.strip("."):
+        # "." has no name to make another of, and is no place to stand once the folder has been put in its place.
+        options.output = output.resolve()
     options.run(options)

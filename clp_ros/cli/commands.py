@@ -58,8 +58,7 @@ def _calibrate_together(options: argparse.Namespace) -> None:
         return
     plan = default_plan(calibration, policy.checkpoint)
     words = ("clp", "prune", "--checkpoint", options.checkpoint, "--calibration", options.output)
-    beside = options.output if options.output.name.strip(".") else options.output.resolve()  # "." has no name to extend
-    command = shlex.join([*map(str, words), "--output", f"{beside}_pruned"])
+    command = shlex.join([*map(str, words), "--output", f"{options.output}_pruned"])
     write_calibration(calibration, options.output, plan.report(), command=command, overwrite=options.overwrite)
     if options.json:
         print_json({"output": str(options.output.absolute()), **calibration.meta, "suggested": plan.removal})
@@ -73,6 +72,7 @@ def _calibrate_together(options: argparse.Namespace) -> None:
 
 def prune(options: argparse.Namespace) -> None:
     """Writes a checkpoint without its redundant layers."""
+    from clp_ros.files import check_apart
     from clp_ros.pruning.arguments import parse_budgets, parse_removals
     from clp_ros.pruning.prune import plan_from_calibration, prune_by_plan, summary
     from clp_ros.pruning.surgery import plan_surgery, prune_checkpoint
@@ -96,6 +96,8 @@ def prune(options: argparse.Namespace) -> None:
                 options.checkpoint, options.output, removal, overwrite=options.overwrite, progress=progress
             )
     else:
+        if options.output is not None:
+            check_apart(options.output, [options.checkpoint, options.calibration])
         plan = plan_from_calibration(
             options.checkpoint,
             options.calibration,
@@ -105,6 +107,7 @@ def prune(options: argparse.Namespace) -> None:
             options.seed,
         )
         if options.dry_run:
+            plan_surgery(Checkpoint.open(options.checkpoint), plan.removal)
             if options.json:
                 print_json({"criterion": plan.criterion, "threshold": plan.thresholds, "removed": plan.removal})
             else:

@@ -35,7 +35,8 @@ Mode = Literal["replace", "ensemble", "rtc"]
 # Where nothing is followed yet, controllers are given so long to come from their last command, which is not quite where
 # the robot is: one that holds a load droops.
 _START_NS = 200_000_000
-# Share of start_distance by which a chunk may be off the one that is being taken over, however far off that still is.
+# Share of start_distance by which a chunk may be off the one that is being taken over, however far off that still is;
+# and the arm off the place where it has come to rest, or else it begins anew.
 _AGREES = 0.1
 MODES: tuple[Mode, ...] = ("replace", "ensemble", "rtc")
 
@@ -230,11 +231,16 @@ class ChunkSchedule:
         if old is None or braking or now_ns >= old.end_ns:
             return None
         seam_ns = self._seam_ns(old, now_ns)
-        if seam_ns >= old.end_ns:
-            return old.from_time(now_ns)
-        stop = brake(*old.sample(seam_ns), seam_ns, self._period_ns, self.limits)
-        self._reference = old.then(stop)
-        return self._reference.from_time(now_ns)
+        if seam_ns < old.end_ns:
+            self._reference = old.then(brake(*old.sample(seam_ns), seam_ns, self._period_ns, self.limits))
+        first_ns = min(self._started_ns, old.end_ns)  # there is no point to send before, see add()
+        if self._reference.end_ns < first_ns:
+            self._reference = self._reference.resting(first_ns - self._reference.end_ns)
+        return self._reference.from_time(max(now_ns, first_ns - 1))
+
+    def policy_ns(self, time_ns: int) -> int:
+        """The policy's time at one of the robot's: it passes more slowly while a chunk is followed more slowly."""
+        return self._clock.at(time_ns)
 
     def _followed(self, now_ns: int, measured: np.ndarray) -> Reference:
         """The reference that the arm follows; a fresh one, at rest where the arm is, before the first chunk.
@@ -247,9 +253,10 @@ class ChunkSchedule:
         check_measured(measured, limits)
         if old is not None:
             distance = np.abs(old.sample(now_ns)[0] - measured)
-            if (distance <= self.settings.start_distance).all():
+            rests = now_ns >= old.end_ns
+            if (distance <= self.settings.start_distance * (_AGREES if rests else 1)).all():
                 return old
-            if now_ns < old.end_ns:
+            if not rests:
                 joint = int(np.argmax(distance))
                 raise ClpError(
                     f"the arm is {distance[joint]:.3f} from where it was sent, start_distance is "
@@ -257,7 +264,8 @@ class ChunkSchedule:
                     where=limits.names[joint],
                     fix="see what holds it, or whether its controller runs",
                 )
-            # It has come to rest, and somebody else has moved it since.
+            # It has come to rest, and somebody else has moved it since: its controllers may have been given another
+            # command, from which they need time.
             self.reset()
         resting = np.clip(measured, limits.lower, limits.upper)
         return Reference(np.array([now_ns], dtype=np.int64), resting[None], np.zeros((1, len(resting))))

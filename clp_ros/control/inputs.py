@@ -21,7 +21,7 @@ Selected = dict[str, tuple[int, Any]]
 
 # Stamps that lead the clock by more come from a clock that is set wrongly: what they say of a message's age is false.
 MAX_LEAD_NS = 100_000_000
-# A camera's period is the median over so many of its latest frames.
+# A camera's period, and how long its frames take to come in, are medians over so many of its latest.
 _RECENT = 12
 
 
@@ -65,7 +65,8 @@ class LiveInputs:
         self._buffer = ObservationBuffer(embodiment)
         self._cameras = tuple(camera.topic for camera in embodiment.cameras.values())
         self._changed = threading.Condition()
-        self._recent = {topic: deque(maxlen=_RECENT) for topic in self._cameras}
+        self._recent: dict[str, deque[int]] = {topic: deque(maxlen=_RECENT) for topic in self._cameras}
+        self._lags: dict[str, deque[int]] = {topic: deque(maxlen=_RECENT) for topic in self._cameras}
         self._received: Counter[str] = Counter()
         self._counted, self._counted_at = Counter(self._received), time.monotonic()
         self._version = 0
@@ -85,7 +86,9 @@ class LiveInputs:
             self._received[topic] += 1
             taken = self._buffer.add(topic, message, now_ns)
             if taken and topic in self._cameras:
-                self._recent[topic].append(self._buffer.newest(topic))
+                stamp = self._buffer.newest(topic)
+                self._recent[topic].append(stamp)
+                self._lags[topic].append(max(0, now_ns - stamp))
                 self._notify()
 
     def wait(self, version: int, timeout_s: float) -> None:
@@ -102,8 +105,8 @@ class LiveInputs:
         """Forgets all messages, as after a jump of the clock."""
         with self._changed:
             self._buffer.forget()
-            for stamps in self._recent.values():
-                stamps.clear()
+            for recent in (*self._recent.values(), *self._lags.values()):
+                recent.clear()
 
     def newest_frames(self) -> dict[str, int | None]:
         """Stamp of every camera's newest frame, nanoseconds, by topic; None before the first."""
@@ -122,8 +125,8 @@ class LiveInputs:
 
         Args:
             now_ns: The time.
-            newer_than: Stamps by camera topic; each camera's frame must be newer than its own, and not older than
-                the time between that camera's frames, or else the next one is about to come.
+            newer_than: Stamps by camera topic; each camera's frame must be newer than its own, and not so old that
+                the next one is about to come.
 
         Raises:
             Incomplete: Inputs are missing or stale, or a camera's newer frame has not come yet.
@@ -133,7 +136,8 @@ class LiveInputs:
         with self._changed:
             for topic in self._topics:
                 try:
-                    selected[topic] = self._select(topic, now_ns, newer_than.get(topic))
+                    allowed_ns = self._usable_ns(topic)
+                    selected[topic] = self._select(topic, now_ns, allowed_ns, newer_than.get(topic))
                 except NotReady as missing:
                     # Its traceback holds this frame, which holds it: the images would stay until garbage is collected.
                     faults.append((self._buffer.newest(topic) or 0, missing.with_traceback(None)))
@@ -143,12 +147,12 @@ class LiveInputs:
         return selected
 
     def missing(self, now_ns: int) -> list[NotReady]:
-        """Inputs that have no message to act on now, an entry each; a camera's frame must be of its last period."""
+        """Inputs that have no message to act on now, an entry each; a camera's next frame must not be overdue."""
         found = []
         with self._changed:
             for topic in self._topics:
                 try:
-                    self._select(topic, now_ns, None)
+                    self._select(topic, now_ns, self._period_ns(topic) + self._lag_ns(topic))
                 except NotReady as missing:
                     found.append(missing.with_traceback(None))
         return found
@@ -192,7 +196,7 @@ class LiveInputs:
                 for topic in self._topics
             }
 
-    def _select(self, topic: str, now_ns: int, last: int | None) -> tuple[int, Any]:
+    def _select(self, topic: str, now_ns: int, allowed_ns: float, last: int | None = None) -> tuple[int, Any]:
         newest = self._buffer.newest(topic)
         if newest is not None and newest - now_ns > MAX_LEAD_NS:
             ahead = (newest - now_ns) / 1e6
@@ -203,14 +207,29 @@ class LiveInputs:
             why = self._buffer.refused.get(topic)
             raise NotReady(topic, f"{missing.reason}; {why}" if why else missing.reason, missing.kind) from None
         age = now_ns - entry[0]
-        if topic in self._cameras and ((last is not None and entry[0] <= last) or age > self._period_ns(topic)):
+        if topic in self._cameras and ((last is not None and entry[0] <= last) or age > allowed_ns):
             raise NotReady(topic, f"no newer frame for {age / 1e6:.0f} ms", "no newer frame")
         return entry
 
     def _period_ns(self, topic: str) -> float:
         """Time between a camera's frames; 0 before the second, so that the first is not used."""
-        stamps = self._recent[topic]
+        stamps = self._recent.get(topic, ())
         return statistics.median(later - earlier for earlier, later in pairwise(stamps)) if len(stamps) > 1 else 0.0
+
+    def _lag_ns(self, topic: str) -> float:
+        """From the stamp of a camera's frame until it has come in."""
+        lags = self._lags.get(topic)
+        return statistics.median(lags) if lags else 0.0
+
+    def _usable_ns(self, topic: str) -> float:
+        """How old a camera's frame may be that is acted on.
+
+        One period: then the next is about to come. It comes later by what frames take to come in, and meanwhile those
+        of the other cameras grow old. Only while that is little of a period is there always a moment at which those of
+        all are young enough; else, a frame is used until the next one is here.
+        """
+        period, lag = self._period_ns(topic), self._lag_ns(topic)
+        return period if lag * (len(self._cameras) + 1) <= period else period + lag
 
     def _notify(self) -> None:
         self._version += 1

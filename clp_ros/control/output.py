@@ -74,6 +74,10 @@ class TrajectoryOutput:
         self._publish(joined.reference, now)
         return joined
 
+    def policy_ns(self, time_ns: int) -> int:
+        """See :meth:`ChunkSchedule.policy_ns`."""
+        return self._schedule.policy_ns(time_ns)
+
     def hold(self, jumped_ns: int = 0) -> bool:
         """Brakes to rest and stays there; returns whether there was anything to brake.
 

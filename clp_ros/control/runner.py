@@ -133,7 +133,7 @@ class ChunkRunner:
 
     @property
     def stopped(self) -> bool:
-        """Whether :meth:`stop` was called since the last activation."""
+        """Whether :meth:`stop` was called since the last :meth:`allow`."""
         return self._stopped
 
     @property
@@ -154,24 +154,36 @@ class ChunkRunner:
         latencies = sorted(self._latencies)
         return latencies[math.ceil(0.9 * len(latencies)) - 1] if latencies else 0.0
 
-    def activate(self) -> None:
-        """Starts sending; ends a :meth:`stop`. The first chunk is made of frames that came after this."""
+    def allow(self) -> None:
+        """Ends a :meth:`stop`: :meth:`activate` may be called again."""
         with self._gate:
-            now = self._clock_ns()
             self._stopped = False
+
+    def activate(self) -> bool:
+        """Starts sending. The first chunk is made of frames that came after this.
+
+        Returns:
+            Whether it did: not after a :meth:`stop`, which lasts until :meth:`allow`.
+        """
+        with self._gate:
+            if self._stopped:
+                return False
+            now = self._clock_ns()
             self._output.start()
             self._session = Session(now, now, self._inputs.newest_frames(), now, time.monotonic())
             self._log.write("activated", now, instruction=self.instruction)
             self._gate.notify_all()
+            return True
 
     def deactivate(self) -> None:
         """Brakes the robot to rest, and sends nothing more. A chunk that is being made is thrown away."""
         self._end("deactivated")
 
     def stop(self) -> None:
-        """As :meth:`deactivate`, until :meth:`activate`."""
-        self._stopped = True
-        self._end("stopped")
+        """As :meth:`deactivate`; it cannot be activated until :meth:`allow`."""
+        with self._gate:
+            self._stopped = True
+            self._end("stopped")
 
     def close(self, timeout_s: float | None = None) -> bool:
         """As :meth:`deactivate`, and ends the threads; waits for the policy if it is at work.
@@ -297,7 +309,12 @@ class ChunkRunner:
                     f"max_latency is {self._pace.max_latency_s:g} s",
                 )
                 return
-            joined = self._output.chunk(positions, now, self._inputs.state(self._clock_ns()))
+            try:
+                state = self._inputs.state(self._clock_ns())
+            except NotReady as missing:  # the guard brakes, and says so, when it lasts
+                self.statistics.count("dropped stale")
+                raise Incomplete([missing]) from None
+            joined = self._output.chunk(positions, now, state)
             stamp = self._output.stamp_ns
             session.observed_ns, session.due_ns = now, now + self._interval_ns(len(positions))
             told, session.told, session.fault, session.holding = session.told, False, None, None
@@ -338,11 +355,10 @@ class ChunkRunner:
         """What a policy needs to continue its last chunk, in mode ``rtc``."""
         if self._schedule.mode != "rtc" or session.observed_ns is None:
             return {}
-        period = self._embodiment.period_ns
-        return {
-            "elapsed_steps": round((now - session.observed_ns) / period),
-            "delay_steps": math.ceil((self.latency_s + self._schedule.lead_s) * 1e9 / period),
-        }
+        period, delay_ns = self._embodiment.period_ns, round((self.latency_s + self._schedule.lead_s) * 1e9)
+        with self._gate:
+            last, current, then = map(self._output.policy_ns, (session.observed_ns, now, now + delay_ns))
+        return {"elapsed_steps": round((current - last) / period), "delay_steps": math.ceil((then - current) / period)}
 
     # ------------------------------------------------------------------------------------------------ the guard
 

@@ -131,11 +131,12 @@ class PolicyNode(ManagedNode):
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Starts sending, and ends a stop, once every input is alive."""
+        """Starts sending, and ends a stop that was before, once every input is alive."""
         self._fault = None
+        self.runner.allow()
         deadline = time.monotonic() + self.get_parameter("activate_timeout").value
         while missing := self._inputs.missing(self._now_ns()):
-            if not self.context.ok():
+            if self.runner.stopped or not self.context.ok():
                 return TransitionCallbackReturn.FAILURE
             if time.monotonic() > deadline:
                 kinds = self._embodiment.topics
@@ -144,7 +145,9 @@ class PolicyNode(ManagedNode):
                 return TransitionCallbackReturn.FAILURE
             time.sleep(_POLL_S)
         result = super().on_activate(state)
-        self.runner.activate()
+        if not self.runner.activate():  # stopped meanwhile
+            super().on_deactivate(state)
+            return TransitionCallbackReturn.FAILURE
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -352,7 +355,7 @@ class PolicyNode(ManagedNode):
             return  # being cleaned up
         try:
             task = load_task(message.data, self._embodiment)
-        except ClpError as error:
+        except Exception as error:  # noqa: BLE001 - whatever somebody publishes, the node goes on
             self.get_logger().warning(f"task refused, the old one stays: {error}", throttle_duration_sec=1.0)
             return
         runner.instruction = task.instruction

@@ -14,6 +14,7 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from clp_ros.errors import ClpError
+from clp_ros.files import check_apart
 from clp_ros.nodes.job import Cancelled, Job
 from clp_ros.nodes.parameters import checkpoint_folder, declare, output_folder, texts
 from clp_ros.nodes.spin import main as run_node
@@ -63,7 +64,7 @@ class PruningNode(Node):
                 )
         except Cancelled:
             response.message = "the node shuts down"
-        except ClpError as error:
+        except (ClpError, OSError) as error:
             self.get_logger().error(str(error))
             response.message = str(error)
         else:
@@ -87,6 +88,7 @@ class PruningNode(Node):
             )
         calibration = Path(calibration).expanduser().absolute()
         output = output_folder(self, checkpoint, "pruned")
+        check_apart(output, [checkpoint, calibration])
         plan = plan_from_calibration(
             checkpoint,
             calibration,

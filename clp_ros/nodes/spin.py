@@ -57,8 +57,8 @@ def main(
         make_node: Makes the node. ClpError and parameters of a wrong type end the process with one line.
         args: Command line, for tests; the process's own by default.
         threads: Of the executor. One is much cheaper a message: for a node whose callbacks are all short.
-        last_words: Called with the node after a signal, while it can still send. rclpy's own signal handlers end ROS
-            first, so they are not used.
+        last_words: Called with the node after a signal, or an exception that ends it, while it can still send. rclpy's
+            own signal handlers end ROS first, so they are not used.
 
     Returns:
         The exit code: 0 after SIGINT or SIGTERM, 1 when the node could not start.
@@ -74,10 +74,12 @@ def main(
         node = make_node()
         executor = _OneThread() if threads == 1 else _Threads(num_threads=threads)
         executor.add_node(node)
-        while rclpy.ok() and not signals:
-            executor.spin_once(timeout_sec=_LOOK_S)
-        if last_words is not None and rclpy.ok():
-            last_words(node)
+        try:
+            while rclpy.ok() and not signals:
+                executor.spin_once(timeout_sec=_LOOK_S)
+        finally:  # also after an exception of a callback, which ends the node
+            if last_words is not None and rclpy.ok():
+                last_words(node)
     except ExternalShutdownException:
         pass
     except (ClpError, InvalidParameterTypeException, InvalidParameterValueException) as error:

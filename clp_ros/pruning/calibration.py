@@ -163,6 +163,7 @@ class Calibrator:
                     "period": module.period,
                     "dead_last": module.dead_last,
                     "fixed": sorted(module.fixed),
+                    "least": module.least,
                 }
                 for module in self.policy.modules
             },

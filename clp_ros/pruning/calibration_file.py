@@ -113,7 +113,9 @@ def _check_document(document: dict[str, Any], matrices: Mapping[str, np.ndarray]
         if not all(type(module[key]) is kind for key, kind in _MODULE_FIELDS.items()):
             raise TypeError(f"{name}: {', '.join(_MODULE_FIELDS)} are not of their types")
         layers, matrix = module["layers"], matrices[name]
-        fixed = module.setdefault("fixed", [])  # not there before any family had such layers
+        fixed, least = module.setdefault("fixed", []), module.setdefault("least", 1)  # later keys
+        if type(least) is not int or not 1 <= least <= layers:
+            raise TypeError(f"{name}: least is not a number of its layers")
         if not isinstance(fixed, list) or not all(type(layer) is int and 0 <= layer < layers for layer in fixed):
             raise TypeError(f"{name}: fixed is not a list of its layers")
         shapes = {key: series[key][name].shape for key in series} | {"cka": matrix.shape}

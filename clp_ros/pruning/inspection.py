@@ -28,6 +28,7 @@ def inspect_checkpoint(folder: str | Path) -> dict[str, Any]:
                 "layers": module.layers,
                 "period": module.period,
                 "fixed": sorted(module.fixed),
+                "least": module.least,
                 "parameters": parameters[module.name],
             }
             for module in checkpoint.modules

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
@@ -113,6 +114,8 @@ def make_plan(
     if criterion not in CRITERIA:
         raise ClpError(f"unknown criterion {criterion!r}", fix=did_you_mean(criterion, list(CRITERIA)))
     check_seed(seed)
+    if threshold is not None and not math.isfinite(threshold):
+        raise ClpError(f"the threshold is {threshold}", fix="give a number, or none")
     modules = calibration.meta["modules"]
     unknown = sorted(set(budgets or ()) - set(modules))
     if unknown:
@@ -127,7 +130,8 @@ def make_plan(
         scores = _group_scores(calibration, names, layers, criterion, seed)
         given = _given_budget(names, budgets)
         if given is None and threshold is not None and not budgets:
-            given = _largest_budget(scores, threshold, period, fixed)
+            most = layers - max(modules[name].get("least", 1) for name in names)
+            given = _largest_budget(scores, threshold, period, fixed, most)
         budget = given or 0
         try:
             removed = select_layers(scores, budget, threshold, period, fixed)
@@ -193,8 +197,8 @@ def _given_budget(names: list[str], budgets: Mapping[str, int] | None) -> int | 
     return given.pop() if given else None
 
 
-def _largest_budget(scores: np.ndarray, threshold: float, period: int, fixed: Collection[int]) -> int:
-    for budget in range(int((scores >= threshold).sum()), 0, -1):
+def _largest_budget(scores: np.ndarray, threshold: float, period: int, fixed: Collection[int], most: int) -> int:
+    for budget in range(min(most, int((scores >= threshold).sum())), 0, -1):
         try:
             select_layers(scores, budget, threshold, period, fixed)
         except ClpError:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from clp_ros.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment
@@ -90,7 +90,13 @@ def load_task(name_or_text: str | Path, embodiment: Embodiment | None = None) ->
         raise ClpError("the task is empty", fix="give the name of a task or an instruction")
     name, chosen = re.fullmatch(r"(.*?)(?::(\w*))?", text, re.DOTALL).groups()
     if re.search(r"\s", text) and not name.endswith((".yaml", ".yml")):
-        return Task(instruction=text)
+        try:
+            return Task(instruction=text)
+        except ValidationError as error:
+            why = error.errors()[0]["msg"]
+            raise ClpError(
+                f"{text!r} is no instruction ({why})", fix="write in words what the robot is to do"
+            ) from None
     path = find_settings(name, "tasks", "task")
     task = load_settings(path, Task)
     try:

@@ -44,6 +44,7 @@ class Module:
             so that a hook on the layer itself never fires. None: layers are called, and their own output is read (its
             first element, of a tuple).
         fixed: 0-based layers that may not go, whatever their score: something else depends on where they stand.
+        least: Layers that have to be left, however many ``fixed`` ones there are.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Module:
     dead_last: bool = False
     probe: str | None = "input_layernorm"
     fixed: frozenset[int] = frozenset()
+    least: int = 1
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Family:
             tokens), False for padding. Noise and time come from ``rng``.
         make_checkpoint: Writes a seeded random checkpoint of the real classes into an empty folder that will be
             renamed to ``final``. ``features`` is a :class:`clp_ros.vla.features.PolicyFeatures`.
+        policy: The package under ``lerobot.policies`` that its processor steps are of; the family's name where empty.
         lerobot: Versions of lerobot that have its classes, e.g. ``>=0.5.1,<0.6``. Empty: all that this package takes.
         wrapper: What lerobot puts before every tensor's name. Published checkpoints may hold what it wraps, without.
         tied: Tensors that the published model ties to another, with that other, and lerobot stores on their own: left
@@ -97,6 +100,7 @@ class Family:
     build: Callable[[Path, str], nn.Module]
     forward: Callable[[nn.Module, dict[str, Any], np.random.Generator], dict[str, torch.Tensor]]
     make_checkpoint: Callable[..., None]
+    policy: str = ""
     lerobot: str = ""
     wrapper: str = ""
     tied: Mapping[str, str] = field(default_factory=dict)
@@ -108,15 +112,15 @@ class Family:
 
         Never more than may go: of a stack pruned before, the share may be.
         """
-        layers: dict[str, int] = {}
-        staying: dict[str, set[int]] = {}
+        groups: dict[str, list[Module]] = {}
         for module in self.modules(config):
-            layers[module.group] = module.layers
-            staying.setdefault(module.group, {0}).update(module.fixed)
-        return {
-            group: min(int(count * self.default_ratio[group]), count - len(staying[group]))
-            for group, count in layers.items()
-        }
+            groups.setdefault(module.group, []).append(module)
+        budgets = {}
+        for group, members in groups.items():
+            count = members[0].layers
+            staying = max(len(frozenset({0}).union(*(one.fixed for one in members))), *(one.least for one in members))
+            budgets[group] = min(int(count * self.default_ratio[group]), count - staying)
+        return budgets
 
 
 @cache

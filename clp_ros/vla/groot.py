@@ -118,11 +118,12 @@ def _with_depths(config: Config, depths: Mapping[str, int]) -> dict[str, Any]:
 
 def _localise(documents: Mapping[str, dict[str, Any]], folder: Path, contents: Path) -> None:
     """Lets the plugin's processor steps do what lerobot's cannot; there is no path to what the checkpoint holds."""
-    before = documents.get("policy_preprocessor.json", {}).get("steps", [])
-    for step in before:
-        if step.get("registry_name") == "groot_eagle_encode_v3":
-            step["registry_name"] = "clp_groot_eagle"
-    before[:] = [step for step in before if step.get("registry_name") != "groot_eagle_collate_v3"]
+    # In either file: lerobot's would run the code of whatever tokenizer they name.
+    for steps in [documents.get(f"policy_{side}processor.json", {}).get("steps", []) for side in ("pre", "post")]:
+        for step in steps:
+            if step.get("registry_name") == "groot_eagle_encode_v3":
+                step["registry_name"] = "clp_groot_eagle"
+        steps[:] = [step for step in steps if step.get("registry_name") != "groot_eagle_collate_v3"]
     after = documents.get("policy_postprocessor.json", {}).get("steps", [])
     names = [step.get("registry_name") for step in after]
     if "groot_action_unpack_unnormalize_v1" in names and "clp_groot_chunk" not in names:

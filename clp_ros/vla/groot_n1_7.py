@@ -112,6 +112,8 @@ def _modules(config: Config) -> tuple[Module, ...]:
             # Qwen3-VL adds features of the images to what the first layers give, by their place in the stack: without
             # one of these, the features of those behind it would reach other layers.
             fixed=frozenset(range(min(deepstack, depths["llm"]))),
+            # The last of them are added behind the last of these layers, after which the action head's input is taken.
+            least=min(deepstack + 1, depths["llm"]),
         ),
         Module(
             name="vl_self_attention",
@@ -207,12 +209,10 @@ def _check_processor(folder: Path) -> None:
     Raises:
         ClpError: They are neither the published backbone's, nor in a folder without code.
     """
-    path = folder / "policy_preprocessor.json"
-    if not path.is_file():
-        return
-    documents = {path.name: read_json_object(path)}
+    files = [folder / name for name in ("policy_preprocessor.json", "policy_postprocessor.json")]
+    documents = {path.name: read_json_object(path) for path in files if path.is_file()}
     _localise(documents, folder, folder)
-    for step in documents[path.name].get("steps", []):
+    for path, step in [(folder / name, step) for name in documents for step in documents[name].get("steps", [])]:
         name = step.get("config", {}).get("model_name", _BACKBONE)
         if step.get("registry_name") != _ENCODE_STEP or name == _BACKBONE:
             continue
@@ -436,6 +436,7 @@ FAMILY = Family(
     build=_build,
     forward=_forward,
     make_checkpoint=_make_checkpoint,
+    policy="groot",
     lerobot=">=0.6,<0.7",
     connect=_connect,
     denoise="_groot_model.action_head.model.forward",

@@ -13,6 +13,7 @@ from typing import Any
 from clp_ros.errors import ClpError
 from clp_ros.json_object import read_json_object
 from clp_ros.vla.checkpoint import Checkpoint
+from clp_ros.vla.family import Family
 
 # The statistics that lerobot's normalisation modes go by.
 _STATISTICS = {
@@ -21,6 +22,8 @@ _STATISTICS = {
     "QUANTILES": ("q01", "q99"),
     "QUANTILE10": ("q10", "q90"),
 }
+# It loads a model by name, and runs the code that comes with it.
+_REWARD_CLASSIFIER = "reward_classifier_processor"
 _PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
 
 
@@ -75,7 +78,7 @@ def _localised(checkpoint: Checkpoint) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name, document in documents.items():
-            _check_steps(document, checkpoint.path / name)
+            _check_steps(document, checkpoint.path / name, checkpoint.family)
             _check_statistics(document, checkpoint.path)
             (folder / name).write_text(json.dumps(document), encoding="utf-8")
         for state in checkpoint.path.glob("*.safetensors"):
@@ -83,12 +86,13 @@ def _localised(checkpoint: Checkpoint) -> Iterator[Path]:
         yield folder
 
 
-def _check_steps(document: Mapping[str, Any], path: Path) -> None:
+def _check_steps(document: Mapping[str, Any], path: Path, family: Family) -> None:
     """Refuses steps with which a checkpoint would choose the code that lerobot runs.
 
     lerobot imports a step without ``registry_name`` by the Python path under ``class``, be it ``subprocess.Popen``, and
     calls it with the checkpoint's arguments. Its action tokenizer runs Python files that come with the tokenizer,
-    unless told not to.
+    unless told not to; its reward classifier those that come with a model. So do steps of some policies: each family
+    sees to those of its own, and has no use for another's.
 
     Raises:
         ClpError: There is such a step.
@@ -102,11 +106,20 @@ def _check_steps(document: Mapping[str, Any], path: Path) -> None:
                 where=path,
                 fix="only steps by the registry_name of an installed lerobot are loaded; remove it",
             )
-        registered = ProcessorStepRegistry.get(step["registry_name"])
+        name = step["registry_name"]
+        registered = ProcessorStepRegistry.get(name)
+        package = registered.__module__
+        foreign = package.startswith("lerobot.policies.") and package.split(".")[2] != (family.policy or family.name)
+        if foreign or name == _REWARD_CLASSIFIER:
+            raise ClpError(
+                f"the step {name} is none of {family.name}'s, and might run code of the checkpoint's choice",
+                where=path,
+                fix="remove it",
+            )
         by_default = getattr(registered, "trust_remote_code", False)
         if step.get("config", {}).get("trust_remote_code", by_default):
             raise ClpError(
-                f"the step {step['registry_name']} would run code that comes with its tokenizer",
+                f"the step {name} would run code that comes with its tokenizer",
                 where=path,
                 fix="set trust_remote_code to false in its config",
             )

@@ -266,6 +266,13 @@ def test_whole_file_with_fewer_messages_than_promised(write_bag, storage, backen
         list(bag.messages())
 
 
+def test_a_database_in_a_folder_whose_name_means_something_in_a_uri(write_bag):
+    path = write_bag(recorded := demonstration(), storage="sqlite3")
+    hard = path.rename(path.with_name("run #3, 90%41? of it"))
+    with open_bag(hard, "rosbags") as bag:
+        assert content(bag.messages()) == expected(recorded)
+
+
 def test_open_sqlite_recording(write_bag):
     (file,) = bag_tools.storage_files(path := write_bag(demonstration(), storage="sqlite3"))
     file.with_name(file.name + "-wal").write_bytes(b"log")

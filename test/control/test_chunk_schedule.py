@@ -301,6 +301,34 @@ def test_the_first_moments_are_left_to_the_controllers_though_more_chunks_come()
         assert plan.add(chunk_at((now - START_NS) / 1e9), now, now, here).reference.times_ns[0] >= first
 
 
+def test_a_hold_in_the_first_moments_leaves_them_to_the_controllers_too() -> None:
+    for steps in (50, 5):  # the shorter chunk ends within them
+        plan = schedule()
+        first = plan.add(chunk_at(0.0, steps), START_NS, START_NS, expert(np.zeros(1))[0]).reference
+        stop = plan.hold(START_NS + 10_000_000)
+        assert stop.times_ns[0] == first.times_ns[0] > START_NS + 90_000_000
+        assert not stop.velocities[-1].any()
+        assert np.abs(stop.positions - expert(np.zeros(1))[0]).max() < 0.1
+        check(plan.reference, limits())
+
+
+def test_a_robot_that_was_moved_while_it_rested_begins_anew() -> None:
+    place = np.full(JOINTS, 0.1)
+    plan = schedule()
+    plan.add(np.tile(place, (50, 1)), START_NS, START_NS, place)
+    later = START_NS + 60 * 10**9
+    # Less than start_distance; but its controllers may have been told to stay there.
+    moved = place + np.array([0.0, 0.2, 0.0])
+    joined = plan.add(np.tile(moved, (50, 1)), later, later, moved)
+    assert joined.reference.times_ns[0] >= later + 200_000_000
+    np.testing.assert_allclose(joined.reference.positions, np.tile(moved, (len(joined.reference.positions), 1)))
+    # What an arm droops by is no move: it goes on from where it was told to be.
+    again = joined.reference.end_ns + 10**9
+    joined = plan.add(np.tile(moved, (50, 1)), again, again, moved - 0.01)
+    assert joined.reference.times_ns[0] < again + 50_000_000
+    np.testing.assert_allclose(joined.reference.positions[0], moved)
+
+
 def test_a_chunk_that_is_too_fast_is_slowed_down_or_refused() -> None:
     fast = np.linspace(0, 1.4, 20)[:, None] * np.ones(JOINTS)  # 3.7 rad/s
     still = np.zeros(JOINTS)
@@ -389,13 +417,19 @@ def test_nothing_unsafe_comes_out_whatever_goes_in(
         assert np.abs(speeds).max() <= 2.0 + 1e-5
         if previous is not None:
             np.testing.assert_array_equal(previous.sample(joined.seam_ns), plan.reference.sample(joined.seam_ns))
+        else:
+            begun = sent.times_ns[0]
         previous = plan.reference
     now += hold_after * 1_000_000
     stop = plan.hold(now)
     if stop is not None:
         assert stop.times_ns[0] > now
         np.testing.assert_array_equal(stop.velocities[-1], 0.0)
-        np.testing.assert_allclose(stop.sample(stop.times_ns[0]), previous.sample(stop.times_ns[0]))
+        np.testing.assert_allclose(plan.reference.sample(now), previous.sample(now))
+        if now >= begun:
+            np.testing.assert_allclose(stop.sample(stop.times_ns[0]), previous.sample(stop.times_ns[0]))
+        else:  # the controllers are on their way to what was sent first
+            assert stop.times_ns[0] >= begun
         assert np.abs(dense(plan.reference)[1]).max() <= 1.5 + 1e-5
         seconds = (stop.end_ns - now) / 1e9
         slowest = min(acceleration, 2.0 / 0.25)

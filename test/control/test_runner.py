@@ -273,8 +273,10 @@ def test_a_chunk_in_the_making_is_thrown_away(make: Callable[..., Rig], end: str
         rig.quiet()
         assert rig.sent == []
     if end == "stop":
-        rig.runner.activate()
+        assert not rig.runner.activate()  # a stop lasts
+        rig.runner.allow()
         assert not rig.runner.stopped
+        assert rig.runner.activate()
         rig.frames()
         until(lambda: len(rig.sent) == 1)
 
@@ -545,6 +547,43 @@ def test_real_time_chunking_is_told_what_has_passed_and_what_will_have(embodimen
     # 60 ms of the policy's, 40 ms until the next frames; then the 60 ms again, and 20 ms of a message's way.
     assert rig.continuing[1:] == [{"elapsed_steps": 5, "delay_steps": 4}] * 2
     assert rig.runner.close(20)
+
+
+def test_real_time_chunking_counts_the_steps_that_the_robot_has_done(embodiment: Embodiment) -> None:
+    def rushing(images: Any, state: np.ndarray, task: str) -> np.ndarray:
+        # Too fast from the first step on: all of it is followed several times more slowly.
+        chunk = np.tile(state, (50, 1))
+        chunk[:, 0] += 0.15 * np.sin(np.arange(1, 51) * 0.8)
+        return chunk
+
+    rig = Rig(embodiment, Pace(0), rushing, schedule=ScheduleSettings(mode="rtc", max_scale=20.0)).started()
+    rig.frames()
+    until(lambda: len(rig.sent) == 1)
+    slowed = rig.runner.statistics.counts()["slowed down"]
+    rig.now += 300 * MS - PERIOD_NS  # fifteen control steps
+    rig.frames()
+    until(lambda: len(rig.continuing) == 2)
+    assert slowed == 1
+    assert 0 < rig.continuing[1]["elapsed_steps"] < 10
+    assert rig.runner.close(20)
+
+
+def test_joint_states_that_are_late_when_a_chunk_is_there_cost_the_chunk_alone(make: Callable[..., Rig]) -> None:
+    rig = make()
+
+    def slow(images: Any, state: np.ndarray, task: str) -> np.ndarray:
+        rig.now += 60 * MS  # without joint states: their tolerance is 50 ms
+        return moving(images, state, task)
+
+    rig.predict = slow
+    rig.frames()
+    until(lambda: rig.runner.statistics.counts()["dropped stale"] == 1)
+    assert rig.sent == []
+    assert rig.runner.faults == 0
+    assert rig.runner.holding is None
+    rig.predict = moving
+    rig.frames()
+    until(lambda: len(rig.sent) == 1)
 
 
 def test_the_log_has_a_line_for_every_chunk_and_hold(

@@ -147,6 +147,28 @@ def test_an_input_that_never_came_is_named(
         driver.expect_chunks()
 
 
+def test_a_stop_while_the_node_waits_for_its_inputs_lasts(
+    start: StartNode, driver: Driver, robot: Robot, embodiment: Embodiment, peer: Peer
+) -> None:
+    robot.spoil = {embodiment.joint_states["follower_left"].topic: lambda message: False}
+    with start(activate_timeout=30.0):
+        assert driver.change(Transition.TRANSITION_CONFIGURE)
+        activate = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_ACTIVATE))
+        activating = peer.start_call(ChangeState, "/policy/change_state", activate)
+        time.sleep(0.5)
+        assert not activating.done()
+        assert peer.call(Trigger, "/policy/stop").success
+        robot.spoil = {}
+        wait_for(activating.done, "the end of activating")
+        assert not activating.result().success
+        assert driver.state == "inactive"
+        driver.expect_status(DiagnosticStatus.WARN, "stopped by ~/stop")
+        driver.expect_quiet()
+        assert driver.count == 0
+        assert driver.change(Transition.TRANSITION_ACTIVATE)
+        driver.expect_chunks()
+
+
 @pytest.mark.parametrize("end", ["deactivate", "shutdown", "stop", signal.SIGINT, signal.SIGTERM])
 def test_seams_are_continuous_in_position_and_velocity_to_the_end(
     start: StartNode, driver: Driver, robot: Robot, peer: Peer, end: str | signal.Signals
@@ -247,11 +269,12 @@ def test_a_dry_run_sends_to_preview_only(start: StartNode, driver: Driver, robot
 def test_a_bad_task_is_refused_and_the_old_one_stays(start: StartNode, driver: Driver, robot: Robot) -> None:
     with start() as node:
         driver.up()
-        for bad in ("", "fold_short"):
+        for bad in ("", "fold_short", "Put the {object} in the bin.", "~no_such_user/task.yaml"):
             driver.set_task(bad)
             time.sleep(1.2)
         wait_for(lambda: "did you mean 'fold_shorts'?" in node.log, "the refusal")
-        assert "the task is empty" in node.log
+        for why in ("the task is empty", "is no instruction", "no such file"):
+            assert why in node.log
         assert driver.expect_status(DiagnosticStatus.OK, "active")["instruction"] == TASK
         driver.set_task("fly_towel")
         wait_for(lambda: "towel" in driver.statuses[-1].values["instruction"], "the new task")

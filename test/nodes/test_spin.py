@@ -38,6 +38,33 @@ def test_a_signal_cuts_neither_a_callback_nor_the_last_words_short(tmp_path: Pat
     assert node.log.splitlines() == ["the callback's end", "last words"]
 
 
+# A callback raises.
+FAILING = """
+import sys
+from rclpy.node import Node
+from clp_ros.nodes.spin import main
+
+class Failing(Node):
+    def __init__(self):
+        super().__init__("failing")
+        self.create_timer(0.01, self.work)
+    def work(self):
+        raise KeyError("not a fault of the user's")
+    def last_words(self):
+        print("last words", self.context.ok(), flush=True)
+
+sys.exit(main(Failing, threads=1, last_words=Failing.last_words))
+"""
+
+
+@pytest.mark.usefixtures("ros_domain")
+def test_a_callback_that_raises_ends_the_node_after_its_last_words(tmp_path: Path) -> None:
+    with running(["-c", FAILING], tmp_path / "log.txt") as node:
+        assert node.process.wait(60) == 1
+    assert node.log.startswith("last words True\n")
+    assert "KeyError" in node.log
+
+
 # What another thread destroys is among what the executor is about to wait for.
 DESTROYING = """
 import sys, threading, time

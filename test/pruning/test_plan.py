@@ -119,7 +119,7 @@ def test_a_threshold_alone_removes_as_many_candidates_as_can_go(seed):
         assert group.threshold == threshold
         assert group.removed == best(scores, max(sizes), 2, threshold)
     assert make_plan(found, threshold=scores.max() + 1e-9).removal == {"vlm": (), "expert": ()}
-    with pytest.raises(ClpError, match="threshold is not a number"):
+    with pytest.raises(ClpError, match="the threshold is nan"):
         make_plan(found, threshold=float("nan"))
 
 
@@ -212,6 +212,17 @@ def test_a_share_that_cannot_go_becomes_the_nearest_smaller_that_can(
         assert plan.notes == (f"dit: {budget} layers go and not {share}, the paper's share, which cannot go alone",)
         with pytest.raises(ClpError, match=rf"no {share} layers of {layers} .*dit, use a budget of {budget}"):
             make_plan(found, {"dit": share})
+
+
+def test_so_many_layers_are_left_as_have_to_be(tiny_checkpoint):
+    meta = {"layers": 6, "group": "llm", "period": 1, "dead_last": False, "fixed": [0, 1], "least": 4}
+    module = Module("llm", "llm", 6, "{layer}.", "layers", fixed=frozenset({0, 1}), least=4)
+    source = Checkpoint.open(tiny_checkpoint)
+    family = dataclasses.replace(source.family, modules=lambda _: (module,), default_ratio={"llm": 0.9})
+    checkpoint = dataclasses.replace(source, family=family, modules=(module,))
+    found = calibration(modules={"llm": meta})
+    assert len(default_plan(found, checkpoint).removal["llm"]) == 2
+    assert len(make_plan(found, threshold=-1.0).removal["llm"]) == 2
 
 
 def test_layers_that_have_to_stay_do_not_go():

@@ -89,6 +89,8 @@ def test_text_with_a_space_is_the_instruction() -> None:
         ("groceries_to_basket", "the task needs an object, .*known: coffee_bag, .*tomato_can; write TASK:OBJECT"),
         ("groceries_to_basket:", "the task needs an object"),
         ("groceries_to_basket:tomato", "has no object 'tomato', .*did you mean 'tomato_can'"),
+        ("Put the {object} in the bin.", "is no instruction .*objects"),
+        ("~no_such_user/mine.yaml", "no such file"),
         ("fold_shorts:shirt", "the task has no objects, 'shirt' is given"),
     ],
 )

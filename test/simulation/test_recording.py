@@ -151,7 +151,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == 130
-    assert errors == "interrupted; nothing was left behind\n"
+    assert errors == "interrupted; nothing half-written was left behind\n"
     assert not list(tmp_path.iterdir())
 
 

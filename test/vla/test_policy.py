@@ -281,6 +281,18 @@ def test_a_tokenizer_that_brings_its_own_code_is_refused(copied, config):
         load_policy(copied, "cpu")
 
 
+@pytest.mark.parametrize("name", ["policy_preprocessor.json", "policy_postprocessor.json"])
+@pytest.mark.parametrize("step", ["reward_classifier_processor", "groot_n1_7_vlm_encode_v1", "groot_eagle_encode_v3"])
+def test_a_step_that_loads_a_model_by_name_is_refused(copied, name, step):
+    from lerobot.processor import ProcessorStepRegistry
+
+    if step not in ProcessorStepRegistry.list():
+        pytest.skip("this lerobot does not have the step")
+    edit_json(name, lambda d: d["steps"].append({"registry_name": step, "config": {}}))(copied)
+    with pytest.raises(ClpError, match=f"{step} is none of smolvla's.*{name}"):
+        load_policy(copied, "cpu")
+
+
 def test_tied_tensors_are_loaded_under_each_of_their_names(copied):
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy

@@ -96,8 +96,6 @@ def prune(options: argparse.Namespace) -> None:
                 options.checkpoint, options.output, removal, overwrite=options.overwrite, progress=progress
             )
     else:
-        if options.output is not None:
-            check_apart(options.output, [options.checkpoint, options.calibration])
         plan = plan_from_calibration(
             options.checkpoint,
             options.calibration,
@@ -113,6 +111,7 @@ def prune(options: argparse.Namespace) -> None:
             else:
                 print_plan(plan)
             return
+        check_apart(options.output, [options.checkpoint, options.calibration])
         if not options.json:
             print_notes(plan)
         with progress_bar("pruning", "B") as progress:

@@ -88,7 +88,6 @@ class PruningNode(Node):
             )
         calibration = Path(calibration).expanduser().absolute()
         output = output_folder(self, checkpoint, "pruned")
-        check_apart(output, [checkpoint, calibration])
         plan = plan_from_calibration(
             checkpoint,
             calibration,
@@ -97,6 +96,7 @@ class PruningNode(Node):
             value["criterion"],
             value["seed"],
         )
+        check_apart(output, [checkpoint, calibration])
         for note in plan.notes:
             self.get_logger().info(note)
         self._job.step("pruning", output=output)

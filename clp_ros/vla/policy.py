@@ -74,7 +74,7 @@ class LoadedPolicy:
     @property
     def chunk_size(self) -> int:
         """Actions in a chunk."""
-        return self.policy.config.chunk_size
+        return len(self.policy.config.action_delta_indices)  # as trained: a GR00T may have fewer than its chunk_size
 
     def check_features(self, slots: Collection[str], action_size: int, whose: str) -> None:
         """Refuses a robot that does not fit the policy, with both sides named.

@@ -36,8 +36,10 @@ Mode = Literal["replace", "ensemble", "rtc"]
 # the robot is: one that holds a load droops.
 _START_NS = 200_000_000
 # Share of start_distance by which a chunk may be off the one that is being taken over, however far off that still is;
-# and the arm off the place where it has come to rest, or else it begins anew.
+# and by which a robot that has come to rest may have moved since, or else it begins anew.
 _AGREES = 0.1
+# So long after it has been told to rest, a robot does.
+_SETTLED_NS = 300_000_000
 MODES: tuple[Mode, ...] = ("replace", "ensemble", "rtc")
 
 
@@ -146,6 +148,8 @@ class ChunkSchedule:
         self.settings = settings
         self._period_ns = period_ns
         self._reference: Reference | None = None
+        # Where the robot was when it had come to rest at the end of a reference.
+        self._rested: tuple[Reference, np.ndarray] | None = None
         self._chunks: list[Chunk] = []
         self._clock = PolicyClock()
         self._takeover: _Takeover | None = None
@@ -156,6 +160,17 @@ class ChunkSchedule:
     def reference(self) -> Reference | None:
         """What the controllers follow at present, from its first knot on; None before the first chunk."""
         return self._reference
+
+    def observe(self, measured: np.ndarray, now_ns: int) -> None:
+        """Takes note of where the robot is, (joints,): often, so that it is known where it came to rest.
+
+        That need not be where it was told to: an arm droops, and a gripper closes on what it holds.
+        """
+        reference = self._reference
+        if reference is None or now_ns < reference.end_ns + _SETTLED_NS:
+            return
+        if self._rested is None or self._rested[0] is not reference:
+            self._rested = reference, np.array(measured, dtype=np.float64)
 
     def reset(self) -> None:
         """Forgets all, as when the clock has jumped or others have moved the robot."""
@@ -188,7 +203,7 @@ class ChunkSchedule:
 
         Raises:
             Late: Nothing of it lies ahead.
-            ClpError: It must not be sent; the reference stays as it is.
+            ClpError: It must not be sent; the reference stays as it is, unless the robot was moved while it rested.
         """
         limits = self.limits
         positions = np.asarray(positions, dtype=np.float64)
@@ -197,8 +212,8 @@ class ChunkSchedule:
         if not np.isfinite(positions).all():
             raise ClpError("the chunk is not finite")
         positions = np.clip(positions, limits.lower, limits.upper)
-        chunk = Chunk(positions, self._clock.at(observed_ns), self._period_ns, limits)
         old = self._followed(now_ns, measured)
+        chunk = Chunk(positions, self._clock.at(observed_ns), self._period_ns, limits)
         is_start = len(old.times_ns) == 1
         seam_ns = self._seam_ns(old, now_ns)
         if is_start:
@@ -252,11 +267,12 @@ class ChunkSchedule:
         measured = np.asarray(measured, dtype=np.float64)
         check_measured(measured, limits)
         if old is not None:
-            distance = np.abs(old.sample(now_ns)[0] - measured)
-            rests = now_ns >= old.end_ns
-            if (distance <= self.settings.start_distance * (_AGREES if rests else 1)).all():
+            distance, allowed = np.abs(old.sample(now_ns)[0] - measured), self.settings.start_distance
+            rested = self._rested[1] if self._rested and self._rested[0] is old else measured
+            was_moved = (np.abs(rested - measured) > _AGREES * allowed).any()
+            if (distance <= allowed).all() and not was_moved:
                 return old
-            if not rests:
+            if now_ns < old.end_ns:
                 joint = int(np.argmax(distance))
                 raise ClpError(
                     f"the arm is {distance[joint]:.3f} from where it was sent, start_distance is "

@@ -48,7 +48,7 @@ class TrajectoryOutput:
         self._schedule.reset()
 
     def check_state(self, state: np.ndarray) -> None:
-        """Refuses to drive a robot that reports to be outside its limits.
+        """Takes note of where the robot is, and refuses to drive one that reports to be outside its limits.
 
         Args:
             state: (joints,), where the robot is, in the policy's units.
@@ -56,7 +56,9 @@ class TrajectoryOutput:
         Raises:
             Outside: A joint is.
         """
-        check_measured(joint_positions(state, self._embodiment), self._schedule.limits)
+        measured = joint_positions(state, self._embodiment)
+        check_measured(measured, self._schedule.limits)
+        self._schedule.observe(measured, self._clock_ns())
 
     def chunk(self, positions: np.ndarray, observed_ns: int, state: np.ndarray) -> Joined:
         """Joins a chunk to what the robot follows, and sends it.

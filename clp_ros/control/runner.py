@@ -250,7 +250,8 @@ class ChunkRunner:
         if not self._inputs.has_newer(session.seen):
             return False
         selected = self._inputs.take(now, session.seen)
-        self._output.check_state(self._inputs.state(now))
+        with self._gate:
+            self._output.check_state(self._inputs.state(now))
         session.seen = {topic: selected[topic][0] for topic in self._cameras}
         self.statistics.record("wait", (now - session.since_ns) / 1e6)
         for topic, (stamp, _) in selected.items():
@@ -313,6 +314,7 @@ class ChunkRunner:
                 state = self._inputs.state(self._clock_ns())
             except NotReady as missing:  # the guard brakes, and says so, when it lasts
                 self.statistics.count("dropped stale")
+                session.observed_ns = None  # the policy's last chunk is another one now
                 raise Incomplete([missing]) from None
             joined = self._output.chunk(positions, now, state)
             stamp = self._output.stamp_ns
@@ -390,11 +392,10 @@ class ChunkRunner:
             lasting = session.fault == kind and not kind.startswith(("refused", "policy errors", "late", "stale"))
             session.fault, session.holding = kind, why
             now = self._clock_ns()
-            if hold:
-                session.observed_ns = None
-                if self._output.hold(jumped_ns):
-                    self.statistics.count("held")
-                    self._log.write("hold", now, why=why)
+            session.observed_ns = None  # whatever the policy made last, it was not sent
+            if hold and self._output.hold(jumped_ns):
+                self.statistics.count("held")
+                self._log.write("hold", now, why=why)
             if lasting:
                 return
             session.faults += 1

@@ -312,11 +312,36 @@ def test_a_hold_in_the_first_moments_leaves_them_to_the_controllers_too() -> Non
         check(plan.reference, limits())
 
 
+def test_no_step_is_left_out_because_a_chunk_before_was_slow() -> None:
+    fast = np.zeros((50, JOINTS))
+    fast[:, 0] = 0.3 * np.sin(np.arange(1, 51) * 0.5)
+    skipped = []
+    for moved in (0.0, 0.2):
+        plan = schedule(velocity=1.0, start_distance=0.5)
+        assert plan.add(fast, START_NS, START_NS, np.zeros(JOINTS)).scale > 1.5
+        rest = plan.reference.positions[-1]
+        later = plan.reference.end_ns + 10**9
+        plan.observe(rest, later)
+        here = rest + np.array([0.0, moved, 0.0])
+        observed = later + 10**9
+        skipped.append(plan.add(np.tile(here, (50, 1)), observed, observed + 5 * PERIOD_NS, here).skipped)
+    assert skipped[0] == skipped[1] == 6
+
+
 def test_a_robot_that_was_moved_while_it_rested_begins_anew() -> None:
     place = np.full(JOINTS, 0.1)
     plan = schedule()
     plan.add(np.tile(place, (50, 1)), START_NS, START_NS, place)
-    later = START_NS + 60 * 10**9
+    # It holds something that kept it from going all the way, and is no robot that was moved.
+    held = place + np.array([0.0, 0.0, 0.1])
+    later = plan.reference.end_ns + 10**9
+    plan.observe(held, later)
+    joined = plan.add(np.tile(place, (50, 1)), later, later, held)
+    assert joined.reference.times_ns[0] < later + 50_000_000
+    np.testing.assert_allclose(joined.reference.positions[0], place)
+    later = plan.reference.end_ns + 10**9
+    plan.observe(held, later)
+    later += 60 * 10**9
     # Less than start_distance; but its controllers may have been told to stay there.
     moved = place + np.array([0.0, 0.2, 0.0])
     joined = plan.add(np.tile(moved, (50, 1)), later, later, moved)
@@ -324,6 +349,7 @@ def test_a_robot_that_was_moved_while_it_rested_begins_anew() -> None:
     np.testing.assert_allclose(joined.reference.positions, np.tile(moved, (len(joined.reference.positions), 1)))
     # What an arm droops by is no move: it goes on from where it was told to be.
     again = joined.reference.end_ns + 10**9
+    plan.observe(moved - 0.02, again)
     joined = plan.add(np.tile(moved, (50, 1)), again, again, moved - 0.01)
     assert joined.reference.times_ns[0] < again + 50_000_000
     np.testing.assert_allclose(joined.reference.positions[0], moved)
@@ -417,9 +443,7 @@ def test_nothing_unsafe_comes_out_whatever_goes_in(
         assert np.abs(speeds).max() <= 2.0 + 1e-5
         if previous is not None:
             np.testing.assert_array_equal(previous.sample(joined.seam_ns), plan.reference.sample(joined.seam_ns))
-        else:
-            begun = sent.times_ns[0]
-        previous = plan.reference
+        begun, previous = sent.times_ns[0], plan.reference
     now += hold_after * 1_000_000
     stop = plan.hold(now)
     if stop is not None:

@@ -87,6 +87,7 @@ def prune(options: argparse.Namespace) -> None:
         if options.dry_run:
             source = Checkpoint.open(options.checkpoint)
             surgery = plan_surgery(source, removal)
+            _ = surgery.config  # refuses what is too shallow
             layers = {name: len(kept) for name, kept in surgery.kept.items()}
             parameters = {"before": source.parameters(), "after": surgery.parameters}
             _print_removal({"removed": surgery.removal, "layers": layers, "parameters": parameters}, options)
@@ -105,7 +106,7 @@ def prune(options: argparse.Namespace) -> None:
             options.seed,
         )
         if options.dry_run:
-            plan_surgery(Checkpoint.open(options.checkpoint), plan.removal)
+            _ = plan_surgery(Checkpoint.open(options.checkpoint), plan.removal).config  # refuses what is too shallow
             if options.json:
                 print_json({"criterion": plan.criterion, "threshold": plan.thresholds, "removed": plan.removal})
             else:

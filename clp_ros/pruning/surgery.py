@@ -153,7 +153,7 @@ def plan_surgery(checkpoint: Checkpoint, removal: Mapping[str, Sequence[int]]) -
 
     Raises:
         ClpError: A module is unknown; layers are out of range, repeated, all of them, or none at all; the modules of a
-            group disagree; a layer has to stay; those left would not alternate in kind as before, or be too few.
+            group disagree; a layer has to stay; or those left would not alternate in kind as before.
     """
     known = checkpoint.layers
     for name in removal:
@@ -180,9 +180,7 @@ def plan_surgery(checkpoint: Checkpoint, removal: Mapping[str, Sequence[int]]) -
             resolved[module.name] = layers
     if not any(resolved.values()):
         raise ClpError("no layer to remove is given", fix=f"name layers of: {', '.join(known)}")
-    plan = SurgeryPlan(checkpoint, {name: resolved[name] for name in known})
-    _ = plan.config  # if the family cannot be so shallow, it says so now
-    return plan
+    return SurgeryPlan(checkpoint, {name: resolved[name] for name in known})
 
 
 def prune_checkpoint(
@@ -224,6 +222,7 @@ def prune_checkpoint(
     """
     checkpoint = Checkpoint.open(source)
     plan = plan_surgery(checkpoint, removal)
+    _ = plan.config  # if the family cannot be so shallow, it says so before anything is written
     target = Path(output).absolute()
     _check_processors(checkpoint)
     clear_leftovers(target)  # they may take the room on the disk that this run needs

@@ -314,7 +314,7 @@ def test_a_hold_in_the_first_moments_leaves_them_to_the_controllers_too() -> Non
 
 def test_no_step_is_left_out_because_a_chunk_before_was_slow() -> None:
     fast = np.zeros((50, JOINTS))
-    fast[:, 0] = 0.3 * np.sin(np.arange(1, 51) * 0.5)
+    fast[:, 0] = 0.08 * np.sin(np.arange(1, 51) * 0.5)
     skipped = []
     for moved in (0.0, 0.2):
         plan = schedule(velocity=1.0, start_distance=0.5)

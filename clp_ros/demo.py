@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -23,6 +23,8 @@ from clp_ros.resources import resource_path
 EMBODIMENT = "aloha_bimanual"
 TASK = "transfer_cube"
 SAMPLES = 24
+# How long the rehearsal is given to end the policy node.
+_END_S = 30.0
 
 
 def run_demo(output: Path, overwrite: bool = False) -> None:
@@ -89,13 +91,20 @@ def _drive(console: Console, checkpoint: Path, bag: Path) -> None:
     environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     command = [sys.executable, "-m", "clp_ros.nodes.rehearsal", "--checkpoint", str(checkpoint.absolute())]
     command += ["--bag", str(bag), "--embodiment", EMBODIMENT, "--task", TASK]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        printed, log = process.communicate()
+    except BaseException:  # Ctrl-C, and to this process alone: not killed, for it has to end the policy node
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_END_S)
+        raise
+    if process.returncode:
+        said = (log.strip().splitlines() or ["it said nothing"])[-1]
         raise ClpError(f"the policy node could not be driven: {said.removeprefix('error: ')}")
-    result = json.loads(done.stdout.strip().splitlines()[-1])
+    result = json.loads(printed.strip().splitlines()[-1])
     console.print(f"{result['seconds']:.1f} s of demonstration played")
     for name, got in result["controllers"].items():
         console.print(f"  {name}: {got['trajectories']} trajectories of up to {got['points']} points")
     if not all(got["trajectories"] for got in result["controllers"].values()):
-        raise ClpError("a controller got no trajectory", where="/policy", fix=f"see its log: {done.stderr[-2000:]}")
+        raise ClpError("a controller got no trajectory", where="/policy", fix=f"see its log: {log[-2000:]}")

@@ -60,6 +60,7 @@ class CalibrationNode(Node):
         super().__init__("calibration")
         # Read once, at the start: a parameter that could be set later would only seem to have been heard.
         declare(self, PARAMETERS, read_only=True, untyped="bag")
+        self.exit_code = 0
         self._live: LiveFrames | None = None
         self._results: list[Any] = []  # publishers: a transient local topic lives as long as its publisher
         self._done = self.create_publisher(String, "~/done", LATCHED)
@@ -88,12 +89,16 @@ class CalibrationNode(Node):
                 self._calibrate()
         except Cancelled:
             return
-        except ClpError as error:
+        except (ClpError, OSError) as error:
             self.get_logger().error(str(error))
-        except Exception:  # noqa: BLE001 - a bug of ours: the process ends, and says where
+        except Exception as error:  # noqa: BLE001 - a bug of ours: the process ends, and says where
             if not self.context.ok():
                 return  # a signal has ended ROS between a check and a publish
+            if type(error).__name__ == "OutOfMemoryError":  # torch's
+                self.get_logger().error(f"{str(error).splitlines()[0]}, the GPU, set the parameter device to cpu")
+                return
             self.get_logger().fatal(traceback.format_exc())
+            self.exit_code = 1
             self.context.try_shutdown()
 
     def _calibrate(self) -> None:

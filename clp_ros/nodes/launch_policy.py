@@ -140,6 +140,8 @@ def _simulation(arguments: NodeArguments) -> Action:
     """The simulated robot, where it is asked for; nothing runs on without it."""
     _, given = arguments["parameters"]
     same = {name: given[name] for name in ("embodiment", "tf_prefix", "topics") if name in given}
+    if "use_sim_time" in given:
+        same["clock"] = given["use_sim_time"]  # whose else would it be
     settings = ParameterFile(str(resource_path("config/nodes/simulation.yaml")), allow_substs=False)
     return Node(
         package="clp_ros",

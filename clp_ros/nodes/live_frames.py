@@ -68,21 +68,25 @@ class LiveFrames:
         """Ends the listening; returns the number of frames drawn.
 
         Raises:
-            ClpError: No frame has been drawn yet. The listening goes on.
+            ClpError: No frame has been drawn yet, and the listening goes on; or it has ended already.
         """
         with self._lock:
+            if self._ended.is_set():
+                raise ClpError("not listening any more", fix="see /diagnostics for what is being done")
             if not self._reservoir.held:
                 raise ClpError("no frame has been drawn yet", fix="move the robot, or play a bag")
             self._ended.set()
+            self._reservoir.end_episode()  # which may draw one frame more
             return self._reservoir.held
 
     def _receive(self, topic: str, message: Any) -> None:
         with self._lock:
-            if self._ended.is_set():
+            now_ns = self._node.get_clock().now().nanoseconds
+            if self._ended.is_set() or now_ns == 0:  # with use_sim_time: before the first /clock
                 return
             self._heard = time.monotonic()
             try:
-                self._reservoir.add(topic, message, self._node.get_clock().now().nanoseconds)
+                self._reservoir.add(topic, message, now_ns)
             except ClpError as error:
                 self._fault = error
                 self._ended.set()

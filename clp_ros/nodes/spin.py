@@ -51,7 +51,8 @@ def main(
 ) -> int:
     """Runs one node until it is told to stop.
 
-    A node that has threads of its own stops them in ``destroy_node``.
+    A node that has threads of its own stops them in ``destroy_node``. One that ends itself for a fault may say so by an
+    attribute ``exit_code``.
 
     Args:
         make_node: Makes the node. ClpError and parameters of a wrong type end the process with one line.
@@ -61,7 +62,7 @@ def main(
             own signal handlers end ROS first, so they are not used.
 
     Returns:
-        The exit code: 0 after SIGINT or SIGTERM, 1 when the node could not start.
+        The exit code: 0 after SIGINT or SIGTERM, 1 when the node could not start, or the node's own.
     """
     node = None
     # The handlers raise nothing: an exception in the middle of rclpy's own code comes out of it as another one, and a
@@ -94,4 +95,4 @@ def main(
         # All is done; Python's own end would be one by the signal: ros2 launch sends Ctrl-C to who has had it already.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-    return 0
+    return getattr(node, "exit_code", 0)

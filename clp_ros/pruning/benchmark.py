@@ -115,8 +115,10 @@ def _run(
                 say(f"run {run + 1} of {runs}")
                 for worker, times in zip(workers, latencies, strict=True):
                     times += worker.latencies(1)
-            for index, worker in enumerate(workers):
-                peaks[index].append(worker.peak_memory())
+            for worker, held in zip(workers, peaks, strict=True):
+                held.append(worker.peak_memory())
+            # The last first: for each, the memory was found to do beside the weights of those before it.
+            for index, worker in reversed(list(enumerate(workers))):
                 train(index, worker)
                 worker.close()
     for result, times, held in zip(results, latencies, peaks, strict=True):

@@ -46,6 +46,7 @@ def calibrate_live(
     Raises:
         ClpError: The reservoir is empty, an image cannot be decoded, or a hidden state is not finite.
     """
+    reservoir.end_episode()  # which may draw one frame more
     calibrator = Calibrator(policy, task, seed, reservoir.held)
     for frame in reservoir.frames():
         calibrator.add(frame)

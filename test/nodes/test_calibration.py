@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
 from ros_tools import NodeProcess, Peer, Status, parameter_arguments, running, wait_for
 from sensor_msgs.msg import CompressedImage, Image
-from std_msgs.msg import Float64MultiArray, String
+from std_msgs.msg import Float64MultiArray, Header, String
 from std_srvs.srv import Trigger
 
 from clp_ros.bags.images import decode_image
@@ -120,9 +121,15 @@ def test_live_topics_are_calibrated_on_once_they_fall_silent(
     output = tmp_path / "calibration"
     statuses = peer.hear_diagnostics("calibration")
     done = peer.hear(String, "/calibration/done", LATCHED)
-    with start(checkpoint=tiny_checkpoint, samples=6, output=output, idle_timeout=3.0) as node:
+    given = {"checkpoint": tiny_checkpoint, "samples": 6, "output": output, "idle_timeout": 3.0, "use_sim_time": True}
+    camera = next(iter(load_embodiment("aloha_bimanual").cameras.values())).topic
+    with start(**given) as node:
         wait_for(lambda: seen(statuses, "listening"), "listening")
-        with replay("--rate", "2"):
+        # A player's messages may come before its clock.
+        early = peer.node.create_publisher(CompressedImage, camera, 1)
+        wait_for(early.get_subscription_count, "the node's camera topic")
+        early.publish(CompressedImage(header=Header(stamp=Time(sec=1_700_000_000))))
+        with replay("--rate", "2", "--clock"):
             wait_for(lambda: done, "the folder")
         assert node.process.poll() is None
         document = json.loads((output / "calibration.json").read_text(encoding="utf-8"))
@@ -156,6 +163,9 @@ def test_finish_ends_the_listening_but_not_before_the_first_frame(
             response = peer.call(Trigger, "/calibration/finish")
             assert response.success, response.message
             assert "3 frames" in response.message
+            response = peer.call(Trigger, "/calibration/finish")
+            assert not response.success
+            assert "not listening" in response.message
             wait_for(lambda: seen(statuses, "done"), "done on /diagnostics")
         assert Calibration.load(output).meta["samples"] == 3
 

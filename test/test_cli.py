@@ -230,16 +230,11 @@ def test_faults_of_a_loaded_checkpoint_are_one_line_too(tiny_checkpoint, tmp_pat
 
 
 def test_the_folder_that_one_stands_in_may_be_the_output(there, tmp_path):
-    here = [tmp_path / name for name in ("pruned here", "recorded here")]
-    for folder in here:
-        folder.mkdir()
-    pruned = prints_json("prune", "--checkpoint", there / "base", "--remove", "vlm=1,2", "--output", ".", cwd=here[0])
-    assert pruned["output"] == str(here[0])
-    assert prints_json("inspect", here[0])["parameters"] == pruned["parameters"]["after"]
-    few = ["--camera-rate", "10", "--size", "64x48"]
-    recorded = prints_json("record", "--embodiment", "ur5", *few, "--output", ".", cwd=here[1])
-    assert recorded["output"] == str(here[1])
-    assert (here[1] / "metadata.yaml").is_file()
+    here = tmp_path / "pruned here"
+    here.mkdir()
+    pruned = prints_json("prune", "--checkpoint", there / "base", "--remove", "vlm=1,2", "--output", ".", cwd=here)
+    assert pruned["output"] == str(here)
+    assert prints_json("inspect", here)["parameters"] == pruned["parameters"]["after"]
 
 
 def test_a_gpu_that_is_too_small_is_told(monkeypatch, capsys):

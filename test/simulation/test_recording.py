@@ -131,6 +131,18 @@ def test_an_unsolved_start_is_drawn_again_and_said(
     assert [path.name for path in tmp_path.iterdir()] == ["bag"]
 
 
+def test_the_folder_that_one_stands_in_may_be_the_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "recorded here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert record(Path(), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["output"] == str(here)
+    assert sorted(path.suffix for path in here.iterdir()) == [".mcap", ".yaml"]
+    monkeypatch.chdir(tmp_path)  # the old folder is no more
+
+
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "clp_ros.cli", "record", "--embodiment", "ur5", "--episodes", "50", *FEW]
     process = subprocess.Popen(

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -145,6 +146,19 @@ class LiveInputs:
             faults.sort(key=lambda fault: fault[0])
             raise Incomplete([missing for _, missing in faults])
         return selected
+
+    def decode_ahead(self, now_ns: int, newer_than: Mapping[str, int | None]) -> None:
+        """Begins to decode the frames that :meth:`take` would give, while those of other cameras are waited for.
+
+        To be called by the thread that decodes.
+        """
+        messages = {}
+        with self._changed:
+            for topic in self._cameras:
+                with suppress(NotReady):
+                    entry = self._select(topic, now_ns, self._usable_ns(topic), newer_than.get(topic))
+                    messages[topic] = entry[1]
+        self._buffer.decode_ahead(messages)
 
     def missing(self, now_ns: int) -> list[NotReady]:
         """Inputs that have no message to act on now, an entry each; a camera's next frame must not be overdue."""

@@ -248,6 +248,7 @@ class ChunkRunner:
             session.seen = self._inputs.newest_frames()
             return False
         if not self._inputs.has_newer(session.seen):
+            self._inputs.decode_ahead(now, session.seen)
             return False
         selected = self._inputs.take(now, session.seen)
         with self._gate:

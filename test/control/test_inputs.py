@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """When a live robot's frames serve: cameras of their own phases, whose frames take their time to come in."""
 
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -82,3 +83,37 @@ def test_a_camera_that_has_stopped_is_missing_after_a_period_whatever_its_lag(em
         last = stamp + lag
         assert topic not in [one.topic for one in inputs.missing(last + PERIOD_NS - MS)]
         assert topic in [one.topic for one in inputs.missing(last + PERIOD_NS + MS)]
+
+
+def test_frames_that_are_there_are_decoded_while_the_last_is_waited_for(
+    embodiment: Embodiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    done = threading.Event()
+
+    def decode(message: SimpleNamespace, topic: str) -> np.ndarray:
+        begun.append(message.number)
+        done.set()
+        return np.zeros((2, 2, 3), np.uint8)
+
+    monkeypatch.setattr("clp_ros.robots.observation.decode_image", decode)
+    inputs, cameras = LiveInputs(embodiment), [camera.topic for camera in embodiment.cameras.values()]
+    for number in range(10):
+        now = START_NS + number * PERIOD_NS
+        for topic in cameras:
+            inputs.add(topic, message(now, number=number), now)
+    seen = inputs.newest_frames()
+    inputs.decode_ahead(now, seen)
+    now += PERIOD_NS
+    inputs.add(cameras[0], message(now, number=10), now)
+    inputs.decode_ahead(now, seen)
+    assert done.wait(10)
+    # None that has been used, and none that is too old to be.
+    inputs.decode_ahead(now + 2 * PERIOD_NS, dict.fromkeys(cameras))
+    for topic in cameras[1:]:
+        inputs.add(topic, message(now, number=11), now)
+    for states in embodiment.joint_states.values():
+        names = [joint.name for joint in embodiment.joints[:7]]
+        inputs.add(states.topic, message(now, name=names, position=[0.0] * 7), now)
+    inputs.decode(now, inputs.take(now, seen))
+    assert sorted(begun) == [10, 11, 11]

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from robot_tools import EYE, JOINTS, MS, START, STATES, picture, robot, states, sync
+from robot_tools import EYE, JOINTS, MS, START, STATES, document, picture, robot, stamped, states, sync
 
+from clp_ros.bags.images import JPEG_FORMAT, decode_image, encode_jpeg
 from clp_ros.errors import ClpError
+from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.observation import NotReady, ObservationBuffer
 
 PERIOD = 20 * MS
@@ -337,6 +339,51 @@ def test_images_are_decoded_when_they_are_asked_for_only() -> None:
     with pytest.raises(ClpError, match="'32FC1' is not one that can be read, /eye"):
         buffer.decode(START, selected)
     assert ready(buffer, START + MS)
+
+
+def jpeg(stamp: int, grey: int) -> SimpleNamespace:
+    """A CompressedImage of one shade."""
+    data = encode_jpeg(np.full((32, 48, 3), grey, np.uint8))
+    return stamped(stamp, format=JPEG_FORMAT, data=data)
+
+
+def test_what_was_begun_ahead_is_decoded_once_and_only_what_is_asked_for_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoded: list[int] = []
+
+    def counting(message: Any, topic: str) -> np.ndarray:
+        decoded.append(id(message))
+        return decode_image(message, topic)
+
+    monkeypatch.setattr("clp_ros.robots.observation.decode_image", counting)
+    compressed = document()
+    compressed["cameras"]["eye"]["type"] = "sensor_msgs/msg/CompressedImage"
+    buffer, slot = ObservationBuffer(Embodiment.model_validate(compressed)), "observation.images.eye"
+    buffer.add(STATES, states(START), START)
+    first, broken, last = jpeg(START, 40), jpeg(START + MS, 90), jpeg(START + 2 * MS, 140)
+    broken.data = broken.data[:-10]
+
+    for message in (first, first):
+        buffer.decode_ahead({EYE: message})
+    buffer.add(EYE, first, START)
+    selected = buffer.select(START)
+    shown = buffer.decode(START, selected).images[slot]
+    assert decoded == [id(first)]
+    assert np.array_equal(shown, decode_image(first))
+    # Whoever has the picture may write in it: the next one is another.
+    shown[:] = 0
+    assert np.array_equal(buffer.decode(START, selected).images[slot], decode_image(first))
+
+    buffer.decode_ahead({EYE: broken})
+    buffer.add(EYE, last, START + 2 * MS)
+    shown = buffer.observe(START + 2 * MS).images[slot]
+    assert np.array_equal(shown, decode_image(last))
+
+    buffer.decode_ahead({EYE: broken})
+    with pytest.raises(ClpError, match=r"the JPEG data of .* cut off .*/eye"):
+        buffer.decode(START + 2 * MS, selected | {EYE: (START + MS, broken)})
+    assert np.array_equal(buffer.observe(START + 2 * MS).images[slot], decode_image(last))
 
 
 def test_reasons() -> None:

@@ -192,11 +192,11 @@ def report(name: str, folder: Path, memory: np.ndarray, quiet: np.ndarray, kind:
     print(f"  {'ms':<66} {'p50':>7} {'p99':>7} {'max':>7}")
     rows = {"newest image to published (the node's own figure)": statistics["image to trajectory"]}
     rows |= {f"  of which {stage}": statistics[stage] for stage in ("decode", "inference", "send")}
-    share = len(undisturbed) / len(without_policy)
+    part = len(undisturbed) / len(without_policy)
     for what, values in (
         ("", arrival),
         (", without the policy's own time", without_policy),
-        *([(f", of the {share:.0%} while the host was quiet", undisturbed)] if len(undisturbed) else []),
+        *([(f", of the {part:.0%} while the host was quiet", undisturbed)] if len(undisturbed) else []),
     ):
         spread = np.percentile(values, (50, 99, 100)).tolist()
         rows[f"newest image to received{what}"] = dict(zip(("p50", "p99", "maximum"), spread, strict=True))

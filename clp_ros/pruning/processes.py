@@ -7,6 +7,7 @@ Without such a launcher there is one process, and everything here does nothing.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -42,9 +43,10 @@ def process_group() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     store, rank, world = next(dist.rendezvous("env://", timeout=_TIMEOUT))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(
-        backend, store=dist.PrefixStore("clp", store), rank=rank, world_size=world, timeout=_TIMEOUT
-    )
+    with _stdout_to_stderr():
+        dist.init_process_group(
+            backend, store=dist.PrefixStore("clp", store), rank=rank, world_size=world, timeout=_TIMEOUT
+        )
     _store = store
     try:
         yield
@@ -56,6 +58,23 @@ def process_group() -> Iterator[None]:
     finally:
         _store = None
         dist.destroy_process_group()
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """What is written to stdout within the block goes to stderr, from compiled code, too.
+
+    gloo tells on stdout that it is connected, in pieces that mix with the other processes'. stdout is the caller's.
+    """
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+        sys.stdout.flush()
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def rank() -> int:

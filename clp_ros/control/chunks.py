@@ -84,6 +84,8 @@ def mean(chunks: Sequence[Chunk], times_ns: np.ndarray, fade_steps: int, decay: 
         fade_steps: Over how many steps.
         decay: Weight of the i-th oldest chunk is ``exp(-decay i)``, i from 0.
     """
+    if len(chunks) == 1:
+        return chunks[0].at(times_ns)
     longest = max(chunks, key=lambda one: one.last_ns)
     total, weights = 0.0, 0.0
     for rank, chunk in enumerate(chunks):

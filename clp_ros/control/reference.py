@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -29,13 +30,18 @@ class Reference:
     def __post_init__(self) -> None:
         if not (len(self.times_ns) == len(self.positions) == len(self.velocities) > 0):
             raise ValueError("a reference needs as many positions and velocities as times")
-        if (np.diff(self.times_ns) <= 0).any():
+        if (self.times_ns[1:] <= self.times_ns[:-1]).any():
             raise ValueError("a reference's times must increase")
 
     @property
     def end_ns(self) -> int:
         """When it comes to rest."""
         return int(self.times_ns[-1])
+
+    @cached_property
+    def spans_s(self) -> np.ndarray:
+        """(knots - 1, 1) float64: seconds from each knot to the next."""
+        return (self.times_ns[1:] - self.times_ns[:-1])[:, None] / 1e9
 
     @property
     def seconds(self) -> np.ndarray:

@@ -91,27 +91,27 @@ def bounded_velocities(
         velocities: (knots, joints).
         limits: The limits.
     """
-    thirds = np.diff(times_ns)[:, None] / 3e9
+    thirds = (times_ns[1:] - times_ns[:-1])[:, None] / 3e9
     up, down = limits.upper - positions, limits.lower - positions
     bounded = velocities.copy()
-    bounded[:-1] = np.clip(bounded[:-1], down[:-1] / thirds, up[:-1] / thirds)
-    bounded[1:] = np.clip(bounded[1:], -up[1:] / thirds, -down[1:] / thirds)
+    bounded[:-1] = np.minimum(np.maximum(bounded[:-1], down[:-1] / thirds), up[:-1] / thirds)
+    bounded[1:] = np.minimum(np.maximum(bounded[1:], -up[1:] / thirds), -down[1:] / thirds)
     return bounded
 
 
 def excess(reference: Reference, limits: Limits) -> Excess:
     """How far the fastest segment is beyond the velocity and acceleration limits."""
-    spans = np.diff(reference.times_ns)[:, None] / 1e9
+    spans = reference.spans_s
     if not len(spans):
         return Excess(0.0, "")
     start, end = reference.velocities[:-1], reference.velocities[1:]
-    slope = np.diff(reference.positions, axis=0) / spans
+    slope = (reference.positions[1:] - reference.positions[:-1]) / spans
     # In a segment, acceleration is linear in time and velocity quadratic: the largest are at the ends or the vertex.
     first, last = (6 * slope - 4 * start - 2 * end) / spans, (2 * start + 4 * end - 6 * slope) / spans
     change = last - first
     with np.errstate(divide="ignore", invalid="ignore"):
         vertex = np.where((first * last < 0), start - first**2 * spans / (2 * change), start)
-    speed = np.max(np.abs([start, end, vertex]), axis=0) / limits.velocity
+    speed = np.maximum(np.maximum(np.abs(start), np.abs(end)), np.abs(vertex)) / limits.velocity
     force = np.sqrt(np.maximum(np.abs(first), np.abs(last)) / limits.acceleration)
     factors = np.array([speed.max(axis=0), force.max(axis=0)])
     kind, joint = np.unravel_index(int(factors.argmax()), factors.shape)
@@ -130,7 +130,7 @@ def check(reference: Reference, limits: Limits) -> None:
         if not np.isfinite(what).all():
             joint = limits.names[int(np.argwhere(~np.isfinite(what))[0][1])]
             raise ClpError("the trajectory is not finite", where=joint)
-    thirds = np.diff(reference.times_ns)[:, None] / 3e9
+    thirds = reference.spans_s / 3
     controls = [
         reference.positions,
         reference.positions[:-1] + reference.velocities[:-1] * thirds,

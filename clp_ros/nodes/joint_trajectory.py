@@ -44,13 +44,12 @@ def serialized_joint_trajectory(trajectory: Trajectory, stamp: Time, frame_id: s
     if not all(np.isfinite(values).all() for values in (positions, velocities, times)):
         raise ValueError("a trajectory that is not finite")
     nanoseconds = np.rint(times * NANOSECONDS).astype(np.int64)
-    if (np.diff(nanoseconds, prepend=0) <= 0).any():
+    if nanoseconds[0] <= 0 or (nanoseconds[1:] <= nanoseconds[:-1]).any():
         raise ValueError("a trajectory whose times are not positive and strictly increasing")
     if velocities[-1].any():
         raise ValueError("a trajectory that does not end at rest")
-    names = b"".join(_string(name) for name in trajectory.joint_names)
     front = struct.pack("<iI", stamp.sec, stamp.nanosec) + _string(frame_id)
-    front += struct.pack("<I", shape[1]) + names + struct.pack("<I", len(times))
+    front += _strings(trajectory.joint_names) + struct.pack("<I", len(times))
     parts, start = [_ENCODING, front], len(front)
     # After the first point all begin equally aligned.
     for part in (slice(0, 1), slice(1, None)):
@@ -68,6 +67,12 @@ def _string(text: str) -> bytes:
     """A string, and what aligns the four-byte number after it."""
     coded = text.encode() + b"\0"
     return struct.pack("<I", len(coded)) + coded + bytes(-len(coded) % 4)
+
+
+@cache
+def _strings(texts: tuple[str, ...]) -> bytes:
+    """A sequence of strings."""
+    return struct.pack("<I", len(texts)) + b"".join(_string(text) for text in texts)
 
 
 @cache

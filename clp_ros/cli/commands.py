@@ -15,6 +15,7 @@ from clp_ros.cli.output import (
     print_line,
     print_notes,
     print_plan,
+    print_warning,
     progress_bar,
     status_line,
     stdout_console,
@@ -35,7 +36,7 @@ def _calibrate_together(options: argparse.Namespace) -> None:
     from clp_ros.bags.reader import open_bag
     from clp_ros.files import check_apart, check_output_folder
     from clp_ros.pruning import processes
-    from clp_ros.pruning.calibration import calibrate_bags
+    from clp_ros.pruning.calibration import calibrate_bags, given_statistics
     from clp_ros.pruning.plan import default_plan
     from clp_ros.report.calibration_report import write_calibration
     from clp_ros.robots.embodiment import load_embodiment
@@ -49,10 +50,20 @@ def _calibrate_together(options: argparse.Namespace) -> None:
     task = load_task(options.task, embodiment)
     for bag in options.bag:  # before the policy is loaded, which takes long
         check_topics(open_bag(bag), embodiment)
+    statistics = given_statistics(options.statistics)
     policy = load_policy(options.checkpoint, processes.local_device(options.device), options.dtype, mapped=True)
     with progress_bar("scanning", "s") as scanned, progress_bar("calibrating", "frame") as progress:
         calibration = calibrate_bags(
-            policy, options.bag, embodiment, task.instruction, options.samples, options.seed, progress, scanned
+            policy,
+            options.bag,
+            embodiment,
+            task.instruction,
+            options.samples,
+            options.seed,
+            progress,
+            scanned,
+            statistics=statistics,
+            notify=print_warning if processes.rank() == 0 else None,
         )
     if processes.rank() > 0:
         return
@@ -208,6 +219,7 @@ def make_checkpoint(options: argparse.Namespace) -> None:
 def verify(options: argparse.Namespace) -> None:
     """Loads a checkpoint strictly with stock lerobot, and runs it."""
     from clp_ros.pruning.verify import verify
+    from clp_ros.vla.policy import raw_values
 
     result = verify(options.checkpoint, options.device, options.compile)
     if options.json:
@@ -218,6 +230,12 @@ def verify(options: argparse.Namespace) -> None:
         if options.compile:
             difference, tolerance = result["compiled_difference"], result["compiled_tolerance"]
             print_line(f"compiled, its actions differ by {difference:.1e} of the largest (tolerance {tolerance:.0e})")
+        if result["left_out_cameras"]:
+            print_line(
+                f"cameras left out, since its statistics do not name them: {', '.join(result['left_out_cameras'])}"
+            )
+        if result["raw_features"]:
+            print_line(f"warning: {raw_values(result['raw_features'])}; fine-tune it before it drives a robot")
 
 
 def simulate(options: argparse.Namespace) -> None:

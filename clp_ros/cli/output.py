@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,11 @@ def print_line(text: str) -> None:
     """Prints a line."""
     # Not through rich, which would break paths over lines and take brackets in them for its own.
     print(text)  # noqa: T201
+
+
+def print_warning(text: str) -> None:
+    """Prints a line on stderr about what works, but perhaps not as it was meant."""
+    print(f"warning: {text}", file=sys.stderr)  # noqa: T201
 
 
 def counted(number: int, noun: str) -> str:

@@ -28,6 +28,11 @@ def make_parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--output", required=True, type=Path, help="calibration folder to write")
     calibrate.add_argument("--samples", type=int, default=64, help="frames to calibrate on (default: %(default)s)")
     calibrate.add_argument("--seed", type=_seed, default=0, help="draws frames, noise and time (default: %(default)s)")
+    calibrate.add_argument(
+        "--statistics",
+        metavar="DATASET|bags",
+        help="normalise by a LeRobotDataset's statistics, or by those of the bags (default: the checkpoint's)",
+    )
     _device(calibrate)
     calibrate.add_argument("--dtype", default="auto", help="auto (as lerobot loads it) or float32")
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from clp_ros.pruning.calibration_file import Calibration
     from clp_ros.pruning.plan import Plan
     from clp_ros.vla.policy import LoadedPolicy
+    from clp_ros.vla.statistics import Statistics
 
 PARAMETERS: dict[str, tuple[Any, str]] = {
     "checkpoint": ("", "Folder of the policy's checkpoint"),
@@ -48,6 +49,11 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
     "overwrite": (False, "Whether an output folder that is not empty may be replaced"),
     "seed": (0, "Seed of the drawn frames and of the policy's noise"),
     "device": ("auto", "Where the policy runs: auto, cpu, cuda or cuda:N"),
+    "statistics": (
+        "",
+        "What to normalise by where the checkpoint has no statistics: a LeRobotDataset's folder, or bags for the "
+        "demonstrations' own; empty: the checkpoint's",
+    ),
     "idle_timeout": (5.0, "Seconds of silence on all topics, after the first message, that end the listening"),
 }
 _NEXT = "ros2 service call /pruning/prune std_srvs/srv/Trigger"
@@ -102,6 +108,7 @@ class CalibrationNode(Node):
             self.context.try_shutdown()
 
     def _calibrate(self) -> None:
+        from clp_ros.pruning.calibration import given_statistics
         from clp_ros.pruning.plan import default_plan
         from clp_ros.report.calibration_report import write_calibration
         from clp_ros.vla.policy import load_policy
@@ -116,12 +123,13 @@ class CalibrationNode(Node):
         task = load_task(self.get_parameter("task").value, embodiment).instruction
         for bag in bags:
             check_topics(open_bag(bag), embodiment)  # before the policy is loaded, which takes its time
+        statistics = given_statistics(self.get_parameter("statistics").value)
         self._job.step("loading the policy")
         policy = load_policy(checkpoint, self.get_parameter("device").value, mapped=True)
         if bags:
-            calibration = self._calibrate_bags(policy, bags, embodiment, task)
+            calibration = self._calibrate_bags(policy, bags, embodiment, task, statistics)
         else:
-            calibration = self._calibrate_live(policy, embodiment, task)
+            calibration = self._calibrate_live(policy, embodiment, task, statistics)
         self._job.step("writing the folder")
         plan = default_plan(calibration, policy.checkpoint)
         for note in plan.notes:
@@ -132,7 +140,17 @@ class CalibrationNode(Node):
         self._job.step("done", output=output, samples=calibration.meta["samples"])
         self.get_logger().info(f"calibrated on {calibration.meta['samples']} frames: {output}")
 
-    def _calibrate_bags(self, policy: LoadedPolicy, bags: list[str], embodiment: Embodiment, task: str) -> Calibration:
+    def _notify(self, note: str) -> None:
+        self.get_logger().warning(note)
+
+    def _calibrate_bags(
+        self,
+        policy: LoadedPolicy,
+        bags: list[str],
+        embodiment: Embodiment,
+        task: str,
+        statistics: Statistics | str | None,
+    ) -> Calibration:
         from clp_ros.pruning.calibration import calibrate_bags
 
         def calibrated(done: int, total: int) -> None:
@@ -144,13 +162,26 @@ class CalibrationNode(Node):
         self._job.step("scanning the bags", bags=len(bags))
         samples, seed = self.get_parameter("samples").value, self.get_parameter("seed").value
         scanned = self._job.progress
-        return calibrate_bags(policy, bags, embodiment, task, samples, seed, calibrated, scanned)
+        return calibrate_bags(
+            policy,
+            bags,
+            embodiment,
+            task,
+            samples,
+            seed,
+            calibrated,
+            scanned,
+            statistics=statistics,
+            notify=self._notify,
+        )
 
-    def _calibrate_live(self, policy: LoadedPolicy, embodiment: Embodiment, task: str) -> Calibration:
+    def _calibrate_live(
+        self, policy: LoadedPolicy, embodiment: Embodiment, task: str, statistics: Statistics | str | None
+    ) -> Calibration:
         from clp_ros.pruning.live_calibration import calibrate_live, make_reservoir
 
         samples, seed = self.get_parameter("samples").value, self.get_parameter("seed").value
-        reservoir = make_reservoir(policy, embodiment, samples, seed)
+        reservoir = make_reservoir(policy, embodiment, samples, seed, statistics, self._notify)
         self._job.step("listening")
         self._live = LiveFrames(self, reservoir, self.get_parameter("idle_timeout").value)
         self.get_logger().info(f"listening to {', '.join(embodiment.topics)}")

@@ -72,6 +72,7 @@ def _load_policy(folder: Path, device: str) -> Any:
     from clp_ros.vla.policy import load_policy  # torch and lerobot: seconds, and only a node that runs needs them
 
     policy = load_policy(folder, device)
+    policy.check_normalised()
     # While nothing moves yet: the first chunk takes several times as long as the next, and OpenCV takes long to import.
     policy.warm_up()
     importlib.import_module("cv2")
@@ -206,7 +207,8 @@ class PolicyNode(ManagedNode):
         if not self.context.ok():
             raise Ended
         slots = [camera.slot for camera in embodiment.cameras.values()]
-        policy.check_features(slots, embodiment.action_size, embodiment.name)
+        for note in policy.check_features(slots, embodiment.action_size, embodiment.name) or ():
+            self.get_logger().warning(note)
         pace = settings.pace(self, task, policy.chunk_size)
         schedule, watch = settings.schedule(self), settings.watch(self)
         if self.get_parameter("compile").value:

@@ -23,12 +23,16 @@ from clp_ros.errors import ClpError
 from clp_ros.pruning import processes
 from clp_ros.pruning.calibration_file import Calibration
 from clp_ros.robots.embodiment import Embodiment
-from clp_ros.robots.episode import EpisodeTicks, Frame, LeftOut, read_frames, usable_ticks
+from clp_ros.robots.episode import EpisodeTicks, Frame, LeftOut, Steps, read_frames, usable_ticks
+from clp_ros.vla.statistics import Statistics, compute_statistics, read_dataset_statistics
 
 if TYPE_CHECKING:
     import torch
 
     from clp_ros.vla.policy import LoadedPolicy
+
+# Stands for the statistics of the calibration episodes themselves.
+BAGS = "bags"
 
 # Tokens of a module that all pairs of layers are compared by: the work and the memory grow with it, the frames' do not.
 MATRIX_TOKENS = 2048
@@ -145,6 +149,9 @@ class Calibrator:
             "family": checkpoint.family.name,
             "task": self.task,
             **source,
+            "cameras": list(self.policy.cameras),
+            "left_out_cameras": list(self.policy.left_out_cameras),
+            "statistics": self.policy.describe_statistics(),
             "samples": self.samples,
             "tokens": self.tokens,
             "matrix_tokens": {name: sums.tokens for name, sums in self._all.items()},
@@ -200,6 +207,9 @@ def calibrate_bags(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     scanned: Callable[[int, int], None] | None = None,
+    *,
+    statistics: Statistics | str | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> Calibration:
     """Calibrates on frames drawn over all episodes of some bags (one bag, one episode).
 
@@ -217,6 +227,9 @@ def calibrate_bags(
             after each.
         scanned: Called with (seconds scanned, seconds of all bags) while the bags are searched for usable control
             ticks, which comes first.
+        statistics: What state and actions are normalised by instead of the checkpoint's own statistics, if it has any:
+            a data set's, or :data:`BAGS` for those of all usable control ticks of these bags.
+        notify: Called with a sentence for each thing the user should know.
 
     Raises:
         ClpError: A bag, the embodiment or the policy do not fit each other; it says where.
@@ -225,10 +238,13 @@ def calibrate_bags(
         raise ClpError(f"samples is {samples}", fix="calibrate on at least one frame")
     if not bags:
         raise ClpError("no bag is given", fix="give --bag")
-    check_fit(policy, embodiment)
     check_seed(seed)
+    prepare(policy, embodiment, statistics, notify)
     readers = [open_bag(bag) for bag in bags]
-    episodes = _scan(readers, embodiment, scanned)
+    steps = [Steps(embodiment.period_ns) for _ in readers] if statistics == BAGS else None
+    episodes = _scan(readers, embodiment, scanned, steps)
+    if steps is not None:
+        normalise_by_steps(policy, embodiment, steps)
     drawn = draw_calibration_set([len(episode.usable) for episode in episodes], samples, seed)
     total = sum(len(indices) for indices in drawn)
     calibrator = Calibrator(policy, task, seed, total)
@@ -269,24 +285,89 @@ def _sum_taken(taken: Sequence[Sequence[tuple[int, Counter[str]]]], total: int) 
 
 
 def _scan(
-    readers: Sequence[BagReader], embodiment: Embodiment, scanned: Callable[[int, int], None] | None
+    readers: Sequence[BagReader],
+    embodiment: Embodiment,
+    scanned: Callable[[int, int], None] | None,
+    steps: Sequence[Steps] | None,
 ) -> list[EpisodeTicks]:
     total = sum(reader.end_ns - reader.start_ns for reader in readers)
     episodes, earlier = [], 0
-    for reader in readers:
+    for number, reader in enumerate(readers):
 
         def tell(tick: int, reader: BagReader = reader, earlier: int = earlier) -> None:
             if scanned is not None:
                 # The last tick lies after the last message.
                 scanned((earlier + min(tick, reader.end_ns) - reader.start_ns) // 10**9, total // 10**9)
 
-        episodes.append(usable_ticks(reader, embodiment, tell))
+        episodes.append(usable_ticks(reader, embodiment, tell, steps and steps[number]))
         earlier += reader.end_ns - reader.start_ns
     return episodes
 
 
-def check_fit(policy: LoadedPolicy, embodiment: Embodiment) -> None:
-    """Refuses a robot that does not fit the policy: see :meth:`LoadedPolicy.check_features`."""
+def given_statistics(text: str | None) -> Statistics | str | None:
+    """What ``--statistics`` and the node's parameter stand for: :data:`BAGS`, a data set's folder, or nothing.
+
+    Raises:
+        ClpError: The folder has no statistics.
+    """
+    if not text:
+        return None
+    return BAGS if text == BAGS else read_dataset_statistics(text)
+
+
+def prepare(
+    policy: LoadedPolicy,
+    embodiment: Embodiment,
+    statistics: Statistics | str | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> None:
+    """Gives a policy the statistics and the cameras that it is calibrated with.
+
+    Args:
+        policy: The policy.
+        embodiment: The robot whose demonstrations it is calibrated on.
+        statistics: As :func:`calibrate_bags` takes them. Those of the episodes come later, with
+            :func:`normalise_by_steps`.
+        notify: Called with a sentence for each thing the user should know.
+
+    Raises:
+        ClpError: The robot, the statistics and the policy do not fit each other: see
+            :meth:`LoadedPolicy.check_features`.
+    """
+    slots = [camera.slot for camera in embodiment.cameras.values()]
+    whose, notes = f"embodiment {embodiment.name}", []
+    if statistics is not None and len(policy.normalisation.missing) < len(policy.normalisation.modes):
+        notes.append("the checkpoint's own statistics are not used, but those given")
+    if isinstance(statistics, Statistics):
+        for feature in statistics.values:
+            if statistics.size(feature) != embodiment.action_size:
+                raise ClpError(
+                    f"the statistics of {feature} have {statistics.size(feature)} components; "
+                    f"{whose} has {embodiment.action_size} joints",
+                    where=statistics.source["path"],
+                    fix="give the data set of this robot, or `bags` for the calibration bags' own statistics",
+                )
+        policy.normalise_by(statistics)
+    if statistics == BAGS:
+        notes += policy.check_cameras(slots, whose)
+    else:
+        notes += policy.check_features(slots, embodiment.action_size, whose)
+    if statistics is None and policy.normalisation.missing:
+        from clp_ros.vla.policy import raw_values
+
+        missing = raw_values(policy.normalisation.missing)
+        notes.append(f"{missing} (hint: give the statistics of a data set, or of the bags: --statistics bags)")
+    for note in notes if notify is not None else ():
+        notify(note)
+
+
+def normalise_by_steps(policy: LoadedPolicy, embodiment: Embodiment, steps: Sequence[Steps]) -> None:
+    """Normalises a policy's state and actions by the statistics of episodes.
+
+    Raises:
+        ClpError: The policy takes none, or fewer components than the robot has joints.
+    """
+    policy.normalise_by(compute_statistics([one.states for one in steps], [one.actions for one in steps]))
     slots = [camera.slot for camera in embodiment.cameras.values()]
     policy.check_features(slots, embodiment.action_size, f"embodiment {embodiment.name}")
 

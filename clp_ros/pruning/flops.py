@@ -106,8 +106,7 @@ def random_observation(policy: LoadedPolicy) -> dict[str, Any]:
     features = policy.policy.config.image_features
     return {
         "images": {
-            slot: rng.integers(0, 256, (feature.shape[1], feature.shape[2], 3), dtype=np.uint8)
-            for slot, feature in features.items()
+            slot: rng.integers(0, 256, (*features[slot].shape[1:], 3), dtype=np.uint8) for slot in policy.cameras
         },
         "state": np.zeros(policy.state_size, dtype=np.float32),
         "task": INSTRUCTION,

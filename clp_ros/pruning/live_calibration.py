@@ -6,25 +6,42 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from clp_ros.pruning.calibration import Calibrator, check_fit, check_seed
+from clp_ros.pruning.calibration import BAGS, Calibrator, check_seed, normalise_by_steps, prepare
 from clp_ros.pruning.calibration_file import Calibration
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.reservoir import FrameReservoir
 
 if TYPE_CHECKING:
     from clp_ros.vla.policy import LoadedPolicy
+    from clp_ros.vla.statistics import Statistics
 
 
-def make_reservoir(policy: LoadedPolicy, embodiment: Embodiment, samples: int, seed: int) -> FrameReservoir:
-    """A reservoir of frames for a policy.
+def make_reservoir(
+    policy: LoadedPolicy,
+    embodiment: Embodiment,
+    samples: int,
+    seed: int,
+    statistics: Statistics | str | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> FrameReservoir:
+    """A reservoir of frames for a policy, which is given what it is calibrated with.
+
+    Args:
+        policy: The policy.
+        embodiment: The robot.
+        samples: Number of frames.
+        seed: Draws them.
+        statistics: As :func:`clp_ros.pruning.calibration.calibrate_bags` takes them; ``bags`` stands for those of all
+            usable control ticks that are heard.
+        notify: Called with a sentence for each thing the user should know.
 
     Raises:
         ClpError: The policy's features do not fit the embodiment, ``samples`` is below 1, or the seed is
             negative.
     """
     check_seed(seed)
-    check_fit(policy, embodiment)
-    return FrameReservoir(embodiment, samples, policy.chunk_size, seed)
+    prepare(policy, embodiment, statistics, notify)
+    return FrameReservoir(embodiment, samples, policy.chunk_size, seed, keep_states=statistics == BAGS)
 
 
 def calibrate_live(
@@ -47,6 +64,8 @@ def calibrate_live(
         ClpError: The reservoir is empty, an image cannot be decoded, or a hidden state is not finite.
     """
     reservoir.end_episode()  # which may draw one frame more
+    if reservoir.steps is not None and reservoir.steps.states:
+        normalise_by_steps(policy, reservoir.embodiment, [reservoir.steps])
     calibrator = Calibrator(policy, task, seed, reservoir.held)
     for frame in reservoir.frames():
         calibrator.add(frame)

@@ -32,8 +32,10 @@ def verify(folder: str | Path, device: str = "cpu", compiled: bool = False) -> d
 
     Returns:
         ``path``, ``family``, ``layers``, ``parameters``, ``pruned`` (whether it has a manifest), ``chunk`` (its shape)
-        and ``source`` (``unchanged``, ``changed``, ``absent`` or ``none``); if compiled, ``compiled_difference`` (the
-        largest, as a share of the largest action) and ``compiled_tolerance``.
+        and ``source`` (``unchanged``, ``changed``, ``absent`` or ``none``), ``cameras`` (those it was given),
+        ``left_out_cameras`` (those of its config that its statistics do not name, while they name others),
+        ``raw_features`` (state and action where lerobot has no statistics to normalise them by); if compiled,
+        ``compiled_difference`` (the largest, as a share of the largest action) and ``compiled_tolerance``.
 
     Raises:
         ClpError: It does not hold; the message says what.
@@ -52,6 +54,9 @@ def verify(folder: str | Path, device: str = "cpu", compiled: bool = False) -> d
         "pruned": checkpoint.manifest is not None,
         "source": source,
         "chunk": list(chunk.shape),
+        "cameras": list(policy.cameras),
+        "left_out_cameras": list(policy.left_out_cameras),
+        "raw_features": list(policy.normalisation.missing),
         **(_compiled(policy, chunk) if compiled else {}),
     }
 

@@ -68,6 +68,32 @@ class LeftOut:
 
 
 @dataclass
+class Steps:
+    """The states at an episode's usable control ticks, for statistics over all of them.
+
+    Attributes:
+        period_ns: Time between control ticks, nanoseconds.
+        ticks: Ascending within an episode, nanoseconds.
+        states: (action_size,) float32 a tick, in the policy's units.
+    """
+
+    period_ns: int
+    ticks: list[int] = field(default_factory=list)
+    states: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, tick_ns: int, state: np.ndarray) -> None:
+        """Takes the state at a tick."""
+        self.ticks.append(tick_ns)
+        self.states.append(state)
+
+    @property
+    def actions(self) -> list[np.ndarray]:
+        """The action at each tick that the next one follows: the state there. The states where no tick follows."""
+        follows = np.diff(np.array(self.ticks, dtype=np.int64)) == self.period_ns
+        return [self.states[index + 1] for index in np.flatnonzero(follows)] or self.states
+
+
+@dataclass
 class EpisodeTicks:
     """What one pass over an episode found.
 
@@ -134,7 +160,10 @@ def control_ticks(reader: BagReader, buffer: ObservationBuffer) -> Iterator[tupl
 
 
 def usable_ticks(
-    reader: BagReader, embodiment: Embodiment, progress: Callable[[int], None] | None = None
+    reader: BagReader,
+    embodiment: Embodiment,
+    progress: Callable[[int], None] | None = None,
+    steps: Steps | None = None,
 ) -> EpisodeTicks:
     """Finds the control ticks of an episode at which every input is there. Decodes no image.
 
@@ -142,6 +171,7 @@ def usable_ticks(
         reader: The episode.
         embodiment: The robot it was recorded with.
         progress: Called with each control tick, nanoseconds; what it raises ends the search.
+        steps: Takes the state at each tick found.
 
     Raises:
         ClpError: The bag lacks a topic, its clock jumps, or no tick can be used; it says why.
@@ -162,6 +192,8 @@ def usable_ticks(
             reasons[kind] = missing
         else:
             usable.append(tick)
+            if steps is not None:
+                steps.add(tick, buffer.state(tick))
     dropped = Counter({(topic, "cannot be deserialized"): count for topic, count in reader.dropped.items() if count})
     dropped += buffer.dropped
     if not usable:

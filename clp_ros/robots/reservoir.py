@@ -12,7 +12,7 @@ import numpy as np
 
 from clp_ros.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment
-from clp_ros.robots.episode import Frame, LeftOut, make_frame
+from clp_ros.robots.episode import Frame, LeftOut, Steps, make_frame
 from clp_ros.robots.observation import NotReady, ObservationBuffer
 from clp_ros.robots.stream import MAX_CLOCK_JUMP_NS
 
@@ -37,15 +37,19 @@ class FrameReservoir:
         samples: Number of frames to draw, and the most that are held.
         chunk: Number of actions a frame carries.
         seed: Seed of the draw.
+        keep_states: Whether the state at every usable tick is kept (10 MB an hour), for statistics.
 
     Attributes:
         episodes: Number of episodes begun: one, and one more after every jump of the clock.
         messages: Number of messages taken, by topic.
         usable: Number of control ticks at which every input was there.
         unusable: Number of control ticks that could not be used, by "topic: reason".
+        steps: The states at all usable ticks, where they are kept.
     """
 
-    def __init__(self, embodiment: Embodiment, samples: int, chunk: int, seed: int = 0) -> None:
+    def __init__(
+        self, embodiment: Embodiment, samples: int, chunk: int, seed: int = 0, keep_states: bool = False
+    ) -> None:
         if samples < 1:
             raise ClpError(f"samples is {samples}", fix="calibrate on at least one frame")
         self.embodiment = embodiment
@@ -54,6 +58,7 @@ class FrameReservoir:
         self.messages: Counter[str] = Counter()
         self.usable = 0
         self.unusable: Counter[str] = Counter()
+        self.steps = Steps(embodiment.period_ns) if keep_states else None
         self._chunk = chunk
         self._rng = np.random.default_rng(seed)
         self._buffer = ObservationBuffer(embodiment)
@@ -146,6 +151,8 @@ class FrameReservoir:
             self.unusable[f"{missing.topic}: {missing.kind}"] += 1
             return
         self.usable += 1
+        if self.steps is not None:
+            self.steps.add(tick, self._buffer.state(tick))
         if len(self._drawn) == self.samples:
             place = int(self._rng.integers(self.usable))
             if place >= self.samples:

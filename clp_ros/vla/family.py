@@ -89,6 +89,8 @@ class Family:
         connect: ``connect(preprocessor, postprocessor)`` joins those of their steps that need each other, which their
             files cannot say, and loads what they would load when they are first used.
         denoise: Attribute path from the policy to what runs once a denoising step: the part worth compiling.
+        skips_absent_cameras: Whether lerobot's model runs without some of its ``input_features``' cameras, as it was
+            fine-tuned on a robot that has fewer of them than the checkpoint it started from.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Family:
     tied: Mapping[str, str] = field(default_factory=dict)
     connect: Callable[[Any, Any], None] | None = None
     denoise: str = "model.denoise_step"
+    skips_absent_cameras: bool = False
 
     def default_budget(self, config: Config) -> dict[str, int]:
         """Layers to remove from each group when the user names no budget: the paper's share, rounded down.

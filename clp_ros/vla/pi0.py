@@ -47,6 +47,7 @@ def gemma_family(name: str) -> Family:
         make_checkpoint=partial(_make_checkpoint, name),
         wrapper="model.",
         tied={_LM_HEAD: _EMBEDDING},
+        skips_absent_cameras=True,
     )
 
 

@@ -9,20 +9,21 @@ import os
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clp_ros.errors import ClpError
 from clp_ros.vla.checkpoint import Checkpoint
 from clp_ros.vla.family import Family, Module, check_lerobot
-from clp_ros.vla.processors import load_processors
+from clp_ros.vla.normalisation import Normalisation, normalise_by, read_normalisation
+from clp_ros.vla.processors import load_processors, rename_map
+from clp_ros.vla.statistics import ACTION, STATE, Statistics
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import nn
-
-STATE = "observation.state"
 
 
 @dataclass
@@ -33,7 +34,11 @@ class LoadedPolicy:
         checkpoint: What it was loaded from.
         policy: lerobot's policy, in evaluation mode.
         device: Where it runs, e.g. ``cpu`` or ``cuda``.
-        image_slots: The camera features it takes, in its own order.
+        statistics: Those given with :meth:`normalise_by`; None while they are the checkpoint's own.
+        normalisation: What its processors normalise by.
+        cameras: The camera features it is given, in its own order. From :meth:`check_features` on those that the robot
+            has; before, those that have statistics, since it was trained on them, or else all.
+        image_slots: All camera features of its config, in its own order.
         state_size: Length of ``observation.state``.
         action_size: Length of one action.
         chunk_size: Actions in a chunk.
@@ -44,6 +49,8 @@ class LoadedPolicy:
     preprocessor: Any
     postprocessor: Any
     device: str
+    statistics: Statistics | None = field(default=None, init=False)
+    _given_cameras: tuple[str, ...] = field(default=(), init=False)
     _last_chunk: Any = field(default=None, init=False, repr=False)  # as the model made it, before the postprocessor
 
     @property
@@ -56,45 +63,160 @@ class LoadedPolicy:
         """The prunable modules."""
         return self.checkpoint.modules
 
+    @cached_property
+    def normalisation(self) -> Normalisation:
+        """What its processors normalise by."""
+        return read_normalisation(
+            self.preprocessor, self.postprocessor, self.policy.config, rename_map(self.checkpoint)
+        )
+
     @property
     def image_slots(self) -> tuple[str, ...]:
         """The camera features, in the policy's order, without those that lerobot itself leaves empty."""
         return tuple(slot for slot in self.policy.config.image_features if ".empty_camera_" not in slot)
 
     @property
+    def cameras(self) -> tuple[str, ...]:
+        """The camera features it is given, in the policy's order."""
+        trained = self._trained_cameras
+        return self._given_cameras or tuple(slot for slot in self.image_slots if not trained or slot in trained)
+
+    @property
+    def left_out_cameras(self) -> tuple[str, ...]:
+        """Camera features of its config that it is not given: lerobot's model runs without them."""
+        return tuple(slot for slot in self.image_slots if slot not in self.cameras)
+
+    @property
     def state_size(self) -> int:
-        """Length of ``observation.state``."""
-        return self.policy.config.robot_state_feature.shape[0]
+        """Length of ``observation.state``: that of its statistics, since fine-tuning keeps the base's config entry."""
+        return self.normalisation.sizes.get(STATE) or self.policy.config.robot_state_feature.shape[0]
 
     @property
     def action_size(self) -> int:
-        """Length of one action."""
-        return self.policy.config.action_feature.shape[0]
+        """Length of one action: that of its statistics, or else of ``output_features``."""
+        return self.normalisation.sizes.get(ACTION) or self.policy.config.action_feature.shape[0]
 
     @property
     def chunk_size(self) -> int:
         """Actions in a chunk."""
         return len(self.policy.config.action_delta_indices)  # as trained: a GR00T may have fewer than its chunk_size
 
-    def check_features(self, slots: Collection[str], action_size: int, whose: str) -> None:
-        """Refuses a robot that does not fit the policy, with both sides named.
+    @property
+    def _trained_cameras(self) -> frozenset[str]:
+        """The cameras of the data set it was trained on; none where that is not known, or it cannot run without one."""
+        if not self.family.skips_absent_cameras:
+            return frozenset()
+        return self.normalisation.cameras & frozenset(self.image_slots)
+
+    def check_features(self, slots: Collection[str], action_size: int, whose: str) -> list[str]:
+        """Refuses a robot that does not fit the policy, with both sides named; from then on its cameras are given.
+
+        A camera of the policy's that the robot does not have is left out as lerobot leaves it out: where the family's
+        model can run without, and the robot has at least one of the others.
+
+        Args:
+            slots: The robot's camera features.
+            action_size: Number of the robot's joints.
+            whose: The robot, for the error.
+
+        Returns:
+            What the user should know: one sentence a camera that is left out, or that the policy was not trained on.
 
         Raises:
             ClpError: The cameras or the sizes differ.
         """
-        if set(slots) != set(self.image_slots):
-            raise ClpError(
-                f"the policy's cameras are {', '.join(sorted(self.image_slots))}; "
-                f"{whose} has {', '.join(sorted(slots))}",
-                where=self.checkpoint.path,
-                fix="give each camera the slot of the policy's feature it feeds, in the embodiment",
-            )
+        notes = self.check_cameras(slots, whose)
         if not self.state_size == self.action_size == action_size:
             raise ClpError(
                 f"the policy's state has {self.state_size} and its action {self.action_size} components; "
                 f"{whose} has {action_size} joints",
                 where=self.checkpoint.path,
-                fix="use a checkpoint that was trained for this embodiment",
+                fix="use a checkpoint that was trained for this embodiment"
+                if not self.normalisation.missing
+                else "fine-tune it for this robot first; to calibrate it as it is, give --statistics",
+            )
+        return notes
+
+    def check_cameras(self, slots: Collection[str], whose: str) -> list[str]:
+        """The part of :meth:`check_features` that is about cameras."""
+        absent = set(self.image_slots) - set(slots)
+        if set(slots) - set(self.image_slots) or not slots or (absent and not self.family.skips_absent_cameras):
+            raise ClpError(
+                f"the policy's cameras are {', '.join(sorted(self.image_slots))}; "
+                f"{whose} has {', '.join(sorted(slots)) or 'none'}",
+                where=self.checkpoint.path,
+                fix="give each camera the slot of the policy's feature it feeds, in the embodiment",
+            )
+        self._given_cameras = tuple(slot for slot in self.image_slots if slot in slots)
+        trained, notes = self._trained_cameras, []
+        for slot in self.left_out_cameras:
+            known = ", though the policy was trained with it" if slot in trained else ""
+            notes.append(f"the camera {slot} is left out: {whose} does not have it{known}")
+        notes += [
+            f"the policy was not trained with the camera {slot}: its statistics do not name it"
+            for slot in self.cameras
+            if trained and slot not in trained
+        ]
+        return notes
+
+    def normalise_by(self, statistics: Statistics) -> None:
+        """Normalises state and actions by other statistics than the checkpoint's, which may have none.
+
+        Raises:
+            ClpError: They lack what the policy normalises by, do not fit its size, or its processors take none.
+        """
+        config, where = self.policy.config, self.checkpoint.path
+        for feature, width in ((STATE, "max_state_dim"), (ACTION, "max_action_dim")):
+            most = getattr(config, width, None)
+            size = statistics.size(feature)
+            if most is not None and size > most:
+                raise ClpError(
+                    f"the statistics of {feature} have {size} components, the policy takes at most {most}",
+                    where=where,
+                    fix="use the statistics of this robot's data, or another checkpoint",
+                )
+        if not normalise_by(self.preprocessor, self.postprocessor, config, statistics):
+            raise ClpError(
+                f"{self.family.name}'s processors take no statistics",
+                where=where,
+                fix="calibrate it without --statistics",
+            )
+        self.statistics = statistics
+        vars(self).pop("normalisation", None)  # read anew
+        self._check_complete()
+
+    def describe_statistics(self) -> dict[str, Any]:
+        """Where its statistics come from, for JSON: ``source`` (``checkpoint``, ``dataset``, ``bags`` or ``none``).
+
+        With ``raw``, the features that lerobot does not normalise for want of them, and the ``values`` of those given.
+        """
+        if self.statistics is not None:
+            return self.statistics.describe()
+        raw = list(self.normalisation.missing)
+        return {"source": "none", "raw": raw} if raw else {"source": "checkpoint"}
+
+    def check_normalised(self) -> None:
+        """Refuses a policy that would be given raw joint positions, and whose actions would be taken for raw ones.
+
+        Raises:
+            ClpError: Its normaliser has no statistics for the state or the actions.
+        """
+        self._check_complete()
+        if self.normalisation.missing:
+            raise ClpError(
+                raw_values(self.normalisation.missing),
+                where=self.checkpoint.path,
+                fix="fine-tune it with lerobot-train --policy.path=…, which saves the data set's statistics with it",
+            )
+
+    def _check_complete(self) -> None:
+        for feature, lacking in self.normalisation.incomplete.items():
+            raise ClpError(
+                f"{self.normalisation.modes[feature]} needs the statistics {', '.join(lacking)} of {feature}, "
+                "which are not there",
+                where=self.checkpoint.path,
+                fix="add them to the data set (lerobot's augment_dataset_quantile_stats.py); "
+                "calibrating goes without with --statistics bags",
             )
 
     def batch(
@@ -108,23 +230,24 @@ class LoadedPolicy:
         """One sample as a batch of the policy's own, through its preprocessor.
 
         Args:
-            images: (height, width, 3) uint8 RGB, by slot; every slot of the policy.
+            images: (height, width, 3) uint8 RGB, by slot; all of :attr:`cameras`.
             state: (state_size,) float.
             task: The instruction.
             actions: (chunk_size, action_size) float, for the training-time graph.
             action_is_pad: (chunk_size,) bool.
 
         Raises:
-            ClpError: A camera is missing.
+            ClpError: A camera is missing, or statistics that lerobot cannot do without.
         """
         import numpy as np
         import torch
 
-        missing = sorted(set(self.image_slots) - set(images))
+        self._check_complete()
+        missing = sorted(set(self.cameras) - set(images))
         if missing:
             raise ClpError(f"no image for {missing[0]}", where=self.checkpoint.path, fix="connect that camera")
         sample: dict[str, Any] = {"task": [task]}
-        for slot in self.image_slots:
+        for slot in self.cameras:
             pixels = torch.from_numpy(np.ascontiguousarray(images[slot])).permute(2, 0, 1)
             sample[slot] = pixels.unsqueeze(0).to(torch.float32) / 255.0
         sample[STATE] = torch.as_tensor(state, dtype=torch.float32).unsqueeze(0)
@@ -177,6 +300,9 @@ class LoadedPolicy:
 
         Returns:
             (chunk_size, action_size) float32, in the units the policy was trained on.
+
+        Raises:
+            ClpError: A camera is missing, or the statistics do not fit the actions: lerobot fails then too.
         """
         import torch
 
@@ -187,14 +313,24 @@ class LoadedPolicy:
         with torch.inference_mode() if "inference_delay" not in given else torch.no_grad():
             chunk = self.policy.predict_action_chunk(self.batch(images, state, task), **given)
             self._last_chunk = chunk.clone()
+            self._check_actions(chunk.shape[-1])
             return self.postprocessor(chunk)[0].to("cpu", torch.float32).numpy()
+
+    def _check_actions(self, width: int) -> None:
+        """Refuses what lerobot 0.4 made of a base model's checkpoint: the base's ``output_features`` stayed."""
+        if self.normalisation.output_size not in (None, width):
+            raise ClpError(
+                f"its actions have {width} components, their statistics {self.normalisation.output_size}",
+                where=self.checkpoint.path,
+                fix="write the statistics' number into the shape of output_features in config.json",
+            )
 
     def warm_up(self, task: str = "warm up") -> None:
         """Predicts one chunk from blank pictures, so that the first real one is not the slow one."""
         import numpy as np
 
         features = self.policy.config.image_features
-        images = {slot: np.zeros((*feature.shape[1:], 3), dtype=np.uint8) for slot, feature in features.items()}
+        images = {slot: np.zeros((*features[slot].shape[1:], 3), dtype=np.uint8) for slot in self.cameras}
         self.predict_chunk(images, np.zeros(self.state_size, dtype=np.float32), task)
 
     def hidden_states(
@@ -220,6 +356,11 @@ class LoadedPolicy:
             if len(states[module.name]) != module.layers or None in states[module.name]:
                 raise RuntimeError(f"not every layer of {module.name} ran: the family's probes do not fit this lerobot")
         return states, masks
+
+
+def raw_values(features: Collection[str]) -> str:
+    """The sentence for features that lerobot does not normalise, though the policy was trained on normalised ones."""
+    return f"it has no statistics for {' and '.join(features)}: lerobot uses raw values, which it was not trained on"
 
 
 @contextlib.contextmanager

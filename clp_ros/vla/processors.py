@@ -14,21 +14,19 @@ from clp_ros.errors import ClpError
 from clp_ros.json_object import read_json_object
 from clp_ros.vla.checkpoint import Checkpoint
 from clp_ros.vla.family import Family
+from clp_ros.vla.normalisation import MODE_STATISTICS
+from clp_ros.vla.statistics import ACTION
 
-# The statistics that lerobot's normalisation modes go by.
-_STATISTICS = {
-    "MEAN_STD": ("mean", "std"),
-    "MIN_MAX": ("min", "max"),
-    "QUANTILES": ("q01", "q99"),
-    "QUANTILE10": ("q10", "q90"),
-}
 # It loads a model by name, and runs the code that comes with it.
 _REWARD_CLASSIFIER = "reward_classifier_processor"
 _PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
+_RENAME = "rename_observations_processor"
 
 
 def load_processors(checkpoint: Checkpoint, device: str) -> tuple[Any, Any]:
     """The pre- and the postprocessor that lie beside a checkpoint's weights, as lerobot's pipelines.
+
+    What the preprocessor renames is not renamed: see :func:`rename_map`.
 
     Raises:
         ClpError: One is missing, or has a step that would run code of the checkpoint's choice.
@@ -70,6 +68,25 @@ def load_processors(checkpoint: Checkpoint, device: str) -> tuple[Any, Any]:
     return preprocessor, postprocessor
 
 
+def rename_map(checkpoint: Checkpoint) -> dict[str, str]:
+    """What a checkpoint's preprocessor renames, by the data set's name: ``lerobot-train --rename_map`` saves it there.
+
+    Our observations have the policy's names already. Renamed once more, cameras would be exchanged, or get lost.
+
+    Raises:
+        ClpError: It is not an object of names.
+    """
+    path = checkpoint.path / _PROCESSORS[0]
+    names: dict[str, str] = {}
+    for step in read_json_object(path).get("steps", []):
+        if step.get("registry_name") == _RENAME:
+            given = step.get("config", {}).get("rename_map") or {}
+            if not isinstance(given, dict) or not all(isinstance(name, str) for name in given.values()):
+                raise ClpError("rename_map is not an object of names", where=path, fix="save the policy again")
+            names |= given
+    return names
+
+
 @contextlib.contextmanager
 def _localised(checkpoint: Checkpoint) -> Iterator[Path]:
     """The processors' files as the family localises them for where the checkpoint lies now: it may have been moved."""
@@ -80,6 +97,9 @@ def _localised(checkpoint: Checkpoint) -> Iterator[Path]:
         for name, document in documents.items():
             _check_steps(document, checkpoint.path / name, checkpoint.family)
             _check_statistics(document, checkpoint.path)
+            for step in document["steps"]:
+                if step["registry_name"] == _RENAME:
+                    step["config"] = {**step.get("config", {}), "rename_map": {}}
             (folder / name).write_text(json.dumps(document), encoding="utf-8")
         for state in checkpoint.path.glob("*.safetensors"):
             (folder / state.name).symlink_to(state)
@@ -155,5 +175,6 @@ def _is_used(key: str, config: Mapping[str, Any]) -> bool:
     if "norm_map" not in config:
         return True
     feature, _, statistic = key.rpartition(".")
-    kind = config.get("features", {}).get(feature, {}).get("type")
-    return statistic in _STATISTICS.get(config["norm_map"].get(kind), ())
+    # Actions are normalised even where they are none of the features.
+    kind = "ACTION" if feature == ACTION else config.get("features", {}).get(feature, {}).get("type")
+    return statistic in MODE_STATISTICS.get(config["norm_map"].get(kind), ())

@@ -297,4 +297,5 @@ FAMILY = Family(
     build=_build,
     forward=_forward,
     make_checkpoint=_make_checkpoint,
+    skips_absent_cameras=True,
 )

@@ -76,8 +76,9 @@ def test_a_missing_camera_is_named(tiny_policy, sample):
 
 def test_features_are_checked_in_both_directions(tiny_policy):
     slots = tiny_policy.image_slots
-    tiny_policy.check_features(slots, 14, "my robot")
-    for wrong in (slots[1:], (*slots, "observation.images.extra"), ()):
+    assert tiny_policy.check_features(slots, 14, "my robot") == []
+    extra = "observation.images.extra"
+    for wrong in ((*slots, extra), (*slots[1:], extra), ()):
         with pytest.raises(ClpError, match=r"the policy's cameras are .*; my robot has"):
             tiny_policy.check_features(wrong, 14, "my robot")
     for size in (13, 15):

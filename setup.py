@@ -34,10 +34,10 @@ setup(
     python_requires=">=3.12",
     # The ranges it may work with; the requirements files pin the versions it is tested with, for either lerobot.
     install_requires=[
-        "apsw",
         "backports.zstd; python_version < '3.14'",
         "Jinja2>=3",
         "lerobot[pi,smolvla,training]>=0.5.1,<0.7",
+        "lz4",
         "matplotlib>=3.10",
         "numpy>=2.0,<2.3",
         "opencv-python-headless>=4.9,<5",

@@ -100,11 +100,11 @@ def encode_jpeg(picture: np.ndarray, quality: int = 80) -> np.ndarray:
 def _decode_raw(data: np.ndarray, msg: Any, topic: str | None) -> np.ndarray:
     encoding = _RENAMED.get(msg.encoding, msg.encoding)
     if encoding not in _READABLE:
-        depth = _DEPTH_OR_MATRIX.fullmatch(encoding.lower())
+        colourless = ": this one says no colours" if _DEPTH_OR_MATRIX.fullmatch(encoding.lower()) else ""
         raise _fault(
-            f"image encoding {encoding!r} is not one that can be read" + (": it says no colours" if depth else ""),
+            f"image encoding {encoding!r} is not one that can be read",
             topic,
-            f"use {', '.join(_READABLE)}",
+            f"use {', '.join(_READABLE)}{colourless}",
         )
     height, width, step = msg.height, msg.width, msg.step
     if encoding in _SUBSAMPLED:

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a rosbag2 recording says about itself, and whether its files are whole. Needs no ROS and no bag library."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field
 
+from clp_ros.bags.names import absolute_topic, full_type
 from clp_ros.errors import ClpError
 
 SUFFIXES = {".mcap": "mcap", ".db3": "sqlite3"}
@@ -16,16 +17,34 @@ SUFFIXES = {".mcap": "mcap", ".db3": "sqlite3"}
 
 _MCAP_MAGIC = b"\x89MCAP0\r\n"
 _SQLITE_MAGIC = b"SQLite format 3\x00"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+"""How zstd's data begins; a message in CDR begins with a zero."""
+_MAGICS = {
+    "an mcap file": _MCAP_MAGIC,
+    "an sqlite3 file": _SQLITE_MAGIC,
+    "a ROS 1 bag, for rosbags-convert": b"#ROSBAG",
+    "a Git LFS pointer": b"version https://git-lfs",
+}
 _REINDEX = "the recording was cut off or copied in part: copy it again, or repair it (ros2 bag reindex, mcap recover)"
 
 
 @dataclass(frozen=True)
 class Topic:
-    """A recorded topic: its name, its ROS type ("sensor_msgs/msg/Image") and how many messages the bag holds of it."""
+    """A recorded topic.
+
+    Attributes:
+        name: With a leading slash, whether or not it was recorded with one.
+        type: In three parts, "sensor_msgs/msg/Image".
+        count: Number of messages that the bag holds of it.
+        fault: Why it cannot be read, or "".
+        fix: What to do about the fault.
+    """
 
     name: str
     type: str
     count: int
+    fault: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,10 +126,17 @@ def read_metadata(folder: Path) -> BagInfo:
     """
     path = folder / "metadata.yaml"
     if not path.is_file():
+        parts = sorted(part.name for part in folder.iterdir() if {".mcap", ".db3"}.intersection(part.suffixes))
+        if parts:
+            raise ClpError(
+                f"metadata.yaml is missing beside {parts[0]}: the recorder did not end properly, or it was not copied",
+                where=folder,
+                fix=f"run `ros2 bag reindex` on the folder, or give {parts[0]} itself",
+            )
         raise ClpError(
             "this folder is not a rosbag2 recording (no metadata.yaml in it)",
             where=folder,
-            fix="give the folder `ros2 bag record` wrote, run `ros2 bag reindex` on it, or give its .mcap or .db3 file",
+            fix="give the folder `ros2 bag record` wrote, or an .mcap or .db3 file",
         )
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -136,11 +162,14 @@ def read_metadata(folder: Path) -> BagInfo:
         )
 
     topics = collect_topics(
-        ((t.topic_metadata.name, t.topic_metadata.type, t.message_count) for t in metadata.topics_with_message_count),
-        path,
+        (
+            entry.topic_metadata.name,
+            entry.topic_metadata.type,
+            entry.topic_metadata.serialization_format,
+            entry.message_count,
+        )
+        for entry in metadata.topics_with_message_count
     )
-    for entry in metadata.topics_with_message_count:
-        check_serialization(entry.topic_metadata.serialization_format, entry.topic_metadata.name, path)
 
     starts = {PurePath(entry.path).name: entry.starting_time.nanoseconds_since_epoch for entry in metadata.files}
     # Only the names count: until version 3 the paths began with the folder's name, and a moved bag is still a bag.
@@ -162,33 +191,46 @@ def read_metadata(folder: Path) -> BagInfo:
     )
 
 
-def collect_topics(entries: Any, where: Path) -> dict[str, Topic]:
-    """Sums (name, type, count) entries by topic.
+def collect_topics(entries: Iterable[tuple[str, str, str, int]]) -> dict[str, Topic]:
+    """Gathers (name, type, serialization format, count) entries by topic.
 
-    Raises:
-        ClpError: One topic was recorded with two types.
+    What cannot be read is a fault of its topic, and none of the bag: no one may want that topic.
     """
     topics: dict[str, Topic] = {}
-    for name, message_type, count in entries:
-        known = topics.get(name)
-        if known and known.type != message_type:
-            raise ClpError(
-                f"topic {name} was recorded with two types, {known.type} and {message_type}",
-                where=where,
-                fix="record again, or leave one out with `ros2 bag convert`",
+    for recorded, recorded_type, serialization, count in entries:
+        topic = _topic(absolute_topic(recorded), full_type(recorded_type), serialization, count)
+        known = topics.get(topic.name)
+        if known is None or not known.count:
+            topics[topic.name] = topic
+        elif count and known.type == topic.type:
+            fault = topic if topic.fault else known
+            topics[topic.name] = replace(fault, count=known.count + count)
+        elif count:
+            topics[topic.name] = replace(
+                known,
+                count=known.count + count,
+                fault=f"was recorded with two types, {known.type} and {topic.type}",
+                fix="record it again, or leave one out with `ros2 bag convert`",
             )
-        topics[name] = Topic(name, message_type, count + (known.count if known else 0))
     return topics
 
 
-def check_serialization(serialization_format: str, topic: str, where: Path) -> None:
-    """Raises ClpError where ``topic`` is not recorded as CDR, ROS 2's own serialization."""
-    if serialization_format != "cdr":
-        raise ClpError(
-            f"topic {topic} is serialized as {serialization_format!r}, not cdr",
-            where=where,
-            fix="convert it with `ros2 bag convert` (output_serialization_format: cdr)",
+def _topic(name: str, message_type: str, serialization: str, count: int) -> Topic:
+    if not message_type:
+        return Topic(name, "", count, "was recorded without its type", "record it again, with its schema")
+    if serialization == "cdr":
+        return Topic(name, message_type, count)
+    if serialization == "ros1":
+        return Topic(
+            name, message_type, count, "is serialized as 'ros1', ROS 1's way", "convert it with rosbags-convert"
         )
+    return Topic(
+        name,
+        message_type,
+        count,
+        f"is serialized as {serialization!r}, not cdr",
+        "record it as a ROS 2 message, or convert it with `ros2 bag convert` (output_serialization_format: cdr)",
+    )
 
 
 def check_whole(path: Path, kind: str) -> None:
@@ -205,29 +247,52 @@ def check_whole(path: Path, kind: str) -> None:
     """
     if not path.is_file():
         raise ClpError("the bag lacks a file that its metadata names", where=path, fix="copy the whole folder again")
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        head = stream.read(100)
-        stream.seek(max(0, size - len(_MCAP_MAGIC)))
-        tail = stream.read()
-    magic = {"mcap": _MCAP_MAGIC, "sqlite3": _SQLITE_MAGIC, "zstd": b"\x28\xb5\x2f\xfd"}[kind]
+    if kind == "sqlite3":
+        _check_closed_sqlite(path)
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(100)
+            size = stream.seek(0, 2)
+            stream.seek(max(0, size - len(_MCAP_MAGIC)))
+            tail = stream.read()
+    except OSError as error:
+        raise ClpError(f"cannot be read ({error.strerror})", where=path, fix="check its permissions") from error
+    magic = {"mcap": _MCAP_MAGIC, "sqlite3": _SQLITE_MAGIC, "zstd": ZSTD_MAGIC}[kind]
     if not head.startswith(magic):
         if magic.startswith(head):
             raise ClpError(f"truncated bag: the {kind} file has no content", where=path, fix=_REINDEX)
-        raise ClpError(f"this is not a {kind} file", where=path, fix="give the bag `ros2 bag record` wrote")
+        if head.startswith(ZSTD_MAGIC):
+            raise part_of_compressed(path)
+        other = next((name for name, other in _MAGICS.items() if head.startswith(other)), None)
+        raise ClpError(
+            f"this is not a {kind} file" + (f" but {other}" if other else ""),
+            where=path,
+            fix="give the bag `ros2 bag record` wrote",
+        )
     if kind == "mcap" and (tail != _MCAP_MAGIC or size < 2 * len(_MCAP_MAGIC)):
-        raise ClpError("truncated bag: the mcap file has no end", where=path, fix=_REINDEX)
+        raise ClpError(
+            "truncated bag: the mcap file has no end: its recorder was ended before it could write it, or the copy is "
+            "incomplete",
+            where=path,
+            fix=_REINDEX,
+        )
     if kind == "sqlite3":
-        _check_whole_sqlite(path, head, size)
+        # https://www.sqlite.org/fileformat2.html, section 1.3: the page count is valid if offsets 24 and 92 agree.
+        page_size = int.from_bytes(head[16:18], "big")
+        pages = int.from_bytes(head[28:32], "big")
+        counted = len(head) == 100 and head[24:28] == head[92:96]
+        if len(head) < 100 or (counted and size < pages * (65536 if page_size == 1 else page_size)):
+            raise ClpError("truncated bag: the sqlite3 file is shorter than its header says", where=path, fix=_REINDEX)
 
 
-def _check_whole_sqlite(path: Path, head: bytes, size: int) -> None:
-    # https://www.sqlite.org/fileformat2.html, section 1.3: the page count is valid if offsets 24 and 92 agree.
-    page_size = int.from_bytes(head[16:18], "big")
-    pages = int.from_bytes(head[28:32], "big")
-    counted = len(head) == 100 and head[24:28] == head[92:96]
-    if len(head) < 100 or (counted and size < pages * (65536 if page_size == 1 else page_size)):
-        raise ClpError("truncated bag: the sqlite3 file is shorter than its header says", where=path, fix=_REINDEX)
+def part_of_compressed(path: Path) -> ClpError:
+    """What to say of a compressed bag's file that is given alone."""
+    return ClpError(
+        "the file is one of a compressed bag", where=path, fix=f"give the folder with its metadata.yaml: {path.parent}"
+    )
+
+
+def _check_closed_sqlite(path: Path) -> None:
     for suffix in ("-wal", "-journal"):
         log = path.with_name(path.name + suffix)
         if log.is_file() and log.stat().st_size:

@@ -17,7 +17,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from clp_ros.bags.metadata import SUFFIXES, BagInfo, StorageFile, Topic, check_whole, read_metadata
+from clp_ros.bags.metadata import (
+    SUFFIXES,
+    ZSTD_MAGIC,
+    BagInfo,
+    StorageFile,
+    Topic,
+    check_whole,
+    part_of_compressed,
+    read_metadata,
+)
+from clp_ros.bags.names import absolute_topic
 from clp_ros.bags.storage import Backend, CorruptMessage
 from clp_ros.errors import ClpError
 from clp_ros.settings import did_you_mean
@@ -60,7 +70,7 @@ class BagReader:
     Attributes:
         path: The folder, or the single storage file.
         backend: The library that reads it, "rosbag2_py" or "rosbags".
-        topics: By name, with type and message count.
+        topics: By name, with type and message count, and why it cannot be read, where it cannot.
         start_ns: Receive time of the first message, nanoseconds.
         end_ns: Receive time of the last message, nanoseconds.
         message_count: Of all topics together.
@@ -93,17 +103,25 @@ class BagReader:
         is left out and counted in ``dropped``; how many are too many is for the caller to say.
 
         Raises:
-            ClpError: A topic is not in the bag (at once); while iterating, a file is damaged, a message type has no
-                known definition, or fewer messages came than the recording promises.
+            ClpError: A topic is not in the bag, or cannot be read (at once); while iterating, a file is damaged, a
+                message type has no known definition, or fewer messages came than the recording promises.
         """
-        wanted = frozenset(self.topics if topics is None else topics)
+        wanted = frozenset(self.topics if topics is None else map(absolute_topic, topics))
         if unknown := sorted(wanted - self.topics.keys()):
             raise ClpError(
                 f"topic {unknown[0]} is not in the bag",
                 where=self.path,
                 fix=did_you_mean(unknown[0], list(self.topics)),
             )
+        for name in sorted(wanted):
+            self.check_readable(name)
         return self._read(wanted)
+
+    def check_readable(self, topic: str) -> None:
+        """Raises ClpError where a topic's messages are no ROS 2 messages of one type."""
+        found = self.topics[topic]
+        if found.fault:
+            raise ClpError(f"topic {topic} {found.fault}", where=self.path, fix=found.fix)
 
     def _read(self, wanted: frozenset[str]) -> Iterator[Message]:
         self.dropped = {}
@@ -112,6 +130,8 @@ class BagReader:
         with closing(self._serialized(wanted)) as serialized:
             for topic, receive_ns, raw in serialized:
                 counts[topic] += 1
+                if not self._info.compression and bytes(raw[: len(ZSTD_MAGIC)]) == ZSTD_MAGIC:
+                    raise self._compressed()
                 message_type = self.topics[topic].type
                 try:
                     data = self._backend.decode(self._info, message_type, raw)
@@ -128,6 +148,15 @@ class BagReader:
                     where=self.path,
                     fix="copy it again; to use what is left of it, run `ros2 bag reindex` first",
                 )
+
+    def _compressed(self) -> ClpError:
+        if self.path.is_file():
+            return part_of_compressed(self.path)
+        return ClpError(
+            "its messages are compressed one by one, and metadata.yaml does not say so",
+            where=self.path,
+            fix="copy metadata.yaml again, or write compression_mode: MESSAGE and compression_format: zstd into it",
+        )
 
     def _serialized(self, wanted: frozenset[str]) -> Iterator[tuple[str, int, bytes]]:
         """The files' messages merged by receive time."""
@@ -191,6 +220,10 @@ def open_bag(path: str | PathLike[str], backend: BackendName | None = None) -> B
     reading = _load_backend(backend)
     if path.is_dir():
         info = read_metadata(path)
+    elif path.suffix in (".zstd", ".zst") and path.with_suffix("").suffix in SUFFIXES:
+        raise part_of_compressed(path)
+    elif path.suffix == ".bag":
+        raise ClpError("this is a bag of ROS 1", where=path, fix="convert it: rosbags-convert --src IN.bag --dst OUT")
     elif path.suffix in SUFFIXES:
         storage_id = SUFFIXES[path.suffix]
         check_whole(path, storage_id)

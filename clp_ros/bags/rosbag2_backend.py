@@ -12,7 +12,8 @@ import yaml
 from rclpy.serialization import deserialize_message
 from rosidl_runtime_py.utilities import get_message
 
-from clp_ros.bags.metadata import BagInfo, StorageFile, check_serialization, collect_topics
+from clp_ros.bags.metadata import BagInfo, StorageFile, collect_topics
+from clp_ros.bags.names import absolute_topic
 from clp_ros.bags.storage import CorruptMessage
 from clp_ros.errors import ClpError
 
@@ -40,14 +41,9 @@ class Rosbag2Backend:
             metadata = rosbag2_py.Info().read_metadata(str(path), storage_id)
         except _UNREADABLE as error:
             raise _unreadable(error, path) from error
-        for entry in metadata.topics_with_message_count:
-            check_serialization(entry.topic_metadata.serialization_format, entry.topic_metadata.name, path)
         topics = collect_topics(
-            (
-                (t.topic_metadata.name, t.topic_metadata.type, t.message_count)
-                for t in metadata.topics_with_message_count
-            ),
-            path,
+            (t.topic_metadata.name, t.topic_metadata.type, t.topic_metadata.serialization_format, t.message_count)
+            for t in metadata.topics_with_message_count
         )
         start_ns = metadata.starting_time.nanoseconds
         end_ns = start_ns + metadata.duration.nanoseconds
@@ -57,7 +53,7 @@ class Rosbag2Backend:
         """Yields (topic, receive time in ns, serialized message) of one file in receive order.
 
         Raises:
-            ClpError: The file is truncated or otherwise unreadable.
+            ClpError: The file is damaged or otherwise unreadable.
         """
         with ExitStack() as stack:
             if bag.compression:
@@ -69,9 +65,11 @@ class Rosbag2Backend:
                 uri = str(file.path)
             try:
                 reader.open(rosbag2_py.StorageOptions(uri=uri, storage_id=bag.storage_id), _CDR)
-                reader.set_filter(rosbag2_py.StorageFilter(topics=sorted(topics)))
+                names = sorted({*topics, *(topic.removeprefix("/") for topic in topics)})
+                reader.set_filter(rosbag2_py.StorageFilter(topics=names))
                 while reader.has_next():
-                    topic, raw, receive_ns = reader.read_next()
+                    recorded, raw, receive_ns = reader.read_next()
+                    topic = absolute_topic(recorded)
                     if topic in topics:  # the filter always lets service events through
                         yield topic, receive_ns, raw
             except _UNREADABLE as error:
@@ -114,7 +112,7 @@ def _write_one_file_bag(bag: BagInfo, file: StorageFile, folder: Path) -> None:
 
 def _unreadable(error: Exception, path: Path) -> ClpError:
     return ClpError(
-        f"the bag's file is truncated or damaged ({error})",
+        f"rosbag2 cannot read the bag's file ({error})",
         where=path,
-        fix="copy it again, or repair it (ros2 bag reindex, ros2 bag convert, mcap recover)",
+        fix="read it without ROS (pip install rosbags), copy it again, or repair it (mcap recover, ros2 bag reindex)",
     )

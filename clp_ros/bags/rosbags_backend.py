@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Storage files through PyPI's ``rosbags``: wherever there is no ROS. It reads the definitions a bag carries."""
+"""Storage files without ROS: PyPI's ``rosbags`` deserializes, by the definitions that a bag carries."""
 
+import logging
 import shutil
+import sqlite3
 import struct
 import sys
 import tempfile
@@ -10,15 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import apsw
-from rosbags.interfaces import Connection, MessageDefinitionFormat
-from rosbags.rosbag2 import Reader, ReaderError
+from rosbags.interfaces import Nodetype
 from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, TypesysError, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from clp_ros.bags.metadata import BagInfo, StorageFile, check_serialization, check_whole, collect_topics
+from clp_ros.bags.mcap_file import McapFile
+from clp_ros.bags.metadata import BagInfo, StorageFile, check_whole, collect_topics
+from clp_ros.bags.names import absolute_topic, full_type
+from clp_ros.bags.sqlite_file import SqliteFile
 from clp_ros.bags.storage import CorruptMessage
+from clp_ros.bags.storage_file import Channel, DamagedFile, OpenFile
 from clp_ros.errors import ClpError
 
 if sys.version_info >= (3, 14):
@@ -26,18 +30,18 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-# rosbags checks much of a file, but a damaged one still meets bare struct, ord() and dict look-ups in it.
-_UNREADABLE = (
-    ReaderError,
-    apsw.Error,
+_logger = logging.getLogger(__name__)
+
+# What is met in a damaged file. RuntimeError is lz4's.
+_DAMAGED = (
+    DamagedFile,
+    sqlite3.Error,
     zstd.ZstdError,
     struct.error,
     EOFError,
-    OSError,
     ValueError,
     TypeError,
     LookupError,
-    AssertionError,
     RuntimeError,
     MemoryError,
     OverflowError,
@@ -45,12 +49,13 @@ _UNREADABLE = (
 
 
 class RosbagsBackend:
-    """Reads storage files with ``rosbags``; definitions come from the bag, else from ROS 2 Jazzy's own messages."""
+    """Reads storage files; definitions come from the bag, else from ROS 2 Jazzy's own messages."""
 
     name = "rosbags"
 
     def __init__(self) -> None:
-        self._recorded = get_typestore(Stores.EMPTY)
+        # A store for each type: two types' definitions may disagree on a third.
+        self._recorded: dict[str, Typestore] = {}
         self._jazzy = get_typestore(Stores.ROS2_JAZZY)
 
     def inspect(self, path: Path, storage_id: str) -> BagInfo:
@@ -59,26 +64,32 @@ class RosbagsBackend:
         Raises:
             ClpError: The file cannot be read.
         """
-        with _open(path) as reader:
-            for connection in reader.connections:
-                check_serialization(connection.ext.serialization_format, connection.topic, path)
-            topics = collect_topics(((c.topic, c.msgtype, c.msgcount) for c in reader.connections), path)
-            start_ns, end_ns = reader.start_time, reader.end_time - 1  # rosbags' end is exclusive
+        with _open(path, storage_id) as file:
+            counts, start_ns, end_ns = file.counts()
+            topics = collect_topics(
+                (channel.topic, channel.type, channel.serialization, counts.get(number, 0))
+                for number, channel in file.channels.items()
+            )
         return BagInfo(path, storage_id, "", topics, start_ns, end_ns, (StorageFile(path, start_ns),))
 
     def read(self, bag: BagInfo, file: StorageFile, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
         """Yields (topic, receive time in ns, serialized message) of one file in receive order.
 
         Raises:
-            ClpError: The file is truncated or otherwise unreadable.
+            ClpError: The file is damaged or otherwise unreadable.
         """
-        with _decompressed(bag, file.path) as path, _open(path, shown=file.path) as reader:
-            connections = [c for c in reader.connections if c.topic in topics]
-            for connection in connections:
-                self._learn(connection, file.path)
-            if connections:  # to rosbags, no connections means all of them
-                for connection, receive_ns, raw in reader.messages(connections):
-                    yield connection.topic, receive_ns, raw
+        with _decompressed(bag, file.path) as path, _open(path, bag.storage_id, shown=file.path) as opened:
+            names = {
+                number: absolute_topic(channel.topic)
+                for number, channel in opened.channels.items()
+                if absolute_topic(channel.topic) in topics
+                and full_type(channel.type) == bag.topics[absolute_topic(channel.topic)].type
+            }
+            for number in names:
+                self._learn(opened.channels[number], file.path)
+            if names:
+                for number, receive_ns, raw in opened.messages(names):
+                    yield names[number], receive_ns, raw
 
     def decode(self, bag: BagInfo, message_type: str, raw: bytes) -> Any:
         """Deserializes one message.
@@ -104,34 +115,71 @@ class RosbagsBackend:
             raise CorruptMessage(str(error)) from error
 
     def _store(self, message_type: str) -> Typestore:
-        for store in (self._recorded, self._jazzy):
-            if message_type in store.fielddefs:
-                return store
+        store = self._recorded.get(message_type, self._jazzy)
+        if message_type in store.fielddefs:
+            return store
         raise ClpError(
             f"no definition of the message type {message_type} is known",
             where="the bag carries none, and ROS 2 Jazzy has none",
             fix="leave its topic out, or record as mcap, which carries the definitions",
         )
 
-    def _learn(self, connection: Connection, path: Path) -> None:
-        if connection.msgtype in self._recorded.fielddefs or connection.msgdef.format == MessageDefinitionFormat.NONE:
+    def _learn(self, channel: Channel, path: Path) -> None:
+        kind = full_type(channel.type)
+        text = channel.definition.decode(errors="replace")
+        # Some writers leave the definition out, or write "unknown".
+        if kind in self._recorded or not text.strip() or channel.definition_format not in _DEFINITIONS:
             return
+        store = get_typestore(Stores.EMPTY)
         try:
-            if connection.msgdef.format == MessageDefinitionFormat.MSG:
-                self._recorded.register(get_types_from_msg(connection.msgdef.data, connection.msgtype))
-                return
-            # rosbag2 writes IDL definitions as sections, each under a ruler and a line "IDL: <type>".
-            ruler = "=" * 80 + "\n"
-            for section in connection.msgdef.data.split(ruler):
-                text = section.partition("\n")[2] if section.startswith("IDL: ") else section
-                if text.strip():
-                    self._recorded.register(get_types_from_idl(text))
+            for types in _DEFINITIONS[channel.definition_format](text, kind):
+                store.register(types)
+            self._recorded[kind] = _complete(store, self._jazzy, kind)
         except TypesysError as error:
+            if kind in self._jazzy.fielddefs:
+                _logger.debug("%s: ROS 2's own definition of %s is used (%s)", path, kind, error)
+                return
             raise ClpError(
-                f"the bag's definition of {connection.msgtype} cannot be used ({error})",
+                f"the bag's definition of {kind} cannot be used ({error})",
                 where=path,
                 fix="leave its topic out, or record again",
             ) from error
+
+
+def _complete(store: Typestore, standard: Typestore, kind: str) -> Typestore:
+    """The store with what a definition uses and does not bring along, as far as ROS 2 Jazzy has it."""
+    missing = [kind]
+    while missing:
+        name = missing.pop()
+        if name not in store.fielddefs:
+            if name not in standard.fielddefs:
+                raise TypesysError(f"it uses {name}, which nothing defines")
+            store.register({name: standard.fielddefs[name]})
+        missing += [used for used in _used_types(store, name) if used not in store.fielddefs]
+    return store
+
+
+def _used_types(store: Typestore, name: str) -> Iterator[str]:
+    for _, (node, value) in store.fielddefs[name][1]:
+        while node in (Nodetype.ARRAY, Nodetype.SEQUENCE):
+            node, value = value[0]
+        if node == Nodetype.NAME:
+            yield value
+
+
+def _from_idl(text: str, _kind: str) -> Iterator[Any]:
+    # rosbag2 writes IDL definitions as sections, each under a ruler and a line "IDL: <type>".
+    for section in text.split("=" * 80 + "\n"):
+        definition = section.partition("\n")[2] if section.startswith("IDL: ") else section
+        if definition.strip():
+            yield get_types_from_idl(definition)
+
+
+def _from_msg(text: str, kind: str) -> Iterator[Any]:
+    yield get_types_from_msg(text, kind)
+
+
+_DEFINITIONS = {"ros2msg": _from_msg, "ros2idl": _from_idl, "omgidl": _from_idl}
 
 
 @contextmanager
@@ -160,27 +208,15 @@ def _decompressed(bag: BagInfo, path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _open(path: Path, shown: Path | None = None) -> Iterator[Reader]:
+def _open(path: Path, storage_id: str, shown: Path | None = None) -> Iterator[OpenFile]:
     try:
-        with _nameable(path) as named, Reader(named) as reader:
-            yield reader
-    except ClpError:
-        raise
-    except _UNREADABLE as error:
+        with McapFile(path) if storage_id == "mcap" else SqliteFile(path) as file:
+            yield file
+    except OSError as error:
+        raise ClpError(f"cannot be read ({error.strerror})", where=shown or path, fix="check the disk") from error
+    except _DAMAGED as error:
         raise ClpError(
-            f"the bag's file is truncated or damaged ({type(error).__name__}: {error})",
+            f"the bag's file is damaged ({error})",
             where=shown or path,
-            fix="copy it again, or repair it (ros2 bag reindex, ros2 bag convert, mcap recover)",
+            fix="copy it again, or repair it (mcap recover, sqlite3's .recover, then ros2 bag reindex)",
         ) from error
-
-
-@contextmanager
-def _nameable(path: Path) -> Iterator[Path]:
-    """The file under a name that rosbags can open: it makes a URI of a database's without escaping it."""
-    if path.suffix != ".db3" or not set("%#?").intersection(str(path)):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="clp_bag_") as folder:
-        link = Path(folder) / "bag.db3"
-        link.symlink_to(path.absolute())
-        yield link

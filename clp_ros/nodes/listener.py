@@ -15,6 +15,8 @@ from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
+from clp_ros.robots.embodiment import type_advice
+
 # How long a close may take: the wait looks up that often.
 _LOOK_NS = 50_000_000
 _THROTTLE_S = 5.0
@@ -23,7 +25,10 @@ _THROTTLE_S = 5.0
 def published_otherwise(node: Node, topic: str, kinds: Mapping[str, str]) -> str:
     """What to add to "no message" where a topic is published with another type than ``kinds`` says; else nothing."""
     others = {info.topic_type for info in node.get_publishers_info_by_topic(topic)} - {kinds[topic]}
-    return f" (it is published as {', '.join(sorted(others))}, not as {kinds[topic]})" if others else ""
+    if not others:
+        return ""
+    found = ", ".join(sorted(others))
+    return f" (it is published as {found}, not as {kinds[topic]}: {type_advice(kinds[topic], found)})"
 
 
 class _TakenHere(ReentrantCallbackGroup):

@@ -9,14 +9,37 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from clp_ros.bags.names import absolute_topic, full_type
 from clp_ros.errors import ClpError
 from clp_ros.settings import Settings, did_you_mean, find_settings, load_settings
 
 Positive = Annotated[float, Field(gt=0)]
-TopicName = Annotated[str, Field(pattern=r"^/[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*$")]
 JOINT_STATE_TYPE = "sensor_msgs/msg/JointState"
+CAMERA_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+
+
+def _with_slash(name: Any) -> Any:
+    return absolute_topic(name) if isinstance(name, str) and name and not name.startswith("~") else name
+
+
+def _in_full(name: Any) -> Any:
+    return full_type(name) if isinstance(name, str) else name
+
+
+TopicName = Annotated[
+    str, BeforeValidator(_with_slash), Field(pattern=r"^/[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*$")
+]
+
+
+def type_advice(wanted: str, found: str) -> str:
+    """What to do where a topic of an embodiment is of type ``found``, and ``wanted`` is what the embodiment says."""
+    if wanted == JOINT_STATE_TYPE:
+        return f"name a topic of type {JOINT_STATE_TYPE} in the embodiment: joint states are read from those only"
+    if found in CAMERA_TYPES:
+        return "correct its type in the embodiment"
+    return f"name a topic of type {' or '.join(CAMERA_TYPES)} in the embodiment: cameras are read from those only"
 
 
 def _repeated(names: list[str]) -> list[str]:
@@ -49,7 +72,7 @@ class Camera(Settings):
     """A camera topic and the policy feature it feeds (``slot``, e.g. ``observation.images.cam_high``)."""
 
     topic: TopicName
-    type: Literal["sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"]
+    type: Annotated[Literal["sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"], BeforeValidator(_in_full)]
     slot: str = Field(pattern=r"^observation\.images?(\.[A-Za-z0-9_]+)*$")
     height: Annotated[int, Field(gt=0)] = 480
     width: Annotated[int, Field(gt=0)] = 640

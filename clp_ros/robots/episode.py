@@ -11,7 +11,7 @@ import numpy as np
 
 from clp_ros.bags.reader import BagReader
 from clp_ros.errors import ClpError
-from clp_ros.robots.embodiment import Embodiment
+from clp_ros.robots.embodiment import Embodiment, type_advice
 from clp_ros.robots.observation import NotReady, Observation, ObservationBuffer
 from clp_ros.robots.stream import MAX_CLOCK_JUMP_NS
 from clp_ros.settings import did_you_mean
@@ -109,7 +109,9 @@ class EpisodeTicks:
 
 
 def check_topics(reader: BagReader, embodiment: Embodiment) -> None:
-    """Refuses a bag that lacks one of an embodiment's topics, or has it with another type or without messages.
+    """Refuses a bag that lacks one of an embodiment's topics, or has it with another type or nothing that can be read.
+
+    Other topics do not matter, whatever they hold.
 
     Raises:
         ClpError: It does; it names the topic.
@@ -120,11 +122,12 @@ def check_topics(reader: BagReader, embodiment: Embodiment) -> None:
             raise ClpError(
                 f"topic {topic} is not in the bag", where=reader.path, fix=did_you_mean(topic, list(reader.topics))
             )
+        reader.check_readable(topic)
         if found.type != kind:
             raise ClpError(
                 f"topic {topic} is a {found.type}, the embodiment says {kind}",
                 where=reader.path,
-                fix="correct its type in the embodiment",
+                fix=type_advice(kind, found.type),
             )
         if not found.count:
             raise ClpError(f"topic {topic} has no messages", where=reader.path, fix="record it again")

@@ -116,7 +116,7 @@ def test_topics_can_be_elsewhere() -> None:
     [
         ({"cameras.cam_wirst": "/a"}, "ur5 has no topic 'cameras.cam_wirst', .*did you mean 'cameras.cam_wrist'"),
         ({"cam_wrist": "/a"}, "did you mean 'cameras.cam_wrist'"),
-        ({"cameras.cam_wrist": "a"}, "a is not an absolute topic, cameras.cam_wrist"),
+        ({"cameras.cam_wrist": "~/a"}, "~/a is not an absolute topic, cameras.cam_wrist"),
         ({"cameras.cam_wrist": ""}, "is not an absolute topic, cameras.cam_wrist"),
         (
             {"cameras.cam_wrist": "/cam_front/camera/color/image_raw/compressed"},
@@ -236,9 +236,20 @@ def test_sync_has_no_defaults(tmp_path: Path, wrong: Any, what: str) -> None:
     assert "key 'cameras.eye.sync': is missing" in message
 
 
-@pytest.mark.parametrize("topic", ["eye", "/eye/", "/", "/1eye", "//eye", "/eye pod", "~/eye", "", "/eye\n"])
+@pytest.mark.parametrize("topic", ["/eye/", "/", "/1eye", "//eye", "/eye pod", "~/eye", "", "/eye\n"])
 def test_topics_are_absolute_ros_names(tmp_path: Path, topic: str) -> None:
     assert "key 'cameras.eye.topic'" in refusal(tmp_path, lambda broken: broken["cameras"]["eye"].update(topic=topic))
+
+
+def test_a_topic_without_a_slash_and_a_type_in_two_parts(tmp_path: Path) -> None:
+    given = document()
+    given["cameras"]["eye"] |= {"topic": "eye", "type": given["cameras"]["eye"]["type"].replace("/msg/", "/")}
+    path = tmp_path / "robot.yaml"
+    path.write_text(yaml.safe_dump(given))
+    assert load_embodiment(path) == Embodiment.model_validate(document())
+    assert load_embodiment(path, topics={"cameras.eye": "other/eye"}).cameras["eye"].topic == "/other/eye"
+    message = refusal(tmp_path, lambda broken: broken["cameras"]["eye"].update(type="sensor_msgs/msg/PointCloud2"))
+    assert "must be 'sensor_msgs/msg/Image' or 'sensor_msgs/msg/CompressedImage'" in message
 
 
 @pytest.mark.parametrize("rate", [0, -1, 0.01, 1e10, float("nan"), float("inf"), "50", True])

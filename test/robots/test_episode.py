@@ -137,7 +137,7 @@ def test_which_ticks_are_usable_does_not_depend_on_the_pictures(write_bag: Write
 
 def test_an_encoding_that_cannot_be_read_is_an_error(write_bag: WriteBag) -> None:
     messages = [
-        (topic, bag_tools.image(np.zeros((2, 2), np.uint8), "mono16", 1, header_stamp_ns(message)), at)
+        (topic, bag_tools.image(np.zeros((2, 2), np.uint8), "16UC1", 1, header_stamp_ns(message)), at)
         if topic == EYE
         else (topic, message, at)
         for topic, message, at in recording(60)
@@ -146,7 +146,7 @@ def test_an_encoding_that_cannot_be_read_is_an_error(write_bag: WriteBag) -> Non
     reader = open_bag(path)
     ticks = usable_ticks(reader, ASOF).usable.tolist()
     for few in (ticks[:1], ticks[:2], ticks):
-        with pytest.raises(ClpError, match=r"'mono16' is not one that can be read.*/eye, use ") as fault:
+        with pytest.raises(ClpError, match=r"'16UC1' is not one that can be read.*/eye, use ") as fault:
             list(read_frames(reader, ASOF, few, 5))
         assert str(path) in str(fault.value)
 

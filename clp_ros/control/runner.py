@@ -191,14 +191,16 @@ class ChunkRunner:
         Returns:
             Whether the worker has ended; False: the policy was still at work after ``timeout_s``.
         """
-        with self._gate:
-            self._closing = True
-            self._end("closed")
-            self._gate.notify_all()
-        self._inputs.wake()
-        self._watcher.join()
-        self._worker.join(timeout_s)
-        self._log.close()
+        try:
+            with self._gate:
+                self._closing = True
+                self._gate.notify_all()
+                self._end("closed")
+        finally:  # also when the stop cannot be sent any more
+            self._inputs.wake()
+            self._watcher.join()
+            self._worker.join(timeout_s)
+            self._log.close()
         return not self._worker.is_alive()
 
     def _end(self, event: str) -> None:

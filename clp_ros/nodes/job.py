@@ -68,7 +68,7 @@ class Job:
             yield
         except Cancelled:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # libraries raise the latter, too
             fault = str(error) if isinstance(error, ClpError) else f"{type(error).__name__}: {error}"
             self._tell(Report(Level.ERROR, fault))
             raise

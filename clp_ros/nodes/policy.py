@@ -16,10 +16,10 @@ import gc
 import importlib
 import logging
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from clp_ros.errors import ClpError
 from clp_ros.nodes import policy_settings as settings
 from clp_ros.nodes.diagnostics import Diagnostics, Level, Report
 from clp_ros.nodes.joint_trajectory import serialized_joint_trajectory
-from clp_ros.nodes.lifecycle import ManagedNode
+from clp_ros.nodes.lifecycle import REFUSALS, BusyError, ManagedNode
 from clp_ros.nodes.listener import Listener, published_otherwise
 from clp_ros.nodes.messages import INPUT_TYPES
 from clp_ros.nodes.parameters import checkpoint_folder, declare, given_embodiment
@@ -107,7 +107,6 @@ class PolicyNode(ManagedNode):
         self._sending: dict[str, Any] = {}
         self._fault: str | None = None
         self._failed = False
-        self._giving_up: threading.Thread | None = None
         self.create_service(Trigger, "~/stop", self._stop)
         self._diagnostics = Diagnostics(self, self._report)
 
@@ -121,14 +120,10 @@ class PolicyNode(ManagedNode):
         except Ended:
             return TransitionCallbackReturn.FAILURE
         except ClpError as error:
-            self._release()
+            self.release()
             self._fault = str(error)
             self.get_logger().error(f"not configured: {error}")
             return TransitionCallbackReturn.FAILURE
-        except Exception as error:  # noqa: BLE001 - rclpy would take it for an ERROR too, but say nothing
-            self.get_logger().error(f"configuring failed\n{traceback.format_exc()}")
-            self._fault = f"{type(error).__name__}: {error}"
-            return TransitionCallbackReturn.ERROR
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -160,36 +155,35 @@ class PolicyNode(ManagedNode):
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Frees the policy and all that configuring made."""
         result = super().on_cleanup(state)
-        self._release()
+        self.release()
         return result
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """As cleaning up, from any state."""
         self.brake()
         result = super().on_shutdown(state)
-        self._release()
+        self.release()
         return result
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Frees everything; the node is unconfigured then, and can be configured again."""
         result = super().on_error(state)
         self._failed = False
-        self._release()
+        self.release()
         return result
 
-    def brake(self) -> None:
-        """Brakes the robot to rest, if it is driven, and waits until the controllers have been told."""
-        if self.runner is not None:
-            self.runner.deactivate()
-            for publisher in set(self._sending.values()):
-                publisher.wait_for_all_acked(Duration(seconds=_ACKNOWLEDGED_S))
+    def failed(self, error: BaseException) -> None:
+        """Shows an unexpected exception of a transition on /diagnostics."""
+        self._fault = f"{type(error).__name__}: {error}"
 
-    def destroy_node(self) -> None:
-        """Stops sending and ends the worker first."""
-        if self._giving_up is not None:
-            self._giving_up.join(_CLOSE_S)  # it is in the middle of a transition
-        self._release()
-        super().destroy_node()
+    def brake(self) -> None:
+        """Brakes the robot to rest, if it is driven, and waits until the controllers have received that."""
+        runner, publishers = self.runner, set(self._sending.values())  # a transition may take both away meanwhile
+        if runner is not None:
+            runner.deactivate()
+            for publisher in publishers:
+                with suppress(rclpy_implementation.InvalidHandle):
+                    publisher.wait_for_all_acked(Duration(seconds=_ACKNOWLEDGED_S))
 
     # ------------------------------------------------------------------------------------------------ configuring
 
@@ -274,18 +268,29 @@ class PolicyNode(ManagedNode):
         self._listener = Listener(self, topics, _INPUT, partial(self._receive, self._inputs))
         self._tasks = self.create_subscription(String, "~/task", self._set_task, QoSProfile(depth=1))
 
-    def _release(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
-            self.destroy_subscription(self._tasks)
-            self._listener = self._tasks = None
+    def release(self) -> None:
+        """Stops sending, ends the worker, and frees the policy. A step that fails does not prevent the others."""
+        listener, self._listener = self._listener, None
+        tasks, self._tasks = self._tasks, None
         runner, self.runner = self.runner, None
-        if runner is not None and not runner.close(_CLOSE_S):
+        sending, self._sending = self._sending, {}
+        with ExitStack() as last_first:
+            last_first.callback(self._free)
+            for publisher in set(sending.values()):
+                last_first.callback(self.destroy_lifecycle_publisher, publisher)
+            if runner is not None:
+                last_first.callback(self._close, runner)
+            if listener is not None:
+                last_first.callback(self.destroy_subscription, tasks)
+                last_first.callback(listener.close)
+            del runner
+
+    def _close(self, runner: ChunkRunner) -> None:
+        if not runner.close(_CLOSE_S):
             self.get_logger().error(f"the policy did not end within {_CLOSE_S:g} s; its memory is not freed")
-        for publisher in set(self._sending.values()):
-            self.destroy_lifecycle_publisher(publisher)
-        self._sending = {}
-        self._inputs = self._embodiment = runner = None
+
+    def _free(self) -> None:
+        self._inputs = self._embodiment = None
         if (torch := sys.modules.get("torch")) is not None:
             gc.unfreeze()
             gc.collect()  # a model is full of reference cycles
@@ -305,12 +310,11 @@ class PolicyNode(ManagedNode):
 
     def _fail(self, why: str) -> None:
         """Goes to the lifecycle's error state, after too many faults."""
-        self._giving_up = threading.current_thread()
         self.get_logger().error(f"giving up: {why}")
         self._fault, self._failed = f"gave up: {why}", True
         try:
-            self.trigger_deactivate()
-        except (rclpy_implementation.RCLError, rclpy_implementation.InvalidHandle):
+            self.exclusively(self.trigger_deactivate)
+        except (BusyError, *REFUSALS):
             self._failed = False  # somebody else has taken the node out of its active state meanwhile
 
     def _send(self, trajectories: list[Trajectory]) -> None:
@@ -343,7 +347,12 @@ class PolicyNode(ManagedNode):
         if runner is None:
             response.message = f"nothing to stop: the node is {self.state}"
             return response
-        runner.stop()
+        try:
+            runner.stop()
+        except Exception as error:  # noqa: BLE001 - whoever called gets an answer
+            self.get_logger().error(f"the stop was not sent\n{traceback.format_exc()}")
+            response.message = f"nothing is sent any more, but the stop itself was not sent: {error}"
+            return response
         self.get_logger().warning(
             "stopped by ~/stop: nothing is sent until the node is deactivated and activated again"
         )

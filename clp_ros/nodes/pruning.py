@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,9 @@ class PruningNode(Node):
         except (ClpError, OSError) as error:
             self.get_logger().error(str(error))
             response.message = str(error)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whoever called gets an answer
+            self.get_logger().error(traceback.format_exc())
+            response.message = f"{type(error).__name__}: {error}"
         else:
             response.success = True
             response.message = json.dumps(result)

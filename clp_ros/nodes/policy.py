@@ -40,6 +40,7 @@ from clp_ros.control.inputs import LiveInputs
 from clp_ros.control.runner import TELL_AGAIN_S, ChunkRunner
 from clp_ros.errors import ClpError
 from clp_ros.nodes import policy_settings as settings
+from clp_ros.nodes.controllers import ControllerNodes
 from clp_ros.nodes.diagnostics import Diagnostics, Level, Report
 from clp_ros.nodes.joint_trajectory import serialized_joint_trajectory
 from clp_ros.nodes.lifecycle import REFUSALS, BusyError, ManagedNode
@@ -102,6 +103,7 @@ class PolicyNode(ManagedNode):
         self._embodiment: Embodiment | None = None
         self._inputs: LiveInputs | None = None
         self.runner: ChunkRunner | None = None
+        self._controllers: ControllerNodes | None = None
         self._listener: Listener | None = None
         self._tasks: Subscription | None = None
         self._sending: dict[str, Any] = {}
@@ -140,6 +142,12 @@ class PolicyNode(ManagedNode):
                 self.get_logger().error(f"not activated: {self._fault}")
                 return TransitionCallbackReturn.FAILURE
             time.sleep(_POLL_S)
+        try:
+            self._controllers.check(lambda: self.runner.stopped or not self.context.ok())
+        except ClpError as error:
+            self._fault = str(error)
+            self.get_logger().error(f"not activated: {error}")
+            return TransitionCallbackReturn.FAILURE
         result = super().on_activate(state)
         if not self.runner.activate():  # stopped meanwhile
             super().on_deactivate(state)
@@ -195,6 +203,7 @@ class PolicyNode(ManagedNode):
         self.get_logger().info(f"loading {checkpoint}")
         import cv2  # noqa: F401 - takes a second, which the first image would have to wait
 
+        self._controllers = ControllerNodes(self, embodiment)  # discovered while the policy is loaded
         with RobotDescriptions(self, embodiment) as descriptions:  # heard while the policy is loaded
             policy = self._load(checkpoint, self.get_parameter("device").value)
             embodiment = descriptions.narrow()
@@ -272,10 +281,13 @@ class PolicyNode(ManagedNode):
         """Stops sending, ends the worker, and frees the policy. A step that fails does not prevent the others."""
         listener, self._listener = self._listener, None
         tasks, self._tasks = self._tasks, None
+        controllers, self._controllers = self._controllers, None
         runner, self.runner = self.runner, None
         sending, self._sending = self._sending, {}
         with ExitStack() as last_first:
             last_first.callback(self._free)
+            if controllers is not None:
+                last_first.callback(controllers.close)
             for publisher in set(sending.values()):
                 last_first.callback(self.destroy_lifecycle_publisher, publisher)
             if runner is not None:

@@ -24,6 +24,10 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
         2.0,
         "Seconds to wait for the robot's URDF, whose limits narrow the embodiment's; 0: no",
     ),
+    "controller_wait": (
+        1.0,
+        "Seconds to wait for the parameters of the controllers' nodes, which are checked when activating; 0: no",
+    ),
     "task": ("", "The instruction: a name under config/tasks, a YAML file, or the sentence itself"),
     "device": ("auto", "Where the policy runs: auto, cpu, cuda or cuda:N"),
     "compile": (False, "Whether to compile the policy's denoising step with torch.compile, while configuring"),

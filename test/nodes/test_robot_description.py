@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
@@ -132,13 +133,25 @@ def test_a_ur5_with_a_prefix_is_driven_within_its_description(
     peer: Peer, robot: None, publish_description: Any, shared_data: Path, tmp_path: Path
 ) -> None:
     publish_description(description(shared_data))
-    node = Node(peer, tmp_path)
+    node = Node(peer, tmp_path, controller_wait=20.0)
+    controllers = {}
+    for name in (topic.split("/")[1] for topic in (ARM, GRIPPER)):
+        controller = controllers[name] = rclpy.node.Node(name, context=peer.node.context)
+        controller.declare_parameter("joints", [name.removeprefix(PREFIX) for name in NAMES[:6]])
+        controller.declare_parameter("interpolate_from_desired_state", False)
+        peer.node.executor.add_node(controller)
     with node.run() as process:
         assert node.change(Transition.TRANSITION_CONFIGURE)
         assert "limits are narrowed to those of /left/robot_description" in process.log
         assert "arm, left_shoulder_lift_joint: upper 6.28318 -> 0.15" in process.log
         assert "gripper, left_robotiq_85_left_knuckle_joint: upper 0.8 -> 0.12" in process.log
+        # The controllers' own parameters are compared with the embodiment when activating.
+        assert not node.change(Transition.TRANSITION_ACTIVATE)
+        assert "the controller has no joint 'left_elbow_joint'" in process.log
+        for controller, names in zip(controllers.values(), (NAMES[5::-1], NAMES[6:]), strict=True):
+            controller.set_parameters([rclpy.Parameter("joints", value=names)])
         assert node.change(Transition.TRANSITION_ACTIVATE)
+        assert process.log.count("add `interpolate_from_desired_state: true`") == len(controllers)
         wait_for(lambda: all(node.sent.values()), "trajectories for the arm and for the gripper")
         arm, gripper = (node.sent[topic][0] for topic in (ARM, GRIPPER))
         assert (list(arm.joint_names), list(gripper.joint_names)) == (NAMES[:6], NAMES[6:])

@@ -5,8 +5,6 @@ import fcntl
 import itertools
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -24,6 +22,7 @@ from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from warm_processes import Program
 
 TIMEOUT_S = 60.0
 """How long anything is waited for before the test fails: generous, machines under load are slow."""
@@ -158,7 +157,7 @@ class Peer:
 class NodeProcess:
     """A running node."""
 
-    process: subprocess.Popen[bytes]
+    process: Program
     log_path: Path
 
     @property
@@ -180,19 +179,10 @@ def parameter_arguments(parameters: Mapping[str, Any]) -> list[str]:
 @contextmanager
 def running(command: Sequence[str], log_path: Path) -> Iterator[NodeProcess]:
     """Runs ``python <command>`` in this environment (its ROS_DOMAIN_ID), and kills it if the test leaves it behind."""
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            # A test run in the background ignores SIGINT, and its children would too.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-        try:
-            yield NodeProcess(process, log_path)
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    process = Program(command, log_path, env=environment, cwd=ROOT)
+    try:
+        yield NodeProcess(process, log_path)
+    finally:
+        process.kill()
+        process.wait()

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm_processes
 from safetensors.numpy import save_file
 
 from clp_ros import cli
@@ -24,11 +25,15 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
-def clp(*arguments, cwd=None, command=("-m", "clp_ros.cli"), **options):
-    words = [sys.executable, *command, *map(str, arguments)]
-    done = subprocess.run(
-        words, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300, **options
-    )
+def clp(*arguments, cwd=None, command=("-m", "clp_ros.cli"), is_warm=True):
+    """Runs a command; where a test is about what it imports or prints meanwhile, in an interpreter that is not warm."""
+    words = [*command, *map(str, arguments)]
+    if is_warm:
+        done = warm_processes.run(words, ENVIRONMENT, cwd)
+    else:
+        done = subprocess.run(
+            [sys.executable, *words], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300
+        )
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -73,7 +78,7 @@ def there(tiny_checkpoint, tiny_calibration, tmp_path) -> Path:
 def test_calibrate_prune_verify_benchmark(there, tiny_calibration, recording):
     arguments = ["--checkpoint", "base", "--bag", recording, "--embodiment", "aloha_bimanual"]
     arguments += ["--task", "transfer_cube", "--samples", "4", "--device", "cpu"]
-    printed = succeeds("calibrate", *arguments, "--output", "my calibration", cwd=there)
+    printed = succeeds("calibrate", *arguments, "--output", "my calibration", cwd=there, is_warm=False)
     # The same inputs and seed in another process, to the byte.
     assert (there / "my calibration" / "cka.npz").read_bytes() == (tiny_calibration / "cka.npz").read_bytes()
     lines = printed.splitlines()
@@ -117,9 +122,9 @@ sys.exit(code)
 
 
 def test_prune_and_inspect_import_nothing_heavy(there):
-    light = ("-c", LIGHT)
+    light = {"command": ("-c", LIGHT), "cwd": there, "is_warm": False}
     prune = ["prune", "--checkpoint", "base", "--calibration", "calibration"]
-    plan = prints_json(*prune, "--dry-run", cwd=there, command=light)
+    plan = prints_json(*prune, "--dry-run", **light)
     by_hand = [f"vlm={','.join(map(str, plan['removed']['vlm']))}"]
     for output, arguments in (
         ("default", prune),
@@ -129,15 +134,15 @@ def test_prune_and_inspect_import_nothing_heavy(there):
         ("random", [*prune, "--criterion", "random", "--seed", "5"]),
         ("threshold", [*prune, "--threshold", "0.9"]),
     ):
-        done = prints_json(*arguments, "--output", output, cwd=there, command=light)
-        found = prints_json("inspect", output, cwd=there, command=light)
+        done = prints_json(*arguments, "--output", output, **light)
+        found = prints_json("inspect", output, **light)
         assert [module["layers"] for module in found["modules"]] == [done["layers"]["vlm"]] * 2
         assert found["parameters"] == done["parameters"]["after"] < done["parameters"]["before"]
         assert found["manifest"]["steps"][-1]["criterion"] == done["criterion"]
         assert done["removed"]["vlm"] == done["removed"]["expert"]
     same = [(there / name / "model.safetensors").read_bytes() for name in ("default", "by hand")]
     assert same[0] == same[1]
-    calibration = prints_json("inspect", "calibration", cwd=there, command=light)
+    calibration = prints_json("inspect", "calibration", **light)
     assert [len(module["adjacent"]) for module in calibration["modules"]] == [15, 15]
     assert calibration["family"] == "smolvla"
 

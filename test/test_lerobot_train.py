@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm_processes
 
 from clp_ros.errors import ClpError
 from clp_ros.files import rewrite_json
@@ -130,19 +130,10 @@ def lerobot(command: str, folder: Path, *arguments: str) -> str:
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     env |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub"), "SDL_VIDEODRIVER": "dummy"}
     program = str(Path(sys.executable).with_name(command))
-    done = subprocess.run(
-        [program, *arguments],
-        cwd=folder,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    done = warm_processes.run([program, *arguments], env, folder)
+    log = done.stdout + done.stderr
+    assert done.returncode == 0, log
+    return log
 
 
 @pytest.mark.parametrize("name", families())

@@ -5,13 +5,13 @@ import importlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm_processes
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -163,8 +163,7 @@ def test_stock_lerobot_finds_the_plugin_by_itself(pruned, observation, expected,
     np.savez(tmp_path / "observation.npz", **observation)
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
     files = [str(pruned), str(tmp_path / "observation.npz"), TASK, str(tmp_path / "chunk.npy")]
-    command = [sys.executable, "-c", DISCOVERED, *files]
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    done = warm_processes.run(["-c", DISCOVERED, *files], env, tmp_path)
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "chunk.npy"), expected)
 

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters and work of a chunk, against counts of other origin; and that they take no memory for the weights."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm_processes
 from safetensors.torch import load_file
 
 from clp_ros.pruning.flops import count_gflops, describe, needed_bytes, random_observation
@@ -136,9 +135,8 @@ def test_counting_takes_no_memory_for_the_weights(tiny_checkpoint, tmp_path):
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         file.truncate(8 + len(encoded) + end)
     assert end > 1e9
-    command = [sys.executable, "-c", MEMORY, str(tiny_checkpoint), str(full)]
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    done = warm_processes.run(["-c", MEMORY, str(tiny_checkpoint), str(full)])
+    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["gflops"] > 30
     assert found["grown"] < 0.3e9

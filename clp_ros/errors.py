@@ -20,3 +20,7 @@ class ClpError(ValueError):
         self.fix = fix
         # One line whatever a library's own message held: the command line promises exactly one.
         super().__init__(" ".join(", ".join(part for part in (what, self.where, fix) if part).split()))
+
+
+class NotHereError(ClpError):
+    """Something that is needed is not on this machine: a package that is not installed, a file not downloaded."""

@@ -111,11 +111,13 @@ def test_make_checkpoint_prints_one_json_object_and_nothing_else(tmp_path):
     assert "is not empty" in fails(*arguments, cwd=tmp_path)
 
 
+# Where there is no lerobot, as on a machine that only prunes.
 LIGHT = """
 import sys
+sys.modules["lerobot"] = None
 from clp_ros.cli import main
 code = main(sys.argv[1:])
-heavy = {"torch", "lerobot", "transformers", "matplotlib", "cv2", "rosbags", "rclpy"} & set(sys.modules)
+heavy = {"torch", "transformers", "matplotlib", "cv2", "rosbags", "rclpy"} & set(sys.modules)
 assert not heavy, heavy
 sys.exit(code)
 """
@@ -140,6 +142,7 @@ def test_prune_and_inspect_import_nothing_heavy(there):
         assert found["parameters"] == done["parameters"]["after"] < done["parameters"]["before"]
         assert found["manifest"]["steps"][-1]["criterion"] == done["criterion"]
         assert done["removed"]["vlm"] == done["removed"]["expert"]
+        assert done["unchecked"] == "lerobot is not installed here"
     same = [(there / name / "model.safetensors").read_bytes() for name in ("default", "by hand")]
     assert same[0] == same[1]
     calibration = prints_json("inspect", "calibration", **light)

@@ -85,8 +85,8 @@ def prune(options: argparse.Namespace) -> None:
     """Writes a checkpoint without its redundant layers."""
     from clp_ros.files import check_apart
     from clp_ros.pruning.arguments import parse_budgets, parse_removals
-    from clp_ros.pruning.prune import plan_from_calibration, prune_by_plan, summary
-    from clp_ros.pruning.surgery import plan_surgery, prune_checkpoint
+    from clp_ros.pruning.prune import plan_from_calibration, prune_by_plan, prune_layers
+    from clp_ros.pruning.surgery import plan_surgery
     from clp_ros.vla.checkpoint import Checkpoint
 
     if options.output is None and not options.dry_run:
@@ -104,7 +104,7 @@ def prune(options: argparse.Namespace) -> None:
             _print_removal({"removed": surgery.removal, "layers": layers, "parameters": parameters}, options)
             return
         with progress_bar("pruning", "B") as progress:
-            manifest = prune_checkpoint(
+            result = prune_layers(
                 options.checkpoint, options.output, removal, overwrite=options.overwrite, progress=progress
             )
     else:
@@ -127,8 +127,8 @@ def prune(options: argparse.Namespace) -> None:
         if not options.json:
             print_notes(plan)
         with progress_bar("pruning", "B") as progress:
-            manifest = prune_by_plan(options.checkpoint, options.output, plan, options.overwrite, progress)
-    _print_removal(summary(manifest, options.output), options)
+            result = prune_by_plan(options.checkpoint, options.output, plan, options.overwrite, progress)
+    _print_removal(result, options)
 
 
 def _print_removal(result: dict[str, Any], options: argparse.Namespace) -> None:
@@ -140,6 +140,8 @@ def _print_removal(result: dict[str, Any], options: argparse.Namespace) -> None:
         print_line(f"{name}: removed {', '.join(map(str, layers)) or 'nothing'}; {result['layers'][name]} layers left")
     where = "" if options.dry_run else f", in {options.output}"
     print_line(f"{before / 1e6:.2f} M -> {after / 1e6:.2f} M parameters{where}")
+    if unchecked := result.get("unchecked"):
+        print_line(f"not checked against lerobot's model: {unchecked}; run `clp verify` before it is used")
 
 
 def inspect(options: argparse.Namespace) -> None:

@@ -79,7 +79,7 @@ class PruningNode(Node):
 
     def _write_checkpoint(self) -> dict[str, Any]:
         from clp_ros.pruning.arguments import parse_budgets
-        from clp_ros.pruning.prune import plan_from_calibration, prune_by_plan, summary
+        from clp_ros.pruning.prune import plan_from_calibration, prune_by_plan
 
         value = {name: self.get_parameter(name).value for name in PARAMETERS}
         checkpoint = checkpoint_folder(self)
@@ -104,8 +104,10 @@ class PruningNode(Node):
         for note in plan.notes:
             self.get_logger().info(note)
         self._job.step("pruning", output=output)
-        manifest = prune_by_plan(checkpoint, output, plan, value["overwrite"], self._job.progress)
-        return {"checkpoint": str(checkpoint), "calibration": str(calibration), **summary(manifest, output)}
+        result = prune_by_plan(checkpoint, output, plan, value["overwrite"], self._job.progress)
+        if result["unchecked"]:
+            self.get_logger().warning(f"not checked against lerobot's model: {result['unchecked']}")
+        return {"checkpoint": str(checkpoint), "calibration": str(calibration), **result}
 
 
 def main() -> int:

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clp_ros.errors import ClpError
-from clp_ros.pruning.surgery import prune_checkpoint
+from clp_ros.pruning.loadable import check_loadable
+from clp_ros.pruning.surgery import SurgeryPlan, prune_checkpoint
 from clp_ros.vla.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ def prune_by_plan(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Writes the checkpoint without the layers of a plan; returns the manifest. See :func:`prune_checkpoint`."""
-    return prune_checkpoint(
+    """Writes the checkpoint without the layers of a plan; see :func:`prune_layers`."""
+    return prune_layers(
         checkpoint,
         output,
         plan.removal,
@@ -64,8 +65,31 @@ def prune_by_plan(
     )
 
 
-def summary(manifest: Mapping[str, Any], output: str | Path) -> dict[str, Any]:
-    """The last pruning of a manifest in a few words, for JSON on one line."""
+def prune_layers(
+    checkpoint: str | Path, output: str | Path, removal: Mapping[str, Sequence[int]], **options: Any
+) -> dict[str, Any]:
+    """Writes a checkpoint without some of its layers, after checking that the result will load.
+
+    Args:
+        checkpoint: The checkpoint folder.
+        output: The folder to make.
+        removal: Layers to remove, by module.
+        **options: See :func:`clp_ros.pruning.surgery.prune_checkpoint`.
+
+    Returns:
+        ``output``; ``criterion``, ``threshold``, ``removed``, ``layers`` and ``parameters`` of this pruning; and
+        ``unchecked``: why lerobot's model could not be compared with the result on this machine, or None where it was.
+
+    Raises:
+        ClpError: See :func:`prune_checkpoint` and :func:`clp_ros.pruning.loadable.check_loadable`.
+    """
+    unchecked: str | None = None
+
+    def check(plan: SurgeryPlan) -> None:
+        nonlocal unchecked
+        unchecked = check_loadable(plan)
+
+    manifest = prune_checkpoint(checkpoint, output, removal, **options, check=check)
     step = manifest["steps"][-1]
     return {
         "output": str(Path(output).absolute()),
@@ -74,4 +98,5 @@ def summary(manifest: Mapping[str, Any], output: str | Path) -> dict[str, Any]:
         "removed": {name: record["removed"] for name, record in step["modules"].items()},
         "layers": {name: len(record["kept"]) for name, record in step["modules"].items()},
         "parameters": step["parameters"],
+        "unchecked": unchecked,
     }

@@ -193,6 +193,7 @@ def prune_checkpoint(
     scores: Mapping[str, Sequence[float]] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    check: Callable[[SurgeryPlan], object] | None = None,
 ) -> dict[str, Any]:
     """Writes a checkpoint without some of its layers.
 
@@ -212,6 +213,7 @@ def prune_checkpoint(
         scores: Adjacent scores by module, for the manifest: ``scores[m][i]`` compares the source's layers i and i+1.
         overwrite: Whether an ``output`` that is not empty may be replaced.
         progress: Called with the bytes copied so far and the bytes to copy.
+        check: Called with the surgery before anything is written. It raises to refuse it.
 
     Returns:
         The manifest, as written to clp.json.
@@ -228,6 +230,8 @@ def prune_checkpoint(
     clear_leftovers(target)  # they may take the room on the disk that this run needs
     _check_output(plan, target)
     manifest = build_manifest(plan, criterion, thresholds or {}, scores or {})
+    if check is not None:
+        check(plan)
     try:
         with atomic_folder(target, overwrite) as folder:
             _write(plan, folder, target, manifest, progress)

@@ -161,15 +161,8 @@ class Checkpoint:
 
     @cached_property
     def model_names(self) -> dict[str, str]:
-        """Name of every stored tensor, by the one it has in lerobot's model; of one stored for two, by both."""
-        if not _is_unwrapped(self.family, self.tensors):
-            return {name: name for name in self.tensors}
-        names = {self.family.wrapper + name: name for name in self.tensors}
-        for one, other in self.family.tied.items():
-            for absent, present in ((one, other), (other, one)):
-                if absent not in names and present in names:
-                    names[absent] = names[present]
-        return names
+        """See :func:`model_names`."""
+        return model_names(self.family, self.tensors)
 
     def parameters(self) -> int:
         """Number of parameters (elements of all stored tensors: a shared tensor counts once)."""
@@ -208,6 +201,34 @@ class Checkpoint:
                 f"cannot be read any more ({error.strerror})", where=error.filename or self.path, fix="check the folder"
             ) from error
         return digest.hexdigest()
+
+
+def model_names(family: Family, stored: Collection[str]) -> dict[str, str]:
+    """The tensors that lerobot's model takes from a checkpoint.
+
+    Args:
+        family: The family.
+        stored: Names of the stored tensors.
+
+    Returns:
+        The stored name, by the name in the model. A tensor that is stored for two is there under both names; one that
+        lerobot's loading leaves out is not there.
+    """
+    unwrapped = _is_unwrapped(family, stored)
+    names = {}
+    for name in stored:
+        own: str | None = name
+        if unwrapped:
+            own = family.unwrapped_name(name) if family.unwrapped_name else name
+            own = None if own is None else family.wrapper + own
+        if own is not None:
+            names[own] = name
+    for one, other in family.tied.items():
+        if other not in names and one in names:
+            names[other] = names[one]
+        if unwrapped and one not in names and other in names:
+            names[one] = names[other]
+    return names
 
 
 def _is_unwrapped(family: Family, names: Collection[str]) -> bool:

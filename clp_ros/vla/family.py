@@ -85,7 +85,12 @@ class Family:
         lerobot: Versions of lerobot that have its classes, e.g. ``>=0.5.1,<0.6``. Empty: all that this package takes.
         wrapper: What lerobot puts before every tensor's name. Published checkpoints may hold what it wraps, without.
         tied: Tensors that the published model ties to another, with that other, and lerobot stores on their own: left
-            out where parameters are counted with tied matrices once. Published checkpoints may hold one of the two.
+            out where parameters are counted with tied matrices once. A checkpoint may hold the first alone, as lerobot
+            0.4 saved it; one without ``wrapper`` either of the two.
+        unwrapped_name: From a tensor's name without ``wrapper`` to the name that lerobot's loading gives it, also
+            without; None for a tensor that it leaves out. None: lerobot only adds ``wrapper``.
+        loads: Whether lerobot loads a checkpoint with this config as a policy of its own. False for a layout that can
+            be pruned, and is then the base model of a fine-tuning.
         connect: ``connect(preprocessor, postprocessor)`` joins those of their steps that need each other, which their
             files cannot say, and loads what they would load when they are first used.
         denoise: Attribute path from the policy to what runs once a denoising step: the part worth compiling.
@@ -106,6 +111,8 @@ class Family:
     lerobot: str = ""
     wrapper: str = ""
     tied: Mapping[str, str] = field(default_factory=dict)
+    unwrapped_name: Callable[[str], str | None] | None = None
+    loads: Callable[[Config], bool] = lambda config: True
     connect: Callable[[Any, Any], None] | None = None
     denoise: str = "model.denoise_step"
     skips_absent_cameras: bool = False

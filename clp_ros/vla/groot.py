@@ -336,5 +336,6 @@ FAMILY = Family(
     forward=_forward,
     make_checkpoint=_make_checkpoint,
     lerobot=">=0.5.1,<0.6",
+    loads=lambda config: not _is_nvidia(config),
     denoise="_groot_model.action_head.model.forward",
 )

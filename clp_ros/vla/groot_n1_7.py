@@ -438,6 +438,7 @@ FAMILY = Family(
     make_checkpoint=_make_checkpoint,
     policy="groot",
     lerobot=">=0.6,<0.7",
+    loads=lambda config: not _is_nvidia(config),
     connect=_connect,
     denoise="_groot_model.action_head.model.forward",
 )

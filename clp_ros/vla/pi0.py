@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from importlib import import_module
@@ -48,7 +49,24 @@ def gemma_family(name: str) -> Family:
         wrapper="model.",
         tied={_LM_HEAD: _EMBEDDING},
         skips_absent_cameras=True,
+        unwrapped_name=partial(_unwrapped_name, name),
     )
+
+
+# Norms of the action expert that have no weight of their own in π0.5: its time sets them.
+_EXPERT_NORMS = re.compile(
+    r"paligemma_with_expert\.gemma_expert\.model\.(layers\.\d+\.(input|post_attention)_layernorm|norm)\.weight"
+)
+# The two families' names of the layers that take the flow's time in.
+_TIME_LAYERS = {"pi0": ("time_mlp_", "action_time_mlp_"), "pi05": ("action_time_mlp_", "time_mlp_")}
+
+
+def _unwrapped_name(name: str, tensor: str) -> str | None:
+    """What lerobot's ``PI0Policy._fix_pytorch_state_dict_keys`` and π0.5's make of names without a prefix."""
+    if name == "pi05" and (tensor.startswith("state_proj.") or _EXPERT_NORMS.match(tensor)):
+        return None
+    other, own = _TIME_LAYERS[name]
+    return own + tensor.removeprefix(other) if tensor.startswith((other + "in.", other + "out.")) else tensor
 
 
 def _recognises(name: str, config: Config) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 
-from clp_ros.errors import ClpError
+from clp_ros.errors import ClpError, NotHereError
 
 PLUGIN = "lerobot_policy_clp"
 
@@ -28,7 +28,7 @@ def register_plugin() -> None:
 
 
 def _not_installed() -> ClpError:
-    return ClpError(
+    return NotHereError(
         f"the LeRobot plugin {PLUGIN} is not installed",
         fix=f"pip install ./{PLUGIN}, in the checkout of clp_ros",
     )

@@ -19,6 +19,7 @@ from clp_ros.vla.family import Family, Module, check_lerobot
 from clp_ros.vla.normalisation import Normalisation, normalise_by, read_normalisation
 from clp_ros.vla.processors import load_processors, rename_map
 from clp_ros.vla.statistics import ACTION, STATE, Statistics
+from clp_ros.vla.tensor_check import check_tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -436,7 +437,7 @@ def load_policy(
     Raises:
         ClpError: The folder is not a whole checkpoint of a known family, or does not fit lerobot's model.
     """
-    from clp_ros.vla.empty_weights import assign_weights, empty_weights, fake_weights
+    from clp_ros.vla.empty_weights import assign_weights, fake_weights
 
     checkpoint = Checkpoint.open(Path(folder))
     check_lerobot(checkpoint.family)
@@ -444,10 +445,9 @@ def load_policy(
     if dtype not in ("auto", "float32"):
         raise ClpError(f"unknown dtype {dtype!r}", fix="use auto or float32")
     with quiet():
-        told = _told("lerobot cannot build its model", checkpoint.path, "check config.json and what it points to")
-        with told, empty_weights():
-            policy = checkpoint.family.build(checkpoint.path, device)
-        _check_tensors(policy, checkpoint)
+        policy = build_model(checkpoint.family, checkpoint.path, device)
+        shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+        check_tensors(policy, checkpoint.model_names, shapes, checkpoint.path)
         if dtype == "float32":
             policy.float()
         if weights:
@@ -461,30 +461,23 @@ def load_policy(
     return LoadedPolicy(checkpoint, policy, preprocessor, postprocessor, device)
 
 
-def _check_tensors(policy: nn.Module, checkpoint: Checkpoint) -> None:
-    """Every tensor of the model must be in the checkpoint, with its shape, and nothing else."""
-    wanted = policy.state_dict(keep_vars=True)
-    for name, stored in checkpoint.model_names.items():
-        shape = checkpoint.tensors[stored].shape
-        if name not in wanted:
-            raise ClpError(
-                f"tensor {stored!r} is not one of the model's", where=checkpoint.path, fix="config.json does not fit it"
-            )
-        if tuple(wanted[name].shape) != tuple(shape):
-            raise ClpError(
-                f"tensor {stored!r} has shape {tuple(shape)}, the model's has {tuple(wanted[name].shape)}",
-                where=checkpoint.path,
-                fix="config.json does not fit the weights",
-            )
-    # Tied tensors are stored once; the model shows them under each of their names.
-    held = {id(wanted[name]) for name in checkpoint.model_names}
-    missing = [name for name in wanted if id(wanted[name]) not in held]
-    if missing:
-        raise ClpError(
-            f"tensor {missing[0]!r} is missing ({len(missing)} in all)",
-            where=checkpoint.path,
-            fix="config.json does not fit the weights",
-        )
+def build_model(family: Family, folder: Path, device: str, where: Path | None = None) -> nn.Module:
+    """Builds lerobot's policy of a checkpoint on the meta device: no weights are read.
+
+    Args:
+        family: The checkpoint's family.
+        folder: The folder with its config.json and whatever that points to.
+        device: Where the policy will run, by name.
+        where: The checkpoint's folder, for the error; ``folder`` where it is not given.
+
+    Raises:
+        ClpError: lerobot cannot build it.
+    """
+    from clp_ros.vla.empty_weights import empty_weights
+
+    told = _told("lerobot cannot build its model", where or folder, "check config.json and what it points to")
+    with told, empty_weights():
+        return family.build(folder, device)
 
 
 def _read_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

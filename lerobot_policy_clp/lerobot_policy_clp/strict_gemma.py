@@ -27,12 +27,19 @@ class StrictGemma:
 
     @classmethod
     def _load_as_safetensor(cls, model: nn.Module, model_file: str, map_location: str, strict: bool) -> nn.Module:
-        weights = load_file(model_file)
-        # The published models lack the prefix; their embedding and their language model's head are one matrix.
-        if not any(name.startswith(_PREFIX) for name in weights):
-            weights = {_PREFIX + name: tensor for name, tensor in weights.items()}
-            for absent, present in ((_EMBEDDING, _LM_HEAD), (_LM_HEAD, _EMBEDDING)):
-                if absent not in weights and present in weights:
-                    weights[absent] = weights[present]
+        stored = load_file(model_file)
+        # LeRobot's own changes to names; where the head of the language model is stored, the embedding is its copy.
+        fixed = model._fix_pytorch_state_dict_keys(stored, model.config)
+        weights = {_with_prefix(name): tensor for name, tensor in fixed.items()}
+        named = {_with_prefix(name): tensor for name, tensor in stored.items()}
+        if _EMBEDDING in named:  # LeRobot would replace a stored embedding if the head came after it in the file
+            weights[_EMBEDDING] = named[_EMBEDDING]
+        # The published models lack the prefix, and may hold the embedding alone: the two are one matrix there.
+        if _EMBEDDING in weights and _LM_HEAD not in weights and not any(name.startswith(_PREFIX) for name in stored):
+            weights[_LM_HEAD] = weights[_EMBEDDING]
         model.load_state_dict(weights, strict=strict)
         return model
+
+
+def _with_prefix(name: str) -> str:
+    return name if name.startswith(_PREFIX) else _PREFIX + name

@@ -17,7 +17,7 @@ from torch import nn
 from clp_ros.cli import main
 from clp_ros.errors import ClpError
 from clp_ros.pruning.surgery import prune_checkpoint
-from clp_ros.vla.checkpoint import Checkpoint
+from clp_ros.vla.checkpoint import Checkpoint, model_names
 from clp_ros.vla.family import families, family_of
 from clp_ros.vla.features import LIBERO
 from clp_ros.vla.plugin import register_plugin
@@ -312,16 +312,83 @@ def test_published_weights_load_and_prune(name, policy, sample, family_checkpoin
     np.testing.assert_array_equal(pruned.predict_chunk(**sample, noise=noise), expected)
 
 
-@pytest.mark.parametrize("key", [EMBEDDING, HEAD])
-def test_weights_that_lerobot_saved_hold_both_of_the_tied_matrices(name, family_checkpoint, key, tmp_path):
+def test_weights_as_lerobot_0_4_tied_them_load_and_prune(name, policy, sample, family_checkpoint, tmp_path, capsys):
+    """The two matrices were one: safetensors stored the first of their names, and noted the other."""
+    tied = {f"model.{EMBEDDING}": f"model.{HEAD}"}
+    folder = shutil.copytree(family_checkpoint(name), tmp_path / "tied")
+    weights = load_file(folder / "model.safetensors")
+    del weights[f"model.{EMBEDDING}"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"} | tied)
+    noise = torch.randn(1, 50, 32, generator=torch.Generator().manual_seed(0))
+    expected = policy.predict_chunk(**sample, noise=noise)
+    whole = load_policy(folder, "cpu")
+    np.testing.assert_array_equal(whole.predict_chunk(**sample, noise=noise), expected)
+    whole.policy = load_with_the_plugin(folder)
+    np.testing.assert_array_equal(whole.predict_chunk(**sample, noise=noise), expected)
+    output = tmp_path / "pruned"
+    prune = ["prune", "--checkpoint", str(folder), "--remove", "vlm=1,4", "--output", str(output), "--json"]
+    assert main(prune) == 0
+    assert json.loads(capsys.readouterr().out)["unchecked"] is None
+    assert main(["verify", str(output)]) == 0
+    prune_checkpoint(family_checkpoint(name), tmp_path / "expected", {"vlm": (1, 4)})
+    expected = load_policy(tmp_path / "expected", "cpu").predict_chunk(**sample, noise=noise)
+    pruned = load_policy(output, "cpu")
+    np.testing.assert_array_equal(pruned.predict_chunk(**sample, noise=noise), expected)
+
+
+def test_an_embedding_that_lies_before_the_head_in_the_file_is_not_replaced_by_it(name, family_checkpoint, tmp_path):
+    """They differ after a fine-tuning; lerobot's own loading depends on their order."""
+    folder = shutil.copytree(family_checkpoint(name), tmp_path / "copy")
+    weights = load_file(folder / "model.safetensors")
+    weights[f"model.{HEAD}"] = weights[f"model.{HEAD}"] + 1
+    # Wider elements are stored first: the head, in half precision, now comes last.
+    weights[f"model.{HEAD}"] = weights[f"model.{HEAD}"].bfloat16()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for loaded in (load_policy(folder, "cpu").policy, load_with_the_plugin(folder)):
+        state = loaded.state_dict()
+        assert torch.equal(state[f"model.{EMBEDDING}"], weights[f"model.{EMBEDDING}"])
+        assert torch.equal(state[f"model.{HEAD}"], weights[f"model.{HEAD}"].float())
+
+
+def test_names_without_a_prefix_are_read_as_lerobot_reads_them(name, policy):
+    weights = dict.fromkeys(policy.policy.state_dict(), torch.zeros(()))
+    stored = {key.removeprefix("model."): value for key, value in weights.items()}
+    expert = "paligemma_with_expert.gemma_expert.model."
+    for more in (
+        *(f"{time}mlp_{side}.{part}" for time in ("time_", "action_time_") for side in ("in", "out") for part in "wb"),
+        *("state_proj.weight", "state_proj.bias", expert + "norm.weight"),
+        *(f"{expert}layers.3.{norm}_layernorm.weight" for norm in ("input", "post_attention")),
+    ):
+        stored[more] = torch.zeros(())
+    with quiet():
+        fixed = policy.policy._fix_pytorch_state_dict_keys(stored, policy.policy.config)
+    expected = {key if key.startswith("model.") else f"model.{key}" for key in fixed}
+    assert model_names(policy.family, stored).keys() == expected
+
+
+def test_the_head_alone_may_stand_for_both_of_the_tied_matrices(name, family_checkpoint, tmp_path):
     def damage(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: value for name, value in weights.items() if name != f"model.{key}"}
+        return {name: value for name, value in weights.items() if name != f"model.{HEAD}"}
 
     folder = rewrite(family_checkpoint(name), tmp_path / "damaged", damage)
-    with pytest.raises(ClpError, match=key):
+    with pytest.raises(ClpError, match=HEAD):
         load_policy(folder, "cpu")
-    with pytest.raises(RuntimeError, match=key):
+    with pytest.raises(RuntimeError, match=HEAD):
         load_with_the_plugin(folder)
+
+
+def test_what_would_not_load_is_not_written(name, family_checkpoint, tmp_path, capsys):
+    """Nothing but the tensors of the layers is known without lerobot's model."""
+
+    def damage(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {key: value for key, value in weights.items() if key != "model.action_out_proj.bias"}
+
+    folder = rewrite(family_checkpoint(name), tmp_path / "damaged", damage)
+    output = tmp_path / "pruned"
+    assert main(["prune", "--checkpoint", str(folder), "--remove", "vlm=1,4", "--output", str(output)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the result would not load" in line and "action_out_proj.bias" in line
+    assert not output.exists()
 
 
 def test_empty_cameras_are_not_the_robots(name, family_checkpoint, sample, tmp_path):

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the checkpoint that a surgery is about to write will load: its tensors against lerobot's own model."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from clp_ros.errors import ClpError, NotHereError
+from clp_ros.pruning.surgery import SurgeryPlan
+from clp_ros.vla.checkpoint import CONFIG_FILE, model_names
+from clp_ros.vla.family import check_lerobot
+
+
+def check_loadable(plan: SurgeryPlan) -> str | None:
+    """Holds the names and shapes that a surgery will write against the model that its config.json will describe.
+
+    The model is lerobot's, built on the meta device: neither weights nor memory for them are needed.
+
+    Args:
+        plan: The surgery.
+
+    Returns:
+        None where the two agree; otherwise why they could not be compared on this machine.
+
+    Raises:
+        ClpError: The result would not load, or lerobot cannot build its model.
+    """
+    checkpoint = plan.checkpoint
+    if find_spec("lerobot") is None:
+        return "lerobot is not installed here"
+    try:
+        check_lerobot(checkpoint.family)
+    except ClpError as error:
+        return error.what
+    if not checkpoint.family.loads(plan.config):
+        return "lerobot loads this layout only as the base model of a fine-tuning"
+    from clp_ros.vla.policy import build_model, quiet
+    from clp_ros.vla.tensor_check import check_tensors
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for name in {name.partition("/")[0] for name in plan.copied_files()}:
+            (folder / name).symlink_to(checkpoint.path / name)
+        (folder / CONFIG_FILE).write_text(json.dumps(plan.config), encoding="utf-8")
+        try:
+            with quiet():
+                model = build_model(checkpoint.family, folder, "cpu", where=checkpoint.path)
+        except NotHereError as error:
+            return error.what
+    shapes = {name: tensor.shape for name, tensor in plan.tensors.items()}
+    try:
+        check_tensors(model, model_names(checkpoint.family, shapes), shapes, checkpoint.path)
+    except ClpError as error:
+        raise ClpError(f"the result would not load: {error.what}", where=error.where, fix=error.fix) from error
+    return None

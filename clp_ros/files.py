@@ -19,6 +19,24 @@ from clp_ros.errors import ClpError
 _TEMPORARY = re.compile(r"\.(?P<target>.+)\.[a-z0-9_]{8}(?P<kind>\.partial|\.old)")
 
 
+def refuse_lfs_pointer(start: bytes, where: object) -> None:
+    """Refuses what Git leaves in a file's place where it was cloned without Git LFS.
+
+    Args:
+        start: The file's first bytes, 8 at least.
+        where: The file, for the error.
+
+    Raises:
+        ClpError: They are those of a pointer.
+    """
+    if start.startswith(b"version https://git-lfs"[: len(start)]) and len(start) >= 8:
+        raise ClpError(
+            "this is a Git LFS pointer, not the file itself",
+            where=where,
+            fix="git lfs pull in the clone, or hf download the repository",
+        )
+
+
 def check_output_folder(target: Path, overwrite: bool = False) -> None:
     """Refuses an output folder that already holds something.
 

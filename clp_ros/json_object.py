@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clp_ros.errors import ClpError
+from clp_ros.files import refuse_lfs_pointer
 
 _FIX = "give an undamaged copy of the file"
 
@@ -24,6 +25,9 @@ def parse_json(text: bytes, where: object, fix: str = _FIX) -> Any:
     Raises:
         ClpError: Not UTF-8, not JSON, or a key that occurs twice (readers silently keep one or the other).
     """
+
+    if len(text) >= 8:
+        refuse_lfs_pointer(text, where)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         parsed = dict(pairs)

@@ -2,6 +2,7 @@
 """Small checkpoints of SmolVLA's layout, written by the safetensors library, and every way to damage one."""
 
 import copy
+import hashlib
 import json
 import os
 import shutil
@@ -201,6 +202,19 @@ def _set_config(**fields: Any) -> Callable[[Path], None]:
     return edit_json("config.json", lambda config: config.update(fields))
 
 
+def _make_adapter(folder: Path, base: str | None) -> None:
+    weights(folder).rename(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+
+
+def _move_into(folder: Path, name: str) -> None:
+    inside = folder.parent / "inside"
+    folder.rename(inside)
+    (folder / name).parent.mkdir(parents=True)
+    inside.rename(folder / name)
+
+
+LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 906712520\n"
 EMBED = "model.vlm_with_expert.vlm.model.embed.weight"
 K5 = layer_key("expert", 5, "self_attn.k_proj.weight")
 
@@ -308,9 +322,22 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         edit_tensors(lambda t: t.update({K5: t[layer_key("expert", 4, "self_attn.k_proj.weight")]})),
         "layer 5 of expert has self_attn.k_proj.weight of shape [3, 4], its peers [3, 6]",
     ),
-    "pickle beside the weights": (lambda f: (f / "pytorch_model.bin").write_bytes(b"\x80\x04N."), "pickle"),
-    "pickle in capitals": (lambda f: (f / "MODEL.PT").write_bytes(b"\x80\x04N."), "pickle"),
-    "pickle in a sub-folder": (lambda f: (f / "vlm" / "weights.ckpt").write_bytes(b"\x80\x04N."), "pickle"),
+    "weights in a pickle": (lambda f: weights(f).rename(f / "pytorch_model.bin"), "pytorch_model.bin, save them as"),
+    "weights in a pickle in capitals": (lambda f: weights(f).rename(f / "MODEL.PT"), "the weights are in a pickle"),
+    "weights are a Git LFS pointer": (lambda f: weights(f).write_text(LFS_POINTER), "a Git LFS pointer"),
+    "config is a Git LFS pointer": (lambda f: (f / "config.json").write_text(LFS_POINTER), "a Git LFS pointer"),
+    "a PEFT adapter": (lambda f: _make_adapter(f, "lerobot/smolvla_base"), "a PEFT adapter of lerobot/smolvla_base"),
+    "a PEFT adapter of nothing": (lambda f: _make_adapter(f, None), "a base it does not name"),
+    "a step of a training": (lambda f: _move_into(f, "pretrained_model"), "give "),
+    "a training's checkpoints": (lambda f: _move_into(f, "last/pretrained_model"), "last/pretrained_model"),
+    "a training's output": (
+        lambda f: _move_into(f, "checkpoints/last/pretrained_model"),
+        "checkpoints/last/pretrained_model",
+    ),
+    "statistics among the weights": (
+        edit_tensors(lambda t: t.update({"normalize_inputs.buffer_observation_state.mean": np.zeros(3)})),
+        "python -m lerobot.processor.migrate_policy_normalization --pretrained-path",
+    ),
     "processor settings damaged": (lambda f: (f / "policy_preprocessor.json").write_text("{"), "not valid JSON"),
     "processor statistics damaged": (lambda f: os.truncate(f / "policy_preprocessor_step_5.safetensors", 80), "trunc"),
     "shard missing": (_shards(lambda f: (f / _SHARD_OF.format("00001")).unlink()), "shard"),
@@ -391,6 +418,27 @@ def _set_depths(policy: Any, depths: Mapping[str, int]) -> None:
     for part in policy.modules():
         if getattr(part, "select_layer", -1) > 0:  # GR00T: the hidden state it takes from the language model
             part.select_layer = depths["llm"]
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def put_into_hub_cache(folder: Path, cache: Path, repository: str, branch: str = "main") -> Path:
+    """Lays a folder out as huggingface_hub's cache does: a snapshot of links to blobs, and a branch's commit."""
+    place = cache / f"models--{repository.replace('/', '--')}"
+    snapshot = place / "snapshots" / COMMIT
+    (place / "blobs").mkdir(parents=True, exist_ok=True)
+    (place / "refs").mkdir(exist_ok=True)
+    (place / "refs" / branch).write_text(COMMIT)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            content = path.read_bytes()
+            blob = place / "blobs" / hashlib.sha256(content).hexdigest()
+            blob.write_bytes(content)
+            link = snapshot / path.relative_to(folder)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(os.path.relpath(blob, link.parent))
+    return snapshot
 
 
 # Any try to reach a network fails, and is remembered.

@@ -12,6 +12,7 @@ from rclpy.node import Node
 
 from clp_ros.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
+from clp_ros.vla.hub import is_repository, local_folder
 
 
 def declare(node: Node, parameters: Mapping[str, tuple[Any, str]], *, read_only: bool, untyped: str = "") -> None:
@@ -34,15 +35,17 @@ def texts(value: str | list[str]) -> list[str]:
 
 
 def checkpoint_folder(node: Node) -> Path:
-    """The parameter ``checkpoint``, absolute.
+    """The folder of the parameter ``checkpoint``, absolute. It may be a repository id, which is then downloaded.
 
     Raises:
-        ClpError: It is empty.
+        ClpError: It is empty, or a repository that is neither in the hub's cache nor can be downloaded.
     """
     value = node.get_parameter("checkpoint").value
     if not value:
         raise ClpError("the parameter checkpoint is empty", where=node.get_name(), fix="give the checkpoint's folder")
-    return Path(value).expanduser().absolute()
+    if is_repository(value):
+        node.get_logger().info(f"{value}: from the hub's cache, or downloaded")
+    return local_folder(Path(value).expanduser()).absolute()
 
 
 def given_embodiment(node: Node) -> Embodiment:
@@ -70,6 +73,14 @@ def given_embodiment(node: Node) -> Embodiment:
 
 
 def output_folder(node: Node, checkpoint: Path, suffix: str) -> Path:
-    """The parameter ``output``, absolute; by default beside the checkpoint, named as it with a suffix."""
+    """The parameter ``output``, absolute; by default beside the checkpoint, named as it with a suffix.
+
+    A repository's lies in the hub's cache: by default, the folder is then made where the node was started.
+    """
     value = node.get_parameter("output").value
-    return Path(value).expanduser().absolute() if value else checkpoint.with_name(f"{checkpoint.name}_{suffix}")
+    if value:
+        return Path(value).expanduser().absolute()
+    given = node.get_parameter("checkpoint").value
+    if is_repository(given):
+        return Path.cwd() / f"{given.partition('@')[0].rpartition('/')[2]}_{suffix}"
+    return checkpoint.with_name(f"{checkpoint.name}_{suffix}")

@@ -15,14 +15,21 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 from clp_ros.errors import ClpError
 from clp_ros.files import is_temporary
 from clp_ros.json_object import parse_json, read_json_object
 from clp_ros.vla.family import Config, Family, Module, family_of
+from clp_ros.vla.hub import local_folder
 from clp_ros.vla.layer_keys import LayerKeys, check_layers
+from clp_ros.vla.not_a_checkpoint import (
+    is_pickle,
+    refuse_missing_weights,
+    refuse_old_statistics,
+    refuse_training_folder,
+)
 from clp_ros.vla.safetensors_header import TensorInfo, read_header
 
 CONFIG_FILE = "config.json"
@@ -30,7 +37,6 @@ WEIGHTS_FILE = "model.safetensors"  # the one file stock lerobot loads
 INDEX_FILE = "model.safetensors.index.json"
 MANIFEST_FILE = "clp.json"
 
-_PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _SHARD_NAME = re.compile(r"model-\d+-of-\d+\.safetensors")
 # Version control and download records: not part of the checkpoint, and wrong for a copy of it.
 _IGNORED_FOLDERS = {".git", ".cache"}
@@ -51,7 +57,8 @@ class Checkpoint:
         metadata: The ``__metadata__`` strings of all weight files. safetensors stores shared tensors once and writes
             ``{other name: stored name}`` here: see :attr:`shared`.
         weight_files: Names of the files that hold the weights.
-        files: Size in bytes of every file, by its path relative to the folder (with ``/``); links are followed.
+        files: Size in bytes of every file, by its path relative to the folder (with ``/``); links are followed. Pickle
+            files, such as a trainer leaves beside the weights, are no part of the checkpoint.
         manifest: The parsed clp.json (:class:`clp_ros.manifest.Manifest`); None if it was never pruned.
     """
 
@@ -73,12 +80,12 @@ class Checkpoint:
         (a hub snapshot consists of them) and folders are followed.
 
         Args:
-            folder: The folder.
+            folder: The folder, or a repository id: see :func:`clp_ros.vla.hub.local_folder`.
 
         Raises:
             ClpError: Something in it is missing, damaged, contradictory or unsafe. The message says what and where.
         """
-        folder = Path(folder).resolve()
+        folder = local_folder(folder).resolve()
         try:
             return cls._open(folder)
         except OSError as error:
@@ -99,14 +106,9 @@ class Checkpoint:
                 where=folder,
                 fix="run that command again, which clears it away",
             )
-        files = dict(sorted(_walk(folder)))
-        for name in files:
-            if PurePosixPath(name).suffix.lower() in _PICKLE_SUFFIXES:
-                raise ClpError(
-                    "a pickle file can run any code when it is loaded",
-                    where=folder / name,
-                    fix="remove it; if it holds the weights, save them as safetensors first",
-                )
+        refuse_training_folder(folder)
+        found = dict(sorted(_walk(folder)))
+        files = {name: size for name, size in found.items() if not is_pickle(name)}
         if CONFIG_FILE not in files:
             raise ClpError(
                 f"there is no {CONFIG_FILE}", where=folder, fix="give a folder that save_pretrained of lerobot wrote"
@@ -121,7 +123,15 @@ class Checkpoint:
             raise ClpError(  # a family reads its fields plainly; whatever type it meets there, the file is at fault
                 f"a field has the wrong type ({error})", where=folder / CONFIG_FILE, fix="give an undamaged copy of it"
             ) from error
+        if WEIGHTS_FILE not in files and INDEX_FILE not in files:
+            refuse_missing_weights(folder, files, found.keys() - files.keys())
         weight_files, tensors, metadata = _read_weights(folder, files)
+        try:
+            if family.refuse_names is not None:
+                family.refuse_names(tensors)
+        except ClpError as error:
+            raise ClpError(error.what, where=folder, fix=error.fix) from error
+        refuse_old_statistics(folder, tensors)
         for name in files.keys() - {CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, *weight_files}:
             if name.endswith(".safetensors"):  # the processors' statistics
                 read_header(folder / name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -89,6 +89,8 @@ class Family:
             0.4 saved it; one without ``wrapper`` either of the two.
         unwrapped_name: From a tensor's name without ``wrapper`` to the name that lerobot's loading gives it, also
             without; None for a tensor that it leaves out. None: lerobot only adds ``wrapper``.
+        refuse_names: Raises ClpError where the stored tensors' names are those of a model that no lerobot which this
+            package takes can load.
         loads: Whether lerobot loads a checkpoint with this config as a policy of its own. False for a layout that can
             be pruned, and is then the base model of a fine-tuning.
         connect: ``connect(preprocessor, postprocessor)`` joins those of their steps that need each other, which their
@@ -112,6 +114,7 @@ class Family:
     wrapper: str = ""
     tied: Mapping[str, str] = field(default_factory=dict)
     unwrapped_name: Callable[[str], str | None] | None = None
+    refuse_names: Callable[[Collection[str]], None] | None = None
     loads: Callable[[Config], bool] = lambda config: True
     connect: Callable[[Any, Any], None] | None = None
     denoise: str = "model.denoise_step"

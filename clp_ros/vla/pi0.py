@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -50,6 +50,7 @@ def gemma_family(name: str) -> Family:
         tied={_LM_HEAD: _EMBEDDING},
         skips_absent_cameras=True,
         unwrapped_name=partial(_unwrapped_name, name),
+        refuse_names=partial(_refuse_names, name),
     )
 
 
@@ -67,6 +68,20 @@ def _unwrapped_name(name: str, tensor: str) -> str | None:
         return None
     other, own = _TIME_LAYERS[name]
     return own + tensor.removeprefix(other) if tensor.startswith((other + "in.", other + "out.")) else tensor
+
+
+# The towers as lerobot before 0.4 named them: transformers has since put `model.` between.
+_OLD_TOWERS = re.compile(
+    r"(model\.)?paligemma_with_expert\.paligemma\.(language_model|vision_tower|multi_modal_projector)\."
+)
+
+
+def _refuse_names(name: str, tensors: Collection[str]) -> None:
+    if any(_OLD_TOWERS.match(tensor) for tensor in tensors):
+        raise ClpError(
+            "its tensors are named as in lerobot before 0.4, which no later one loads",
+            fix=f"start from lerobot/{name}_base, or a fine-tuning of it, instead",
+        )
 
 
 def _recognises(name: str, config: Config) -> bool:

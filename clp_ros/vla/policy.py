@@ -13,11 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clp_ros.errors import ClpError
-from clp_ros.vla.checkpoint import Checkpoint
+from clp_ros.errors import ClpError, NotHereError
+from clp_ros.json_object import read_json_object
+from clp_ros.vla.checkpoint import CONFIG_FILE, Checkpoint
 from clp_ros.vla.family import Family, Module, check_lerobot
+from clp_ros.vla.hub import missing_repository
 from clp_ros.vla.normalisation import Normalisation, normalise_by, read_normalisation
-from clp_ros.vla.processors import load_processors, rename_map
+from clp_ros.vla.processors import PROCESSORS, load_processors, rename_map
 from clp_ros.vla.statistics import ACTION, STATE, Statistics
 from clp_ros.vla.tensor_check import check_tensors
 
@@ -456,7 +458,8 @@ def load_policy(
         else:
             fake_weights(policy)
         policy.eval()
-        with _told("its processors do not load", checkpoint.path, "save them again with this lerobot"):
+        files = [checkpoint.path / name for name in PROCESSORS]
+        with _told("its processors do not load", checkpoint.path, "save them again with this lerobot", *files):
             preprocessor, postprocessor = load_processors(checkpoint, device)
     return LoadedPolicy(checkpoint, policy, preprocessor, postprocessor, device)
 
@@ -475,7 +478,10 @@ def build_model(family: Family, folder: Path, device: str, where: Path | None = 
     """
     from clp_ros.vla.empty_weights import empty_weights
 
-    told = _told("lerobot cannot build its model", where or folder, "check config.json and what it points to")
+    where = where or folder
+    told = _told(
+        "lerobot cannot build its model", where, "check config.json and what it points to", folder / CONFIG_FILE
+    )
     with told, empty_weights():
         return family.build(folder, device)
 
@@ -491,13 +497,18 @@ def _read_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
 
 @contextlib.contextmanager
-def _told(what: str, where: object, fix: str) -> Iterator[None]:
-    """Tells whatever a library finds wrong with the files it is given as a ClpError."""
+def _told(what: str, where: object, fix: str, *files: Path) -> Iterator[None]:
+    """Tells whatever a library finds wrong with the files it is given as a ClpError.
+
+    ``files`` are the JSON files that may name what is missing.
+    """
     try:
         yield
     except ClpError:
         raise
     except Exception as error:  # lerobot, draccus, transformers and the hub each have exceptions of their own
+        if missing := missing_repository(error, *map(read_json_object, files)):
+            raise NotHereError(missing.what, where=where, fix=missing.fix) from error
         raise ClpError(f"{what} ({type(error).__name__}: {error})", where=where, fix=fix) from error
 
 

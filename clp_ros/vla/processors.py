@@ -15,12 +15,15 @@ from clp_ros.json_object import read_json_object
 from clp_ros.vla.checkpoint import Checkpoint
 from clp_ros.vla.family import Family
 from clp_ros.vla.normalisation import MODE_STATISTICS
+from clp_ros.vla.not_a_checkpoint import unregistered_step
 from clp_ros.vla.statistics import ACTION
 
 # It loads a model by name, and runs the code that comes with it.
 _REWARD_CLASSIFIER = "reward_classifier_processor"
-_PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
 _RENAME = "rename_observations_processor"
+# Steps that only some versions of lerobot have.
+_STEPS_ELSEWHERE = {"delta_actions_processor": ">=0.5.1,<0.6", "relative_actions_processor": ">=0.6"}
+PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
 
 
 def load_processors(checkpoint: Checkpoint, device: str) -> tuple[Any, Any]:
@@ -41,7 +44,7 @@ def load_processors(checkpoint: Checkpoint, device: str) -> tuple[Any, Any]:
         transition_to_policy_action,
     )
 
-    for name in _PROCESSORS:
+    for name in PROCESSORS:
         if not (checkpoint.path / name).is_file():
             raise ClpError(
                 f"{name} is missing",
@@ -51,14 +54,14 @@ def load_processors(checkpoint: Checkpoint, device: str) -> tuple[Any, Any]:
     with _localised(checkpoint) as folder:
         preprocessor = PolicyProcessorPipeline.from_pretrained(
             folder,
-            config_filename=_PROCESSORS[0],
+            config_filename=PROCESSORS[0],
             overrides={"device_processor": {"device": device}},
             to_transition=batch_to_transition,
             to_output=transition_to_batch,
         )
         postprocessor = PolicyProcessorPipeline.from_pretrained(
             folder,
-            config_filename=_PROCESSORS[1],
+            config_filename=PROCESSORS[1],
             to_transition=policy_action_to_transition,
             to_output=transition_to_policy_action,
         )
@@ -76,7 +79,7 @@ def rename_map(checkpoint: Checkpoint) -> dict[str, str]:
     Raises:
         ClpError: It is not an object of names.
     """
-    path = checkpoint.path / _PROCESSORS[0]
+    path = checkpoint.path / PROCESSORS[0]
     names: dict[str, str] = {}
     for step in read_json_object(path).get("steps", []):
         if step.get("registry_name") == _RENAME:
@@ -90,7 +93,7 @@ def rename_map(checkpoint: Checkpoint) -> dict[str, str]:
 @contextlib.contextmanager
 def _localised(checkpoint: Checkpoint) -> Iterator[Path]:
     """The processors' files as the family localises them for where the checkpoint lies now: it may have been moved."""
-    documents = {name: read_json_object(checkpoint.path / name) for name in _PROCESSORS}
+    documents = {name: read_json_object(checkpoint.path / name) for name in PROCESSORS}
     checkpoint.family.localise(documents, checkpoint.path, checkpoint.path)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -117,6 +120,8 @@ def _check_steps(document: Mapping[str, Any], path: Path, family: Family) -> Non
     Raises:
         ClpError: There is such a step.
     """
+    from importlib.metadata import version
+
     from lerobot.processor import ProcessorStepRegistry
 
     for step in document["steps"]:
@@ -127,6 +132,8 @@ def _check_steps(document: Mapping[str, Any], path: Path, family: Family) -> Non
                 fix="only steps by the registry_name of an installed lerobot are loaded; remove it",
             )
         name = step["registry_name"]
+        if name not in ProcessorStepRegistry.list():
+            raise unregistered_step(name, path, _STEPS_ELSEWHERE, version("lerobot"))
         registered = ProcessorStepRegistry.get(name)
         package = registered.__module__
         foreign = package.startswith("lerobot.policies.") and package.split(".")[2] != (family.policy or family.name)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from clp_ros.errors import ClpError
+from clp_ros.files import refuse_lfs_pointer
 from clp_ros.json_object import parse_json_object
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
@@ -85,6 +86,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         length_field = file.read(_LENGTH_BYTES)
         if len(length_field) < _LENGTH_BYTES:
             raise ClpError(f"the file is truncated: {size} bytes hold no header length", where=path, fix=_FIX)
+        refuse_lfs_pointer(length_field, path)
         length = int.from_bytes(length_field, "little")
         if length > MAX_HEADER_BYTES:
             raise ClpError(f"the header claims {length} bytes, above {MAX_HEADER_BYTES}", where=path, fix=_FIX)

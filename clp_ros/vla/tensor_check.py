@@ -29,7 +29,9 @@ def check_tensors(
     wanted = model.state_dict(keep_vars=True)
     for name, stored in names.items():
         if name not in wanted:
-            raise ClpError(f"tensor {stored!r} is not one of the model's", where=where, fix="config.json does not fit it")
+            raise ClpError(
+                f"tensor {stored!r} is not one of the model's", where=where, fix="config.json does not fit it"
+            )
         if tuple(wanted[name].shape) != tuple(shapes[stored]):
             raise ClpError(
                 f"tensor {stored!r} has shape {tuple(shapes[stored])}, the model's has {tuple(wanted[name].shape)}",

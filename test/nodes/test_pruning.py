@@ -2,6 +2,7 @@
 """The pruning node as users have it: a process of its own, called over DDS."""
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from checkpoint_tools import LAYERS, write_synthetic
 from diagnostic_msgs.msg import DiagnosticStatus
 from ros_tools import NodeProcess, Peer, parameter_arguments, running, wait_for
 from std_msgs.msg import String
@@ -48,9 +48,12 @@ sys.exit(main(SlowNode))
 StartNode = Callable[..., AbstractContextManager[NodeProcess]]
 
 
+LAYERS = 16
+
+
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    return write_synthetic(tmp_path / "base")
+def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "base"))
 
 
 @pytest.fixture
@@ -160,7 +163,7 @@ def test_parameters_hold_from_the_next_call_on_and_faults_come_as_text(
         assert peer.set_parameters("/pruning", overwrite=True) == [""]
         second = json.loads(prune(peer).message)
         assert len(second["removed"]["vlm"]) == 4
-        assert Checkpoint.open(tmp_path / "out").layers == {"vlm": 2, "expert": 2}
+        assert Checkpoint.open(tmp_path / "out").layers == {"vlm": LAYERS - 4, "expert": LAYERS - 4}
         wait_for(lambda: statuses[-1].level == DiagnosticStatus.OK, "a status without the fault")
         assert node.log.count("[ERROR]") == 8
         assert "Traceback" not in node.log

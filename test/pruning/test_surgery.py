@@ -197,6 +197,18 @@ def test_links_are_copied_as_what_they_lead_to(source: Path, tmp_path: Path):
         assert name in rewritten or (linked / name).read_bytes() == content
 
 
+def test_what_a_trainer_leaves_beside_the_weights_is_left_out(source: Path, tmp_path: Path):
+    prune_checkpoint(source, tmp_path / "expected", {"vlm": [1, 2]})
+    plain = Checkpoint.open(source)
+    for name in ("training_args.bin", "optimizer.pt", "rng_state_0.pth", "scheduler.PT", "vlm/weights.ckpt"):
+        (source / name).write_bytes(b"\x80\x04")  # no pickle that anything could read
+    assert Checkpoint.open(source) == plain
+    prune_checkpoint(source, tmp_path / "pruned", {"vlm": [1, 2]})
+    listings = [_listing(tmp_path / name) for name in ("pruned", "expected")]
+    assert listings[0].keys() == listings[1].keys()
+    assert listings[0]["model.safetensors"] == listings[1]["model.safetensors"]
+
+
 def test_the_same_pruning_gives_the_same_bytes(source: Path, tmp_path: Path):
     prune_checkpoint(source, tmp_path / "out", {"vlm": [3, 4]}, scores={"vlm": [0.5] * 5})
     first = _listing(tmp_path / "out")

@@ -11,6 +11,8 @@ from typing import Any
 from clp_ros import __version__
 from clp_ros.cli import commands as jobs
 
+_CHECKPOINT = "checkpoint folder, or a repository on the hub as owner/name or owner/name@revision"
+
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; ``run`` of what it gives is the job, to be called with that."""
@@ -21,7 +23,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     calibrate = _command(commands, "calibrate", jobs.calibrate, "replay bags through a policy and compare its layers")
-    calibrate.add_argument("--checkpoint", required=True, type=Path, help="checkpoint folder")
+    calibrate.add_argument("--checkpoint", required=True, type=Path, help=_CHECKPOINT)
     calibrate.add_argument("--bag", required=True, nargs="+", type=Path, help="rosbag2 recordings, an episode each")
     calibrate.add_argument("--embodiment", required=True, help="name under config/embodiments, or a .yaml file")
     calibrate.add_argument("--task", required=True, help="name under config/tasks, a .yaml file, or the instruction")
@@ -37,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--dtype", default="auto", help="auto (as lerobot loads it) or float32")
 
     prune = _command(commands, "prune", jobs.prune, "write a checkpoint without its redundant layers")
-    prune.add_argument("--checkpoint", required=True, type=Path, help="checkpoint folder")
+    prune.add_argument("--checkpoint", required=True, type=Path, help=_CHECKPOINT)
     what = prune.add_mutually_exclusive_group(required=True)
     what.add_argument("--calibration", type=Path, help="calibration folder of that checkpoint")
     what.add_argument("--remove", nargs="+", metavar="MODULE=1,2,5", help="layers to remove, 0-based; no calibration")

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from clp_ros.vla.statistics import Statistics
 
 PARAMETERS: dict[str, tuple[Any, str]] = {
-    "checkpoint": ("", "Folder of the policy's checkpoint"),
+    "checkpoint": ("", "Folder of the policy's checkpoint, or a repository on the hub"),
     "embodiment": ("", "The robot: a name under config/embodiments, or a YAML file"),
     "tf_prefix": ("", "Put before the name of every joint, as the driver's argument of that name does"),
     "topics": ([""], "Topics that are not where the embodiment has them, each ENTRY:=TOPIC"),

@@ -14,7 +14,10 @@ from clp_ros.resources import resource_path
 
 # Arguments that are parameters of the node too: the parameter's type, and what --show-args says.
 PARAMETERS: dict[str, tuple[type, str]] = {
-    "checkpoint": (str, "Folder of the policy's checkpoint, as lerobot's save_pretrained writes it"),
+    "checkpoint": (
+        str,
+        "Folder of the policy's checkpoint, or a repository on the hub as owner/name or owner/name@revision",
+    ),
     "embodiment": (str, "The robot: a name under config/embodiments, or a YAML file of your own"),
     "tf_prefix": (str, "Put before the name of every joint, as the robot driver's argument of that name does"),
     "topics": (

@@ -16,7 +16,7 @@ from clp_ros.robots.task import Task
 from clp_ros.settings import did_you_mean
 
 PARAMETERS: dict[str, tuple[Any, str]] = {
-    "checkpoint": ("", "Folder of the policy's checkpoint"),
+    "checkpoint": ("", "Folder of the policy's checkpoint, or a repository on the hub"),
     "embodiment": ("", "The robot: a name under config/embodiments, or a YAML file"),
     "tf_prefix": ("", "Put before the name of every joint, as the driver's argument of that name does"),
     "topics": ([""], "Topics that are not where the embodiment has them, each ENTRY:=TOPIC"),

@@ -22,7 +22,7 @@ from clp_ros.nodes.spin import main as run_node
 from clp_ros.nodes.topics import LATCHED
 
 PARAMETERS: dict[str, tuple[Any, str]] = {
-    "checkpoint": ("", "Folder of the checkpoint to prune"),
+    "checkpoint": ("", "Folder of the checkpoint to prune, or a repository on the hub"),
     "calibration": ("", "Calibration folder of that checkpoint; empty: the one heard on calibration/done"),
     "output": ("", "Folder to write; empty: <checkpoint>_pruned"),
     "overwrite": (False, "Whether an output folder that is not empty may be replaced"),

@@ -10,6 +10,7 @@ import numpy as np
 
 from clp_ros.errors import ClpError
 from clp_ros.vla.checkpoint import Checkpoint
+from clp_ros.vla.hub import missing_repository
 
 if TYPE_CHECKING:
     import torch
@@ -104,6 +105,11 @@ def _load(checkpoint: Checkpoint, device: str) -> LoadedPolicy:
             config.device = ours.device
             stock = get_policy_class(config.type).from_pretrained(checkpoint.path, config=config, strict=True)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
+        # It loads the VLM's own weights first, which ours does without.
+        if missing := missing_repository(error, checkpoint.config):
+            raise ClpError(
+                f"stock lerobot does not load it: {missing.what}", where=checkpoint.path, fix=missing.fix
+            ) from error
         raise ClpError(f"stock lerobot does not load it ({error})", where=checkpoint.path, fix=fix) from error
     mine, theirs = ours.policy.state_dict(), stock.state_dict()
     if list(mine) != list(theirs):

@@ -204,6 +204,18 @@ def test_a_moved_checkpoint_loads_and_verify_says_what_stock_lerobot_cannot(tiny
     assert verify(tmp_path / "pruned")["layers"] == {"vlm": 14, "expert": 14}
 
 
+def _is_registered(step: str) -> bool:
+    from lerobot.processor import ProcessorStepRegistry
+
+    return step in ProcessorStepRegistry.list()
+
+
+# One of the two is the other's name in lerobot 0.5 and 0.6.
+(_ANOTHER_VERSIONS,) = (
+    step for step in ("delta_actions_processor", "relative_actions_processor") if not _is_registered(step)
+)
+
+
 def edited(change):
     def edit(folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")
@@ -240,7 +252,11 @@ def edit_json(name, change):
         (edit_json("policy_preprocessor.json", lambda d: d.pop("steps")), r"its processors do not load"),
         (
             edit_json("policy_preprocessor.json", lambda d: d["steps"][0].update(registry_name="unheard_of")),
-            r"its processors do not load .*unheard_of",
+            r"the installed lerobot .* has no processor step unheard_of, .*policy_preprocessor\.json",
+        ),
+        (
+            edit_json("policy_preprocessor.json", lambda d: d["steps"][0].update(registry_name=_ANOTHER_VERSIONS)),
+            rf"the processor step {_ANOTHER_VERSIONS} is one of lerobot [^,]+,?[^,]*; installed is ",
         ),
         (
             edit_json("config.json", lambda c: c.update(self_attn_every_n_layers=2.5)),

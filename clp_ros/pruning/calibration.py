@@ -77,7 +77,7 @@ class Calibrator:
         for module in policy.modules:
             given = {"name": module.name, "device": policy.device}
             # For states in half precision only; all others are multiplied and summed in float64.
-            self._adjacent[module.name] = LinearCKA(module.layers, pairs="adjacent", products="bfloat16", **given)
+            self._adjacent[module.name] = LinearCKA(module.layers, pairs="adjacent", products="float32", **given)
             self._all[module.name] = LinearCKA(module.layers, **given)
             self._distances[module.name] = AdjacentDistances(module.layers, **given)
 

@@ -4,10 +4,12 @@
 import itertools
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from clp_ros.errors import ClpError
 from clp_ros.pruning.distances import AdjacentDistances
@@ -338,45 +340,113 @@ def test_wrong_input_is_refused():
         LinearCKA(2, pairs="some")
 
 
-@pytest.mark.parametrize("pairs", ["all", "adjacent"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("offset", "outlier", "error"), [(0, 0, 1e-7), (300, 0, 1e-6), (0, 3e3, 1e-5)])
-def test_bfloat16_products_are_nearly_exact(pairs, dtype, offset, outlier, error):
-    """Widths above and across the blocks of the triangle, means far above the deviations, more than one fold."""
-    states = residual_stream(21, 6100, widths=(300, 300, 520), dtype=torch.float64)
-    for i, state in enumerate(states):
-        state[:, ::3] += offset
-        state[0, i] += outlier
-    states = [state.to(dtype) for state in states]
-    cka = LinearCKA(3, pairs=pairs, products="bfloat16", buffer_bytes=0)
+class RoundedProducts(TorchDispatchMode):
+    """A processor that rounds the factors of float32 products to bfloat16, where torch is allowed to: as with AMX."""
+
+    rounded = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        products = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        if func in products and torch.get_float32_matmul_precision() != "highest":
+            self.rounded += 1
+            args = [x.to(torch.bfloat16).to(torch.float32) if x.dtype == torch.float32 else x for x in args]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(params=[False, True], ids=["this processor", "rounding"])
+def allowed_rounding(request):
+    """The caller has allowed faster products; on either processor. It stays allowed for others."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")  # stays what it is for others
+    torch.set_float32_matmul_precision("medium")
     try:
-        for batch in ragged(states, 21):
-            cka.update(batch)
-        found = cka.adjacent()
-        assert torch.get_float32_matmul_precision() == "high"
+        with RoundedProducts() if request.param else nullcontext():
+            yield request.param
+        assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_the_rounding_processor_rounds():
+    states = residual_stream(21, 3000)
+    x, y = (state - state.mean(dim=0) for state in states[:2])
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with RoundedProducts() as processor:
+            found = ((y.T @ x).norm() ** 2 / (x.T @ x).norm() / (y.T @ y).norm()).item()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert processor.rounded == 3
+    assert abs(found - reference(states)[0, 1]) > 1e-6
+
+
+HALF_CASES = {
+    # tokens, widths, mean, deviation of what a layer adds, what is put on top
+    "plain": (6100, (300, 300, 520), 0, 1, {}),  # widths above and across the blocks of the triangle, two folds
+    "nearly equal": (3000, (200, 200), 0, 0.003, {}),
+    "wide": (1100, (1500, 1500), 3, 0.3, {}),  # fewer tokens than features
+    "narrow": (9000, (70, 24), 0, 0.3, {}),
+    "coarse": (6100, (300, 300), 300, 0.1, {}),  # bfloat16 has numbers 2 apart there: states of three values
+    "coarser": (4096, (300, 300), 1000, 1, {}),
+    "sink": (6100, (300, 300), 0, 1, {"outlier": 3e3}),
+    "massive channels": (6100, (300, 300), 0, 0.3, {"channels": 3}),
+    "two values": (4096, (300, 300), 0, 0.1, {"binary": True}),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", HALF_CASES)
+def test_float32_products_of_half_precision_are_exact_to_1e_7(case, dtype, allowed_rounding):
+    tokens, widths, mean, step, on_top = HALF_CASES[case]
+    generator = torch.Generator().manual_seed(21)
+    base = torch.randn(tokens, max(widths), generator=generator, dtype=torch.float64)
+    states = [base[:, : widths[0]]]
+    for width in widths[1:]:
+        new = step * torch.randn(tokens, width, generator=generator, dtype=torch.float64)
+        common = min(width, states[-1].shape[1])
+        new[:, :common] += states[-1][:, :common]
+        states.append(new)
+    for state in states:
+        if "binary" in on_top:
+            state.copy_(1.1 * (state > 0.5))
+        state[0, 3] += on_top.get("outlier", 0)
+        state[:, : on_top.get("channels", 0)] *= 300
+    states = [(state + mean).to(dtype) for state in states]
+    pairs = "all" if dtype == torch.bfloat16 else "adjacent"
+    cka = LinearCKA(len(states), pairs=pairs, products="float32", buffer_bytes=0)
+    for batch in ragged(states, 21):
+        cka.update(batch)
+    found = cka.adjacent()
     assert is_folded(cka)
-    np.testing.assert_allclose(found, np.diagonal(reference(states), 1), rtol=0, atol=error)
+    np.testing.assert_allclose(found, np.diagonal(reference(states), 1), rtol=0, atol=1e-7)
 
 
-def test_bfloat16_products_are_for_half_precision_only():
+def test_float32_products_have_no_bias():
+    errors = []
+    for seed in range(12):
+        states = residual_stream(seed, 1300, widths=(100, 100), dtype=torch.bfloat16)
+        cka = LinearCKA(2, products="float32", buffer_bytes=0)
+        cka.update(states)
+        errors.append(cka.adjacent()[0] - reference(states)[0, 1])
+    assert abs(np.mean(errors)) < 2e-8
+    assert min(errors) < 0 < max(errors)
+
+
+def test_float32_products_are_for_half_precision_only():
     states = residual_stream(22, 3000)
-    cka = LinearCKA(4, products="bfloat16", buffer_bytes=0)
+    cka = LinearCKA(4, products="float32", buffer_bytes=0)
     for batch in ragged(states, 22):
         cka.update(batch)
     cka._fold()
     np.testing.assert_allclose(cka.matrix(), reference(states), **EXACT)
     with pytest.raises(ValueError, match="products"):
-        LinearCKA(2, products="float32")
+        LinearCKA(2, products="bfloat16")
 
 
-def test_bfloat16_products_of_constant_states():
+def test_float32_products_of_constant_states():
     states = residual_stream(23, 3000, dtype=torch.bfloat16)
     states[1] = torch.full((3000, 24), 1 / 3, dtype=torch.bfloat16)
-    cka = LinearCKA(4, products="bfloat16", buffer_bytes=0)
+    cka = LinearCKA(4, products="float32", buffer_bytes=0)
     for batch in ragged(states, 23):
         cka.update(batch)
     cka._fold()

@@ -41,10 +41,15 @@ help:
 demo: $(READY)
 	@$(VENV)/bin/clp demo --overwrite
 
-# Two at a time, but for the tests that talk to nodes in real time: those want the machine to themselves.
+# Two at a time, but for the tests that talk to nodes in real time: those want the machine to themselves. Both halves
+# run, whatever the first one says, unless it is interrupted. A half that finds no test (pytest's exit code 5) has failed.
 test: $(READY)
-	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not real_time"
-	@$(VENV)/bin/python -m pytest -m real_time
+	@trap 'exit 130' INT TERM; first=0; second=0; \
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not real_time" || first=$$?; \
+	$(VENV)/bin/python -m pytest -m real_time || second=$$?; \
+	[ $$first = 0 ] || echo "make test: the tests that run two at a time failed (exit code $$first)" >&2; \
+	[ $$second = 0 ] || echo "make test: the tests in real time failed (exit code $$second)" >&2; \
+	exit $$(( first || second ))
 
 # A sourced ROS 2 puts its own pytest plugins in PYTHONPATH, and their needs are not met here.
 test-lerobot-0.5: $(READY_05)

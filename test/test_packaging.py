@@ -397,6 +397,36 @@ def test_make_takes_a_sourced_ros_instead_of_the_wheels(makefile: Path) -> None:
     assert make(makefile, "-q", "setup", ROS_DISTRO="jazzy").returncode == 1
 
 
+@pytest.mark.parametrize("codes", [(0, 0), (1, 0), (0, 1), (1, 1), (5, 0), (0, 5), (2, 0)])
+def test_make_test_runs_both_halves_and_fails_if_either_does(makefile: Path, codes: tuple[int, int]) -> None:
+    python = makefile / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"""#!/bin/sh
+echo "ran: $*"
+case "$*" in *"not real_time"*) exit {codes[0]};; esac
+exit {codes[1]}
+""")
+    python.chmod(0o755)
+    (makefile / ".venv" / ".ready-wheels").touch()
+    result = make(makefile, "test")
+    assert result.stdout.count("ran: -m pytest") == 2
+    assert (result.returncode == 0) == (codes == (0, 0))
+    assert [f"exit code {code}" in result.stderr for code in codes if code] == [True for code in codes if code]
+
+
+def test_ci_runs_every_part_whatever_fails(tmp_path: Path) -> None:
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
+    targets = "lint", "test", "test-lerobot-0.5"
+    for failing in (*targets, None):
+        rules = "\n".join(f"{name}:\n\t@echo ran {name}; exit {int(name == failing)}" for name in targets)
+        (tmp_path / "Makefile").write_text(rules + "\n")
+        env = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}
+        result = subprocess.run([tmp_path / ".ci" / "run"], env=env, capture_output=True, text=True, check=False)
+        assert [line for line in result.stdout.splitlines() if line.startswith("ran")] == [f"ran {x}" for x in targets]
+        assert (result.returncode == 0) == (failing is None)
+
+
 def test_make_says_what_is_missing(makefile: Path) -> None:
     result = make(makefile, "setup", "PYTHON=")
     assert result.returncode != 0

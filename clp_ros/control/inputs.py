@@ -211,10 +211,13 @@ class LiveInputs:
             }
 
     def _select(self, topic: str, now_ns: int, allowed_ns: float, last: int | None = None) -> tuple[int, Any]:
-        newest = self._buffer.newest(topic)
-        if newest is not None and newest - now_ns > MAX_LEAD_NS:
-            ahead = (newest - now_ns) / 1e6
-            raise NotReady(topic, f"its stamps are {ahead:.0f} ms in the future", "stamps in the future")
+        # Of every publisher: one joint of the future would be that of the past, with a stamp that says it is new.
+        if (ahead := self._buffer.lead_ns(topic, now_ns)) > MAX_LEAD_NS:
+            raise NotReady(
+                topic,
+                f"its stamps are {ahead / 1e6:.0f} ms in the future (synchronise the clocks of the two hosts)",
+                "stamps in the future",
+            )
         try:
             entry = self._buffer.select(now_ns, [topic])[topic]
         except NotReady as missing:

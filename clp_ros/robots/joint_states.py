@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,10 @@ from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.stream import Stream
 
 _ORDERS_KEPT = 64
+
+
+class OtherJoints(ClpError):  # noqa: N818 - no fault where other messages of the topic have the robot's joints
+    """A JointState has none of the robot's joints: it may be of a mobile base, or of another arm."""
 
 
 class JointSelector:
@@ -44,7 +49,8 @@ class JointSelector:
             Which of :attr:`joints` they are, and their positions, float64, in the policy's units.
 
         Raises:
-            ClpError: It has none of the joints, one twice, or one without a finite position.
+            OtherJoints: It has none of the joints.
+            ClpError: It has one of them twice, or one without a finite position.
         """
         names = tuple(message.name)
         if names not in self._orders:
@@ -52,6 +58,11 @@ class JointSelector:
                 self._orders.clear()
             self._orders[names] = self._find(names)
         part, order = self._orders[names]
+        if not part:
+            raise OtherJoints(
+                f"joint {self.joints[0]!r} is not in the JointState",
+                fix=f"it has {', '.join(names) or 'no names'}; name the joints in the embodiment as the robot does",
+            )
         positions = np.asarray(message.position, dtype=float)
         if len(positions) != len(names):
             raise ClpError(f"a JointState has {len(names)} names but {len(positions)} positions")
@@ -68,32 +79,49 @@ class JointSelector:
         if twice is not None:
             raise ClpError(f"joint {twice!r} is in the JointState twice")
         part = tuple(place for place, joint in enumerate(self.joints) if joint in names)
-        if not part:
-            raise ClpError(
-                f"joint {self.joints[0]!r} is not in the JointState",
-                fix=f"it has {', '.join(names) or 'no names'}; name the joints in the embodiment as the robot does",
-            )
         return part, np.array([names.index(self.joints[place]) for place in part], dtype=int)
 
 
 class JointStream:
     """The newest position of every joint of one topic, whose messages may each hold some of the joints only.
 
-    An arm and its gripper often have drivers of their own that publish on one topic.
+    An arm and its gripper often have drivers of their own that publish on one topic, and so may a mobile base. Messages
+    with the same joints are taken for those of one publisher, which has a clock of its own.
+
+    Args:
+        selector: Picks the joints.
+
+    Attributes:
+        selector: The same.
     """
 
     def __init__(self, selector: JointSelector) -> None:
-        self._selector = selector
+        self.selector = selector
         self._parts: dict[tuple[int, ...], Stream] = {}
 
-    def add(self, stamp: int, message: Any, receive_ns: int) -> bool:
-        """Takes a JointState, and says whether it did: its stamp must be newer than the last with its joints.
+    @property
+    def parts(self) -> Collection[tuple[int, ...]]:
+        """Which joints messages have had together: places in ``selector.joints``."""
+        return self._parts.keys()
+
+    @property
+    def newest(self) -> int | None:
+        """Stamp of the newest message of any joint, nanoseconds; None before the first."""
+        return max((stream.newest for stream in self._parts.values() if stream.newest is not None), default=None)
+
+    def add(self, stamp: int, part: tuple[int, ...], positions: np.ndarray, receive_ns: int) -> bool:
+        """Takes what :meth:`JointSelector.select` gave, and says whether it did.
+
+        Its stamp must be newer than the last with its joints.
 
         Raises:
-            ClpError: See :meth:`JointSelector.select`.
+            ClpError: See :meth:`clp_ros.robots.stream.Clock.check`; it names the joint, where there are others.
         """
-        part, positions = self._selector.select(message)
-        return self._parts.setdefault(part, Stream()).add(stamp, positions, receive_ns)
+        stream = self._parts.get(part)
+        if stream is None:
+            stream = self._parts[part] = Stream()
+        whose = f" of joint {self.selector.joints[part[0]]!r}" if len(part) < len(self.selector.joints) else ""
+        return stream.add(stamp, positions, receive_ns, whose)
 
     def at(self, tick_ns: int) -> tuple[int, np.ndarray] | None:
         """Every joint's newest position at a tick, and the stamp of the oldest of them.
@@ -101,29 +129,50 @@ class JointStream:
         Returns:
             (stamp, positions), positions (joints,) float64 in the policy's units; None where a joint has none.
         """
-        positions = np.full(len(self._selector.joints), np.nan)
+        positions = np.full(len(self.selector.joints), np.nan)
         stamps: dict[int, int] = {}
         for stamp, values, part in self._found(tick_ns):
             positions[list(part)] = values
             stamps.update(dict.fromkeys(part, stamp))
         return (min(stamps.values()), positions) if len(stamps) == len(positions) else None
 
-    def lagging(self, tick_ns: int) -> str | None:
-        """The joint whose newest position at a tick is older than another's; None where all are as old."""
-        stamps = {place: stamp for stamp, _, part in self._found(tick_ns) for place in part}
-        if len(set(stamps.values())) < 2:
-            return None
-        return self._selector.joints[min(stamps, key=stamps.__getitem__)]
+    def oldest(self, tick_ns: int) -> tuple[str | None, int | None]:
+        """Of the message that gives a tick's oldest position: whose it is, and the steady lag of its stamps.
+
+        Returns:
+            The joint, or None where all positions are as old; see :attr:`clp_ros.robots.stream.Clock.steady_lag_ns`.
+        """
+        stamps = {place: (stamp, part) for stamp, _, part in self._found(tick_ns) for place in part}
+        if not stamps:
+            return None, None
+        place = min(stamps, key=lambda place: stamps[place][0])
+        is_alone = len({stamp for stamp, _ in stamps.values()}) > 1
+        return self.selector.joints[place] if is_alone else None, self._parts[stamps[place][1]].steady_lag_ns
+
+    def missing(self, tick_ns: int) -> tuple[str, str] | None:
+        """Why a tick lacks a joint's position, where it has another's; None where it has all or none.
+
+        Returns:
+            The reason, and the reason without its numbers.
+        """
+        newest: dict[int, int | None] = {}
+        for part, stream in self._parts.items():
+            for place in part:
+                newest[place] = max(filter(None, (newest.get(place), stream.newest)), default=None)
+        present = {place for _, _, part in self._found(tick_ns) for place in part}
+        for place, joint in enumerate(self.selector.joints):
+            if newest and place not in newest:
+                names = ", ".join(self.selector.names)
+                return f"joint {joint!r} is in no JointState (they have {names})", "a joint is in no JointState yet"
+            if present and place not in present:
+                stamp = newest[place]
+                if stamp is None:
+                    return f"no message yet with joint {joint!r}", "no message yet"
+                ahead = (stamp - tick_ns) / 1e6
+                return f"the stamps of joint {joint!r} are {ahead:.0f} ms in the future", "stamps in the future"
+        return None
 
     def _found(self, tick_ns: int) -> list[tuple[int, np.ndarray, tuple[int, ...]]]:
         """The entry of every part at a tick, with its joints' places; the oldest first."""
         found = [(*entry, part) for part, stream in self._parts.items() if (entry := stream.at(tick_ns))]
         return sorted(found, key=lambda entry: entry[0])
-
-    def missing(self) -> str | None:
-        """A joint that no message had so far, and the names they had; None before the first message that is used."""
-        seen = {place for part in self._parts for place in part}
-        absent = [name for place, name in enumerate(self._selector.joints) if place not in seen]
-        if not seen or not absent:
-            return None
-        return f"joint {absent[0]!r} is in no JointState (they have {', '.join(self._selector.names)})"

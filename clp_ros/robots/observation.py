@@ -15,8 +15,8 @@ from clp_ros.bags.images import decode_image
 from clp_ros.bags.reader import header_stamp_ns
 from clp_ros.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment, Sync
-from clp_ros.robots.joint_states import JointSelector, JointStream
-from clp_ros.robots.stream import Clock, Stream
+from clp_ros.robots.joint_states import JointSelector, JointStream, OtherJoints
+from clp_ros.robots.stream import Stream
 
 # A tick after all stamps.
 _END_OF_TIME = 2**63
@@ -63,13 +63,13 @@ class ObservationBuffer:
 
     Attributes:
         dropped: Number of messages not used, by (topic, reason).
-        refused: Why a topic's latest message was not used; no entry where it was.
     """
 
     def __init__(self, embodiment: Embodiment) -> None:
         self.embodiment = embodiment
         self.dropped: Counter[tuple[str, str]] = Counter()
-        self.refused: dict[str, str] = {}
+        # Why the latest message was not used: by topic, and by which joints it had; no entry where it was.
+        self._refused: dict[str, dict[tuple[int, ...] | None, str]] = {}
         self._sync: dict[str, Sync] = {topic: embodiment.sync_of(topic) for topic in embodiment.topics}
         self._selectors = {
             states.topic: JointSelector(embodiment, name) for name, states in embodiment.joint_states.items()
@@ -79,8 +79,15 @@ class ObservationBuffer:
         self._decoders = ThreadPoolExecutor(max(1, len(self._slots)), thread_name_prefix="decode")
         self._decoding: dict[str, tuple[Any, Future[np.ndarray]]] = {}
         self._sources: dict[str, Stream | JointStream] = {}
-        self._clocks: dict[str, Clock] = {}
         self.forget()
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Why a topic's latest message was not used, by topic; no entry where it was.
+
+        Where JointStates hold some of the joints each: why the latest one with some joint was not.
+        """
+        return {topic: list(reasons.values())[-1] for topic, reasons in self._refused.items() if reasons}
 
     def add(self, topic: str, message: Any, receive_ns: int) -> bool:
         """Takes one message in; returns whether it can be used.
@@ -90,24 +97,32 @@ class ObservationBuffer:
 
         Raises:
             ClpError: The messages have no header whose stamp could be used, its clock is another one than the receive
-                stamps', or it jumped. The topic starts anew then: a robot's next message is taken.
+                stamps', or it jumped. That publisher's messages are forgotten then: a robot's next message is taken.
         """
         stamp = header_stamp_ns(message) if self._sync[topic].stamp == "header" else receive_ns
         if stamp is None:
             raise ClpError("messages have no header", where=topic, fix="set its sync stamp to receive")
+        source, part = self._sources[topic], None
         try:
-            self._clocks[topic].check(stamp, receive_ns)
+            if isinstance(source, JointStream):
+                # Before the clock is looked at: a JointState of other joints says nothing of that of these.
+                try:
+                    part, positions = source.selector.select(message)
+                except OtherJoints as other:
+                    return self._drop(topic, str(other), refused=not source.parts)
+                except ClpError as error:
+                    return self._drop(topic, str(error))
+                taken = source.add(stamp, part, positions, receive_ns)
+            else:
+                taken = source.add(stamp, message, receive_ns)
         except ClpError as error:
-            self.forget(topic)
-            self.refused[topic] = error.what
+            self._refuse(topic, part, error.what)
             raise ClpError(error.what, where=topic, fix=error.fix) from None
-        try:
-            taken = self._sources[topic].add(stamp, message, receive_ns)
-        except ClpError as error:
-            return self._drop(topic, str(error))
         if not taken:
-            return self._drop(topic, "out of order")
-        self.refused.pop(topic, None)
+            return self._drop(topic, "out of order", part)
+        if reasons := self._refused.get(topic):
+            reasons.pop(part, None)
+            reasons.pop(None, None)
         return True
 
     def forget(self, topic: str | None = None) -> None:
@@ -115,7 +130,7 @@ class ObservationBuffer:
         for name in self._sync if topic is None else (topic,):
             selector = self._selectors.get(name)
             self._sources[name] = Stream() if selector is None else JointStream(selector)
-            self._clocks[name] = Clock()
+            self._refused.pop(name, None)
 
     def newest(self, topic: str) -> int | None:
         """Stamp of a topic's newest message, nanoseconds; None before the first.
@@ -124,6 +139,11 @@ class ObservationBuffer:
         """
         newest = self._sources[topic].at(_END_OF_TIME)
         return None if newest is None else newest[0]
+
+    def lead_ns(self, topic: str, now_ns: int) -> int:
+        """By how much a topic's newest stamp, of any joint, is ahead of a time; negative where none is."""
+        newest = self._sources[topic].newest
+        return -1 if newest is None else newest - now_ns
 
     def select(self, tick_ns: int, topics: Sequence[str] | None = None) -> dict[str, tuple[int, Any]]:
         """The message of each topic that serves at a tick, by the topic's sync policy: (stamp, message).
@@ -193,25 +213,36 @@ class ObservationBuffer:
         source, sync = self._sources[topic], self._sync[topic]
         newest = source.at(tick_ns)
         if newest is None:
-            missing = source.missing() if isinstance(source, JointStream) else None
+            missing = source.missing(tick_ns) if isinstance(source, JointStream) else None
             if missing is not None:
-                raise NotReady(topic, missing, "a joint is in no JointState yet")
-            later = self.newest(topic)
-            if later is None:
+                raise NotReady(topic, *missing)
+            if source.newest is None:
                 raise NotReady(topic, "no message yet", "no message yet")
-            ahead = (later - tick_ns) / 1e6
+            ahead = (source.newest - tick_ns) / 1e6
             raise NotReady(topic, f"its stamps are {ahead:.0f} ms in the future", "stamps in the future")
         age = tick_ns - newest[0]
         if sync.policy == "asof" and age > sync.tolerance_ms * 1e6:
-            joint = source.lagging(tick_ns) if isinstance(source, JointStream) else None
+            joint, lag = source.oldest(tick_ns) if isinstance(source, JointStream) else (None, source.steady_lag_ns)
             whose = f"joint {joint!r} is " if joint else ""
             reason = f"{whose}{age / 1e6:.0f} ms old, tolerance {sync.tolerance_ms:g} ms"
+            if lag is not None and lag > sync.tolerance_ms * 1e6:
+                # Not even its newest message is young enough when it comes in, and that by the same time always.
+                reason += (
+                    f": its stamps are always {lag / 1e6:.0f} ms behind the receive stamps, as those of a host whose "
+                    "clock is off (synchronise the clocks, or set its sync stamp to receive)"
+                )
             raise NotReady(topic, reason, f"older than {sync.tolerance_ms:g} ms")
         if sync.policy == "drop" and age >= self.embodiment.period_ns:
             raise NotReady(topic, f"nothing new for {age / 1e6:.0f} ms", "nothing new since the tick before")
         return newest
 
-    def _drop(self, topic: str, reason: str) -> bool:
+    def _drop(self, topic: str, reason: str, part: tuple[int, ...] | None = None, refused: bool = True) -> bool:
         self.dropped[topic, reason] += 1
-        self.refused[topic] = reason
+        if refused:
+            self._refuse(topic, part, reason)
         return False
+
+    def _refuse(self, topic: str, part: tuple[int, ...] | None, reason: str) -> None:
+        reasons = self._refused.setdefault(topic, {})
+        reasons.pop(part, None)  # the latest comes last
+        reasons[part] = reason

@@ -85,6 +85,21 @@ def test_a_camera_that_has_stopped_is_missing_after_a_period_whatever_its_lag(em
         assert topic in [one.topic for one in inputs.missing(last + PERIOD_NS + MS)]
 
 
+@pytest.mark.parametrize("ahead_ms", [200, 900])
+def test_one_publisher_whose_clock_is_ahead_is_missing_though_the_other_is_not(
+    embodiment: Embodiment, ahead_ms: int
+) -> None:
+    # Its newest message of the past would be that old in truth.
+    inputs, (states, _) = LiveInputs(embodiment), embodiment.joint_states.values()
+    names = [joint.name for joint in embodiment.joints[:7]]
+    for step in range(100):
+        now = START_NS + step * 20 * MS
+        inputs.add(states.topic, message(now, name=names[:6], position=[0.0] * 6), now)
+        inputs.add(states.topic, message(now + ahead_ms * MS, name=names[6:], position=[0.03]), now)
+    (missing,) = [one for one in inputs.missing(now) if one.topic == states.topic]
+    assert missing.reason.startswith(f"its stamps are {ahead_ms} ms in the future")
+
+
 def test_frames_that_are_there_are_decoded_while_the_last_is_waited_for(
     embodiment: Embodiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:

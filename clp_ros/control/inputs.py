@@ -45,7 +45,7 @@ class InputState:
     Attributes:
         rate_hz: Messages received a second, since the state was asked for before.
         age_ms: Age of the newest message that can be used; None before the first.
-        dropped: Messages that could not be used, in all.
+        dropped: Messages that could not be used, in all; JointStates of other joints beside the robot's are none.
         refused: Why the latest one could not; None where it could.
     """
 
@@ -197,14 +197,11 @@ class LiveInputs:
             rates = {topic: (self._received[topic] - self._counted[topic]) / seconds for topic in self._topics}
             self._counted, self._counted_at = Counter(self._received), now
             newest = {topic: self._buffer.newest(topic) for topic in self._topics}
-            dropped: Counter[str] = Counter()
-            for (topic, _), count in self._buffer.dropped.items():
-                dropped[topic] += count
             return {
                 topic: InputState(
                     rates[topic],
                     None if newest[topic] is None else (now_ns - newest[topic]) / 1e6,
-                    dropped[topic],
+                    self._buffer.faulty(topic),
                     self._buffer.refused.get(topic),
                 )
                 for topic in self._topics

@@ -52,12 +52,16 @@ class Listener:
     Args:
         node: The node; the subscriptions are its own, and seen as such by the graph.
         topics: Message class by topic.
-        qos: Of all of them.
+        qos: Of all of them, or by topic. All messages that its history holds are taken, the oldest first.
         receive: Called with the topic and each message, in this thread only. What it raises is logged.
     """
 
     def __init__(
-        self, node: Node, topics: Mapping[str, type], qos: QoSProfile, receive: Callable[[str, Any], None]
+        self,
+        node: Node,
+        topics: Mapping[str, type],
+        qos: QoSProfile | Mapping[str, QoSProfile],
+        receive: Callable[[str, Any], None],
     ) -> None:
         self._node = node
         self._receive = receive
@@ -69,7 +73,7 @@ class Listener:
                 kind,
                 topic,
                 lambda _: None,
-                qos,
+                qos if isinstance(qos, QoSProfile) else qos[topic],
                 callback_group=group,
                 event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),
             )
@@ -101,21 +105,34 @@ class Listener:
                         wait_set.add_subscription(subscription.handle)
                     wait_set.wait(_LOOK_NS)
                     for pointer in wait_set.get_ready_entities("subscription"):
-                        self._take(topics[pointer])
+                        self._take_all(topics[pointer])
             except (rclpy_implementation.RCLError, rclpy_implementation.InvalidHandle):
                 if context.ok() and not self._closing.is_set():
                     raise
 
-    def _take(self, topic: str) -> None:
+    def _take_all(self, topic: str) -> None:
+        """Takes what the topic's history holds: a wait for each message would cost as much again as the message.
+
+        Not more than that, or a topic that is published faster than it is taken would keep the others waiting.
+        """
+        for _ in range(self._subscriptions[topic].qos_profile.depth):
+            if self._closing.is_set() or not self._take(topic):
+                return
+
+    def _take(self, topic: str) -> bool:
+        """Takes a message; returns whether there may be another."""
         subscription = self._subscriptions[topic]
         try:
             taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
-            if taken is not None and not self._closing.is_set():
+            if taken is None:
+                return False
+            if not self._closing.is_set():
                 self._receive(topic, taken[0])
         except Exception:  # noqa: BLE001 - one message must not end the listening to all, not even one that is no CDR
             if not self._node.context.ok():
-                return
+                return False
             self._node.get_logger().error(
                 f"a message of {topic} was lost\n{traceback.format_exc()}",
                 throttle_duration_sec=_THROTTLE_S,
             )
+        return True

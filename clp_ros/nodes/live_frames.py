@@ -13,10 +13,12 @@ from rclpy.node import Node
 
 from clp_ros.errors import ClpError
 from clp_ros.nodes.messages import INPUT_TYPES
-from clp_ros.nodes.topics import SENSOR_INPUT
+from clp_ros.nodes.topics import sensor_input
 from clp_ros.robots.reservoir import FrameReservoir
 
 _POLL_S = 0.1
+# Images kept until they are taken: every tick may be drawn, not only the newest.
+_IMAGES = 10
 
 
 class LiveFrames:
@@ -37,7 +39,9 @@ class LiveFrames:
         self._ended = threading.Event()
         self._fault: ClpError | None = None
         self._subscriptions = [
-            node.create_subscription(INPUT_TYPES[kind], topic, partial(self._receive, topic), SENSOR_INPUT)
+            node.create_subscription(
+                INPUT_TYPES[kind], topic, partial(self._receive, topic), sensor_input(kind, _IMAGES)
+            )
             for topic, kind in reservoir.embodiment.topics.items()
         ]
 

@@ -29,7 +29,7 @@ from rclpy.duration import Duration
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile
 from rclpy.subscription import Subscription
 from rclpy.time import Time
 from std_msgs.msg import String
@@ -50,14 +50,13 @@ from clp_ros.nodes.parameters import checkpoint_folder, declare, given_embodimen
 from clp_ros.nodes.policy_report import report_values
 from clp_ros.nodes.robot_description import RobotDescriptions
 from clp_ros.nodes.spin import main as run_node
+from clp_ros.nodes.topics import sensor_input
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.task import load_task
 from clp_ros.robots.trajectory import Trajectory
 from clp_ros.settings import did_you_mean
 from clp_ros.vla.compilation import compile_policy
 
-# Only the newest message serves. Best effort hears best-effort (camera drivers) and reliable publishers alike.
-_INPUT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 # How long a running inference is waited for when the node is cleaned up or ends.
 _CLOSE_S = 30.0
 _THROTTLE_S = TELL_AGAIN_S
@@ -274,7 +273,8 @@ class PolicyNode(ManagedNode):
 
     def _listen(self, embodiment: Embodiment) -> None:
         topics = {topic: INPUT_TYPES[kind] for topic, kind in embodiment.topics.items()}
-        self._listener = Listener(self, topics, _INPUT, partial(self._receive, self._inputs))
+        qos = {topic: sensor_input(kind) for topic, kind in embodiment.topics.items()}
+        self._listener = Listener(self, topics, qos, partial(self._receive, self._inputs))
         self._tasks = self.create_subscription(String, "~/task", self._set_task, QoSProfile(depth=1))
 
     def release(self) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -98,11 +97,6 @@ class JointStream:
     def __init__(self, selector: JointSelector) -> None:
         self.selector = selector
         self._parts: dict[tuple[int, ...], Stream] = {}
-
-    @property
-    def parts(self) -> Collection[tuple[int, ...]]:
-        """Which joints messages have had together: places in ``selector.joints``."""
-        return self._parts.keys()
 
     @property
     def newest(self) -> int | None:

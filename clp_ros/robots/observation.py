@@ -60,14 +60,13 @@ class ObservationBuffer:
 
     Not thread-safe: whoever adds from one thread and observes from another holds a lock around both. Images are
     decoded in :meth:`decode` only, so that adding costs next to nothing and decoding can happen outside the lock.
-
-    Attributes:
-        dropped: Number of messages not used, by (topic, reason).
     """
 
     def __init__(self, embodiment: Embodiment) -> None:
         self.embodiment = embodiment
-        self.dropped: Counter[tuple[str, str]] = Counter()
+        self._dropped: Counter[tuple[str, str]] = Counter()
+        self._others: Counter[tuple[str, str]] = Counter()
+        self._has_joints: set[str] = set()
         # Why the latest message was not used: by topic, and by which joints it had; no entry where it was.
         self._refused: dict[str, dict[tuple[int, ...] | None, str]] = {}
         self._sync: dict[str, Sync] = {topic: embodiment.sync_of(topic) for topic in embodiment.topics}
@@ -80,6 +79,16 @@ class ObservationBuffer:
         self._decoding: dict[str, tuple[Any, Future[np.ndarray]]] = {}
         self._sources: dict[str, Stream | JointStream] = {}
         self.forget()
+
+    @property
+    def dropped(self) -> Counter[tuple[str, str]]:
+        """Number of messages not used, by (topic, reason), those with none of the robot's joints among them."""
+        return self._dropped + self._others
+
+    def faulty(self, topic: str) -> int:
+        """Number of a topic's messages that could not be used; JointStates of other joints beside its own are none."""
+        counted = self._dropped if topic in self._has_joints else self.dropped
+        return sum(count for (name, _), count in counted.items() if name == topic)
 
     @property
     def refused(self) -> dict[str, str]:
@@ -109,9 +118,13 @@ class ObservationBuffer:
                 try:
                     part, positions = source.selector.select(message)
                 except OtherJoints as other:
-                    return self._drop(topic, str(other), refused=not source.parts)
+                    self._others[topic, str(other)] += 1
+                    if topic not in self._has_joints:
+                        self._refuse(topic, None, str(other))
+                    return False
                 except ClpError as error:
                     return self._drop(topic, str(error))
+                self._has_joints.add(topic)
                 taken = source.add(stamp, part, positions, receive_ns)
             else:
                 taken = source.add(stamp, message, receive_ns)
@@ -236,10 +249,9 @@ class ObservationBuffer:
             raise NotReady(topic, f"nothing new for {age / 1e6:.0f} ms", "nothing new since the tick before")
         return newest
 
-    def _drop(self, topic: str, reason: str, part: tuple[int, ...] | None = None, refused: bool = True) -> bool:
-        self.dropped[topic, reason] += 1
-        if refused:
-            self._refuse(topic, part, reason)
+    def _drop(self, topic: str, reason: str, part: tuple[int, ...] | None = None) -> bool:
+        self._dropped[topic, reason] += 1
+        self._refuse(topic, part, reason)
         return False
 
     def _refuse(self, topic: str, part: tuple[int, ...] | None, reason: str) -> None:

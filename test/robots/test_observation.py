@@ -415,10 +415,11 @@ def test_joint_states_of_other_joints_are_counted_and_named_where_there_are_no_o
         assert (topic, buffer.dropped[topic, reason]) == (STATES, 1 + step)
         assert reason.startswith(f"joint 'finger' is not in the JointState, it has {has}; name the joints")
         assert buffer.refused == {STATES: reason}
+        assert buffer.faulty(STATES) == 1 + step
+    # Where the robot's come too they are no fault.
     assert ready(buffer, START)
-    assert buffer.refused == {}
     assert not buffer.add(STATES, states(START + MS, names), START + MS)
-    assert buffer.refused == {}
+    assert (buffer.dropped[STATES, reason], buffer.faulty(STATES), buffer.refused) == (3, 0, {})
 
 
 def test_values_of_joints_that_are_not_wanted_do_not_matter() -> None:

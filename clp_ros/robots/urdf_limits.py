@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Joint limits out of a robot's URDF, and an embodiment narrowed to them. Nothing here knows ROS."""
+"""Joint limits out of a robot's URDF, and an embodiment narrowed to them. Nothing here knows ROS.
+
+The document is the one that the robot runs with. Its state publisher and its controllers have read it by urdfdom, which
+accepts more than XML's standards do. So only what is needed is read here, and only driven joints are judged.
+The URDF libraries for Python serve less well. urdf_parser_py refuses a joint limit without an effort or a velocity.
+yourdfpy needs trimesh. Both parse strictly: an unbound prefix and a blank line before the declaration are errors.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from xml.etree import ElementTree
+from xml.parsers import expat
 
 from clp_ros.errors import ClpError
 from clp_ros.robots.embodiment import Controller, Embodiment, Joint
@@ -25,6 +32,7 @@ class JointLimits:
         lower, upper: Position limits, rad or m, narrowed by its safety controller; infinite where there is none.
         velocity: Velocity limit, per second; infinite where there is none.
         mimics: The joint it follows; None where it moves by itself.
+        fault: What is wrong with it, so that its limits cannot be told; None where nothing is.
     """
 
     kind: str
@@ -32,6 +40,7 @@ class JointLimits:
     upper: float = math.inf
     velocity: float = math.inf
     mimics: str | None = None
+    fault: str | None = None
 
 
 def read_limits(urdf: str, where: object) -> dict[str, JointLimits]:
@@ -42,33 +51,54 @@ def read_limits(urdf: str, where: object) -> dict[str, JointLimits]:
         where: What to call it in errors: its topic or file.
 
     Raises:
-        ClpError: It is no URDF, declares a document type (entities could make it explode), or a number of it is none.
+        ClpError: It is no URDF, or declares a document type (entities could make it explode). What is wrong with a
+            single joint is in its :attr:`JointLimits.fault`: nobody may want to know.
     """
-    if "<!DOCTYPE" in urdf:
-        raise ClpError("the robot description declares a DOCTYPE", where=where, fix="publish plain URDF")
-    try:
-        root = ElementTree.fromstring(urdf)
-    except (ElementTree.ParseError, ValueError) as error:
-        raise ClpError(f"the robot description is not XML ({error})", where=where, fix="publish URDF") from error
+    root = _parsed(urdf, where)
     if root.tag != "robot":
         raise ClpError(f"the robot description is a <{root.tag}>, not a <robot>", where=where, fix="publish URDF")
     limits: dict[str, JointLimits] = {}
     # Direct children only: transmissions and ros2_control have <joint> elements of their own further down.
     for element in root.findall("joint"):
         name = element.get("name", "")
-        if name in limits:
-            raise ClpError(f"joint {name!r} is in the robot description twice", where=where, fix="correct the URDF")
-        try:
-            limits[name] = _limits(element)
-        except ValueError as error:
-            raise ClpError(
-                f"joint {name!r} of the robot description: {error}", where=where, fix="correct the URDF"
-            ) from error
+        its = _limits(element)
+        if name in limits and its != limits[name]:
+            its = replace(its, fault="it is there twice, and not the same")
+        limits[name] = its
     return limits
 
 
+def _parsed(urdf: str, where: object) -> ElementTree.Element:
+    """The document's root.
+
+    ElementTree's own parser resolves namespaces. It refuses prefixes without one, as xacro and Gazebo leave behind.
+    """
+
+    def refuse(*_: object) -> None:
+        raise ClpError("the robot description declares a DOCTYPE", where=where, fix="publish plain URDF")
+
+    builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = refuse
+    parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
+    try:
+        # For expat, nothing may come before the declaration; launch files and urdfdom are not that strict.
+        parser.Parse(urdf.lstrip("\ufeff \t\r\n").rstrip("\0"), True)
+        return builder.close()
+    except (expat.ExpatError, ValueError, AssertionError) as error:
+        raise ClpError(f"the robot description is not XML ({error})", where=where, fix="publish URDF") from error
+
+
 def _limits(element: ElementTree.Element) -> JointLimits:
-    kind, limit, mimic = element.get("type", ""), element.find("limit"), element.find("mimic")
+    kind, mimic = element.get("type", ""), element.find("mimic")
+    its = JointLimits(kind, mimics=None if mimic is None else mimic.get("joint", ""))
+    try:
+        return replace(its, **_bounds(element, kind))
+    except ValueError as error:
+        return replace(its, fault=str(error))
+
+
+def _bounds(element: ElementTree.Element, kind: str) -> dict[str, float]:
+    limit = element.find("limit")
     velocity = _number(limit, "velocity", math.inf)
     if velocity <= 0:
         raise ValueError(f"its velocity limit is {velocity:g}")
@@ -80,7 +110,7 @@ def _limits(element: ElementTree.Element) -> JointLimits:
     soft = element.find("safety_controller") if kind != "continuous" else None
     lower = max(lower, _number(soft, "soft_lower_limit", -math.inf))
     upper = min(upper, _number(soft, "soft_upper_limit", math.inf))
-    return JointLimits(kind, lower, upper, velocity, None if mimic is None else mimic.get("joint", ""))
+    return {"lower": lower, "upper": upper, "velocity": velocity}
 
 
 def _number(element: ElementTree.Element | None, name: str, default: float) -> float:
@@ -113,8 +143,9 @@ def narrow(
         The embodiment, and a line for every joint whose limits became narrower.
 
     Raises:
-        ClpError: A document cannot be read; lacks a joint; a joint is fixed or follows another one; or the two limits
-            leave it no room. It names both sides.
+        ClpError: A document cannot be read; lacks a joint; the limits of a joint cannot be told; a joint is fixed or
+            follows another one; or the two limits leave it no room. It names both sides. Joints that the embodiment
+            does not drive may be anything.
     """
     limits = {source: read_limits(urdf, where[source]) for source, urdf in descriptions.items()}
     controllers: dict[str, Controller] = {}
@@ -144,6 +175,12 @@ def _narrowed(joint: Joint, robot: str, limits: Mapping[str, JointLimits], where
             f"{robot} drives the joint {joint.name!r}, which {how} in its robot description",
             where=where,
             fix="name the joint that moves in the embodiment",
+        )
+    if its.fault is not None:
+        raise ClpError(
+            f"joint {joint.name!r} of the robot description: {its.fault}",
+            where=where,
+            fix="correct the URDF, or set robot_description_wait to 0 to go by the embodiment's limits alone",
         )
     lower, upper = max(joint.lower, its.lower), min(joint.upper, its.upper)
     if lower >= upper:

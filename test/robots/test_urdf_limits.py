@@ -2,6 +2,7 @@
 """Limits out of robot descriptions: real ones, hostile ones, and never wider than the embodiment's."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -96,15 +97,69 @@ BOMB = '<!DOCTYPE r [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><robot name="r"
         (BOMB, "declares a DOCTYPE"),
         ('<!DOCTYPE r SYSTEM "file:///etc/passwd"><robot/>', "declares a DOCTYPE"),
         ("<sdf/>", "is a <sdf>, not a <robot>"),
-        (urdf(joint("a"), joint("a")), "joint 'a' is in the robot description twice"),
-        (urdf(joint("a", limit(-1, 2).replace("2", "two"))), "joint 'a'.*upper is 'two'"),
-        (urdf(joint("a", limit(math.nan, 2))), "lower is 'nan'"),
-        (urdf(joint("a", limit(-1, 2, 0))), "joint 'a'.*velocity limit is 0"),
+        ("<robot><joint></robot>", "is not XML"),
+        (urdf()[:-1], "is not XML"),
+        (urdf() + "<robot/>", "is not XML"),
     ],
 )
 def test_what_is_no_description_is_refused_by_its_topic(text: str, message: str) -> None:
     with pytest.raises(ClpError, match=f"(?s){message}.*/arm/robot_description"):
         read_limits(text, "/arm/robot_description")
+
+
+BAD = [
+    ((limit(-1, 2).replace("2", "two"),), "its upper is 'two', which is no number"),
+    ((limit(math.nan, 2),), "its lower is 'nan'"),
+    ((limit(-1, 2, 0),), "its velocity limit is 0"),
+    ((limit(-1, 2, -1),), "its velocity limit is -1"),
+    (('<limit effort="1" lower="${-pi}" upper="${pi}" velocity="1"/>',), "its velocity|its lower is '\\$"),
+    ((limit(-1, 2), limit(-1, 1)), "it is there twice, and not the same"),
+]
+
+
+@pytest.mark.parametrize(("limits", "message"), BAD)
+@pytest.mark.parametrize("kind", ["revolute", "continuous", "prismatic", "fixed", "floating"])
+def test_what_is_wrong_with_a_joint_matters_if_it_is_driven(limits: tuple[str, ...], message: str, kind: str) -> None:
+    others = [joint("camera_mount", one, kind) for one in limits]
+    assert narrowed(FINGER, *WIDE, *others) == narrowed(FINGER, *WIDE)
+    with pytest.raises(ClpError, match=f"joint 'elbow' of the robot description: {message}.*/robot_description"):
+        narrowed(FINGER, WIDE[0], *(joint("elbow", one) for one in limits))
+
+
+def test_a_joint_that_is_there_twice_in_the_same_way_is_one() -> None:
+    assert narrowed(FINGER, *WIDE, WIDE[0]) == narrowed(FINGER, *WIDE)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: f"\n{text}",
+        lambda text: f"\ufeff \r\n\t{text}\n",
+        lambda text: text.replace("<robot", "<!-- made by xacro -->\n<robot"),
+        lambda text: text.replace("?>", "?><!-- <!DOCTYPE robot> -->"),
+        lambda text: text.replace('version="1.0"', 'version="1.0" encoding="ascii"'),
+        lambda text: text.replace(
+            "<robot", '<robot xmlns="http://www.ros.org" xmlns:xacro="http://ros.org/wiki/xacro"'
+        ),
+        lambda text: text.replace("</robot>", '<xacro:arm prefix="${p}"/><gazebo><sensor:camera/></gazebo></robot>'),
+        lambda text: text.replace('type="revolute"', 'type="revolute" xacro:name="w"'),
+        lambda text: text.replace("</robot>", '<gazebo><joint name="waist" velocity="0"/></gazebo></robot>'),
+        lambda text: text.replace("</robot>", '<ros2_control><joint name="waist"/></ros2_control></robot>'),
+    ],
+)
+def test_what_xacro_and_launch_files_leave_behind_is_no_fault(change: Callable[[str], str]) -> None:
+    text = urdf(FINGER, joint("waist", limit(-1, 2, 0.5)), WIDE[1])
+    after = narrow(robot(), {"arm": change(text)}, {"arm": "here"})
+    assert after == narrow(robot(), {"arm": text}, {"arm": "here"})
+    assert after[1] == ["arm, waist: lower -1000 -> -1, upper 1000 -> 2, velocity 1 -> 0.5"]
+
+
+@pytest.mark.parametrize("name", ["plain", "fixed", "wheel"])
+def test_descriptions_with_joints_that_do_not_move(shared_data: Path, name: str) -> None:
+    text = (shared_data / "cases" / "urdf" / f"{name}.urdf").read_text()
+    after, lines = narrow(load_embodiment("ur5"), {"ur": text}, {"ur": name})
+    assert after.joints[0].upper == 6.28
+    assert len(lines) == 6
 
 
 number = st.floats(-1500, 1500)

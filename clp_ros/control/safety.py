@@ -18,8 +18,6 @@ from clp_ros.robots.embodiment import Embodiment
 
 # Braking of a joint without an acceleration limit: from its velocity limit to rest in so many seconds.
 BRAKING_S = 0.25
-# Share of its range that a joint may report to be beyond its limits: calibration is never perfect.
-BEYOND = 0.05
 # Share of a limit that rounding may exceed.
 ROUNDING = 1e-6
 
@@ -33,6 +31,7 @@ class Limits:
         lower, upper: Position.
         velocity: Largest speed.
         acceleration: Largest acceleration; infinite where none is configured.
+        tolerance: How far beyond the position limits a joint may report to be; by default a twentieth of its range.
     """
 
     names: tuple[str, ...]
@@ -40,6 +39,7 @@ class Limits:
     upper: np.ndarray
     velocity: np.ndarray
     acceleration: np.ndarray
+    tolerance: np.ndarray | None = None
 
     @classmethod
     def of(cls, embodiment: Embodiment) -> Self:
@@ -52,6 +52,7 @@ class Limits:
             np.array([joint.upper for joint in joints]),
             np.array([joint.velocity for joint in joints]),
             np.array([np.inf if limit is None else limit for limit in accelerations]),
+            np.array([joint.measured_tolerance for joint in joints]),
         )
 
     @property
@@ -160,16 +161,17 @@ def check_measured(measured: np.ndarray, limits: Limits) -> None:
         limits: The limits.
 
     Raises:
-        Outside: A joint is, by more than :data:`BEYOND` of its range, or not finite; it names the joint.
+        Outside: A joint is, by more than its tolerance, or not finite; it names the joint.
     """
-    slack = BEYOND * (limits.upper - limits.lower)
+    slack = 0.05 * (limits.upper - limits.lower) if limits.tolerance is None else limits.tolerance
     outside = ~((measured >= limits.lower - slack) & (measured <= limits.upper + slack))
     if outside.any():
         joint = int(np.argmax(outside))
         raise Outside(
-            f"the robot reports {measured[joint]:.3f}, outside [{limits.lower[joint]:g}, {limits.upper[joint]:g}]",
+            f"the robot reports {measured[joint]:.3f}, outside [{limits.lower[joint]:g}, {limits.upper[joint]:g}] "
+            f"by more than {slack[joint]:g}",
             where=limits.names[joint],
-            fix="bring the joint back, or see whether limits and units are this robot's",
+            fix="bring the joint back, or see whether limits, units and tolerance are this robot's",
         )
 
 

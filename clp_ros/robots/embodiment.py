@@ -18,6 +18,10 @@ from clp_ros.settings import Settings, did_you_mean, find_settings, load_setting
 Positive = Annotated[float, Field(gt=0)]
 JOINT_STATE_TYPE = "sensor_msgs/msg/JointState"
 CAMERA_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+# Of what a joint may report to be beyond its limits: the share of its range, and the least, rad or m. The unit of the
+# controller is not known of a normalised joint: the smaller number.
+_TOLERANCE_SHARE = 0.05
+_LEAST_TOLERANCE = {"rad": 0.05, "m": 0.005, "normalised": 0.005}
 
 
 def _with_slash(name: Any) -> Any:
@@ -108,6 +112,8 @@ class Joint(Settings):
         acceleration: Acceleration limit, in that unit per second squared; None where there is none.
         unit: What the policy sees: ``rad`` or ``m`` as they are, or ``normalised``, 0 at ``zero`` and 1 at ``one``.
         zero, one: For ``normalised``, and None otherwise; by default lower and upper.
+        tolerance: How far beyond its limits the joint may report to be, in the controller's unit; see
+            :attr:`measured_tolerance` for the default.
     """
 
     name: str = Field(min_length=1)
@@ -118,6 +124,7 @@ class Joint(Settings):
     unit: Literal["rad", "m", "normalised"]
     zero: float | None = None
     one: float | None = None
+    tolerance: Positive | None = None
 
     @model_validator(mode="after")
     def _limits_and_units_make_sense(self) -> Self:
@@ -128,6 +135,17 @@ class Joint(Settings):
         if self.unit == "normalised" and self.scale == 0:
             raise ValueError(f"joint {self.name}: zero and one must differ")
         return self
+
+    @property
+    def measured_tolerance(self) -> float:
+        """How far beyond its limits the joint may report to be, in the controller's unit.
+
+        Unless ``tolerance`` says otherwise: a share of its range, for calibration is never perfect, but 0.05 rad or
+        5 mm at least, for a finger's mechanics give more than a share of its short stroke.
+        """
+        if self.tolerance is not None:
+            return self.tolerance
+        return max(_TOLERANCE_SHARE * (self.upper - self.lower), _LEAST_TOLERANCE[self.unit])
 
     @property
     def offset(self) -> float:

@@ -10,6 +10,7 @@ yourdfpy needs trimesh. Both parse strictly: an unbound prefix and a blank line 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from xml.etree import ElementTree
@@ -21,6 +22,7 @@ from clp_ros.settings import did_you_mean
 
 # A description's numbers are often rounded, 3.14159 for pi: what is this close is the same limit, and no news.
 _SAME = 1e-4
+_COMMENT = re.compile("<!--.*?-->", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ def _parsed(urdf: str, where: object) -> ElementTree.Element:
     parser.StartDoctypeDeclHandler = refuse
     parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
     try:
-        # For expat, nothing may come before the declaration; launch files and urdfdom are not that strict.
-        parser.Parse(urdf.lstrip("\ufeff \t\r\n").rstrip("\0"), True)
+        # For expat, nothing may come before the declaration, and no comment may have "--"; urdfdom is not that strict.
+        parser.Parse(_COMMENT.sub("", urdf.lstrip("\ufeff \t\r\n").rstrip("\0")), True)
         return builder.close()
     except (expat.ExpatError, ValueError, AssertionError) as error:
         raise ClpError(f"the robot description is not XML ({error})", where=where, fix="publish URDF") from error

@@ -25,7 +25,7 @@ _EXACT = 1e-4
 _LIFTED_M = 0.05
 # Seconds of the handover, near the joints' top speed, and of a pick.
 TRANSFER_S, PICK_S = 9.0, 9.0
-# ALOHA's tool point, ahead of the gripper's frame, and the gripper's positions of 0 and 1, in metres.
+# Where the simulated ALOHA's fingers are closed and open, in metres.
 _ALOHA_FINGER = (0.021, 0.057)
 # Where a UR's gripper holds the cube fast, in rad; it opens to 0.
 _UR_GRASP = 0.6

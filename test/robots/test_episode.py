@@ -319,6 +319,52 @@ def test_why_no_tick_can_be_used(write_bag: WriteBag) -> None:
     assert "10 of its messages are not used: the position of joint 'finger' is not finite" in fault_of(write_bag(nan))
 
 
+def in_parts(steps: int, finger_offset: Callable[[int], int]) -> list[tuple[str, Any, int]]:
+    """As :func:`recording`, but with a gripper's driver of its own, whose clock is off, and a base's without stamps."""
+    messages = []
+    for topic, message, at in recording(steps):
+        if topic != STATES:
+            messages.append((topic, message, at))
+            continue
+        stamp = header_stamp_ns(message)
+        messages.append((STATES, bag_tools.joint_state(["left_wheel"], [0.0], 0), at))
+        messages.append((STATES, bag_tools.joint_state(["waist", "elbow"], [1.0, 2.0], stamp), at))
+        offset = finger_offset((stamp - START) // PERIOD)
+        messages.append((STATES, bag_tools.joint_state(["finger"], [0.04], stamp + offset), at))
+    return messages
+
+
+def test_drivers_that_share_a_topic_have_clocks_of_their_own(write_bag: WriteBag) -> None:
+    episode = usable_ticks(open_bag(write_bag(in_parts(100, lambda _: 0))), ASOF)
+    assert len(episode.usable) >= 98
+    # The gripper's first messages were latched, or come late; from the tenth on they are young enough.
+    for late in (1_500 * MS, 10 * 10**9):
+        episode = usable_ticks(
+            open_bag(write_bag(in_parts(100, lambda step, late=late: -late if step < 10 else 0))), ASOF
+        )
+        assert 88 <= len(episode.usable) <= 90
+        assert episode.unusable["/states: older than 30 ms"] >= 9
+    # A host that is off, one way and the other, and a clock that jumps on the way.
+    behind = fault_of(write_bag(in_parts(100, lambda _: -1_200 * MS)))
+    assert "joint 'finger' is 12" in behind
+    assert "its stamps are always 1201 ms behind the receive stamps, as those of a host whose clock is off" in behind
+    ahead = fault_of(write_bag(in_parts(100, lambda _: 1_200 * MS)))
+    assert (
+        "header stamps of joint 'finger' are 1.2 s ahead of the receive stamps: they are on different clocks" in ahead
+    )
+    for jump in (-1_200 * MS, 1_200 * MS):
+        jumped = fault_of(write_bag(in_parts(100, lambda step, jump=jump: jump if step > 50 else 0)))
+        way = "forwards" if jump > 0 else "backwards"
+        assert f"the clock of joint 'finger' jumped {way} by 1.2 s" in jumped
+
+
+def test_a_recording_whose_first_frame_came_late(shared_data: Path) -> None:
+    bag = open_bag(shared_data / "cases" / "bags" / "first_frame_late_1.5s")
+    episode = usable_ticks(bag, load_embodiment(shared_data / "cases" / "small_arm.yaml"))
+    assert len(episode.usable) == 97
+    assert not episode.dropped
+
+
 def test_single_messages_that_cannot_be_used_are_counted(write_bag: WriteBag) -> None:
     messages = recording(40)
     messages[5] = (STATES, bag_tools.joint_state(["other"], [1.0], messages[5][2]), messages[5][2])

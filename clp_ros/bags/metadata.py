@@ -22,8 +22,14 @@ ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _MAGICS = {
     "an mcap file": _MCAP_MAGIC,
     "an sqlite3 file": _SQLITE_MAGIC,
-    "a ROS 1 bag, for rosbags-convert": b"#ROSBAG",
+    "a ROS 1 bag": b"#ROSBAG",
     "a Git LFS pointer": b"version https://git-lfs",
+}
+_OTHER_FIXES = {
+    "a ROS 1 bag": "convert it: rosbags-convert --src IN.bag --dst OUT",
+    "a Git LFS pointer": "fetch the file: git lfs pull",
+    "an mcap file": "name it .mcap",
+    "an sqlite3 file": "name it .db3",
 }
 _REINDEX = "the recording was cut off or copied in part: copy it again, or repair it (ros2 bag reindex, mcap recover)"
 
@@ -267,7 +273,7 @@ def check_whole(path: Path, kind: str) -> None:
         raise ClpError(
             f"this is not a {kind} file" + (f" but {other}" if other else ""),
             where=path,
-            fix="give the bag `ros2 bag record` wrote",
+            fix=_OTHER_FIXES.get(other, "give the bag `ros2 bag record` wrote"),
         )
     if kind == "mcap" and (tail != _MCAP_MAGIC or size < 2 * len(_MCAP_MAGIC)):
         raise ClpError(

@@ -212,6 +212,8 @@ def _open(path: Path, storage_id: str, shown: Path | None = None) -> Iterator[Op
     try:
         with McapFile(path) if storage_id == "mcap" else SqliteFile(path) as file:
             yield file
+    except ClpError:
+        raise
     except OSError as error:
         raise ClpError(f"cannot be read ({error.strerror})", where=shown or path, fix="check the disk") from error
     except _DAMAGED as error:

@@ -110,6 +110,10 @@ LAYOUTS = {
     "topics without a slash": {"topics": ("states", "eye")},
     "types in two parts": {"types": ("sensor_msgs/JointState", "sensor_msgs/Image")},
     "no definitions": {"definitions": (b"", b"")},
+    "no definitions of what is inside": {
+        "definitions": tuple(definition(k).split(b"=" * 80)[0] for k in (STATES, EYE))
+    },
+    "definitions that cannot be understood": {"definitions": (b"\xff ?", b"{")},
 }
 
 
@@ -146,8 +150,8 @@ FOREIGN_WORDS = {
     "protobuf": r"topic /events is serialized as 'protobuf', not cdr",
     "no schema": r"topic /events was recorded without its type",
     "unknown": r"no definition of the message type acme_msgs/msg/Event is known",
-    "undefined": r"the bag's definition of acme_msgs/msg/Event cannot be used .*acme_msgs/msg/Inner",
-    "nonsense": r"the bag's definition of acme_msgs/msg/Event cannot be used",
+    "undefined": r"^the bag's definition of acme_msgs/msg/Event cannot be used .*acme_msgs/msg/Inner",
+    "nonsense": r"^the bag's definition of acme_msgs/msg/Event cannot be used",
     "flatbuffer": r"topic /events is serialized as 'flatbuffer', not cdr",
     "two types": r"topic /events was recorded with two types, std_msgs/msg/String and std_msgs/msg/Int32",
 }
@@ -310,7 +314,11 @@ def test_what_is_no_bag_is_named(tmp_path):
     for name, content, words in (
         ("a.bag", b"#ROSBAG V2.0\n", "this is a bag of ROS 1.*rosbags-convert"),
         ("a.mcap", b"#ROSBAG V2.0\n" + bytes(100), "not a mcap file but a ROS 1 bag"),
-        ("a.mcap", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "but a Git LFS pointer"),
+        (
+            "a.mcap",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "but a Git LFS pointer.*git lfs pull",
+        ),
         ("a.db3", b"\x89MCAP0\r\n" + bytes(100), "not a sqlite3 file but an mcap file"),
     ):
         (tmp_path / name).write_bytes(content)

@@ -284,6 +284,16 @@ def test_what_a_bag_lacks(write_bag: WriteBag) -> None:
     assert "topic /eye is a sensor_msgs/msg/CompressedImage, the embodiment says sensor_msgs/msg/Image" in fault_of(
         path
     )
+    for topic, other, read in (
+        (EYE, "sensor_msgs/msg/PointCloud2", "sensor_msgs/msg/Image or sensor_msgs/msg/CompressedImage"),
+        (STATES, "std_msgs/msg/String", "sensor_msgs/msg/JointState"),
+    ):
+        path = write_bag([item for item in messages if item[0] != topic], topics={topic: other})
+        message = fault_of(path)
+        assert f"topic {topic} is a {other}, the embodiment says" in message
+        assert f"name a topic of type {read} in the embodiment" in message
+    both = write_bag([*messages, (EYE, bag_tools.string("no picture"), messages[-1][2])])
+    assert "topic /eye was recorded with two types" in fault_of(both)
     path = write_bag([], topics={EYE: "sensor_msgs/msg/Image", STATES: "sensor_msgs/msg/JointState"})
     with pytest.raises(ClpError, match="the bag is empty"):
         open_bag(path)

@@ -7,15 +7,16 @@ import itertools
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from clp_ros.errors import ClpError
 
-# What tempfile.mkdtemp makes of the prefix and the suffixes below.
+# What _hidden_folder makes.
 _TEMPORARY = re.compile(r"\.(?P<target>.+)\.[a-z0-9_]{8}(?P<kind>\.partial|\.old)")
 
 
@@ -96,7 +97,7 @@ def atomic_folder(target: str | os.PathLike[str], overwrite: bool = False) -> It
         ) from error
     try:
         yield temporary
-        temporary.chmod(0o755)
+        _open_files(temporary)
         check_output_folder(target, overwrite)  # another process may have written there in the meantime
         _replace_folder(temporary, target)
     except BaseException:
@@ -139,13 +140,30 @@ def _locked_temporary(target: Path) -> tuple[Path, int]:
     """A temporary folder and its descriptor, which holds a lock on it that the system lifts when the process dies."""
     while True:
         # Hidden, and not named as a checkpoint: whatever is interrupted between here and the rename, nothing takes it.
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        temporary = _hidden_folder(target, ".partial")
         lock = os.open(temporary, os.O_RDONLY)
         with contextlib.suppress(OSError):  # a file system without locks: then no process clears this folder away
             fcntl.flock(lock, fcntl.LOCK_EX)
         if temporary.exists():  # another process may have cleared it away before it was locked
             return temporary, lock
         os.close(lock)
+
+
+def _hidden_folder(target: Path, suffix: str) -> Path:
+    """Makes an empty folder beside ``target``, as mkdtemp does, but with the umask's mode, which the output keeps."""
+    while True:
+        folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}{suffix}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+
+
+def _open_files(folder: Path) -> None:
+    """Gives files at least the umask's mode: what safetensors writes, only its owner can read."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(stat.S_IMODE(path.stat().st_mode) | mode)
 
 
 def _discard_unlocked(folder: Path) -> bool:
@@ -176,7 +194,7 @@ def _replace_folder(new: Path, target: Path) -> None:
     if not target.exists() or not any(target.iterdir()):
         new.replace(target)  # an empty folder is replaced by rename(2) itself
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    old = _hidden_folder(target, ".old")
     target.replace(old)
     try:
         new.replace(target)

@@ -32,7 +32,33 @@ def test_a_folder_appears_when_it_is_whole(tmp_path: Path, empty_before: bool) -
         (folder / "x").write_text("1")
         assert content(target) == {} if empty_before else not target.exists()
     assert content(tmp_path) == {"a/b/out/x": "1"}
-    assert target.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_output_has_the_umasks_mode(tmp_path: Path, umask: int, overwrite: bool) -> None:
+    target = tmp_path / "out"
+    if overwrite:
+        target.mkdir(mode=0o700)
+        (target / "old").touch()
+    before = os.umask(umask)
+    try:
+        with atomic_folder(target, overwrite) as folder:
+            (folder / "sub").mkdir()
+            (folder / "sub" / "plain").touch()
+            (folder / "private").touch(mode=0o600)  # as safetensors writes
+            (folder / "program").touch(mode=0o700)
+    finally:
+        os.umask(before)
+    modes = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    wanted = 0o777 & ~umask
+    assert modes == {
+        "out": wanted,
+        "out/sub": wanted,
+        "out/sub/plain": wanted & 0o666,
+        "out/private": wanted & 0o666,
+        "out/program": wanted & 0o666 | 0o700,
+    }
 
 
 def test_an_output_is_apart_from_its_inputs(tmp_path: Path) -> None:

@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +17,7 @@ from clp_ros.vla.family import Family, Module, check_lerobot
 from clp_ros.vla.hub import missing_repository
 from clp_ros.vla.normalisation import Normalisation, normalise_by, read_normalisation
 from clp_ros.vla.processors import PROCESSORS, load_processors, rename_map
+from clp_ros.vla.quiet import quiet
 from clp_ros.vla.statistics import ACTION, STATE, Statistics
 from clp_ros.vla.tensor_check import check_tensors
 
@@ -510,19 +508,3 @@ def _told(what: str, where: object, fix: str, *files: Path) -> Iterator[None]:
         if missing := missing_repository(error, *map(read_json_object, files)):
             raise NotHereError(missing.what, where=where, fix=missing.fix) from error
         raise ClpError(f"{what} ({type(error).__name__}: {error})", where=where, fix=fix) from error
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps lerobot's and transformers' own loading chatter (prints, warnings of defaults) off stdout and stderr."""
-    root, disabled = logging.getLogger(), logging.root.manager.disable
-    handlers = list(root.handlers)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(max(disabled, logging.WARNING))
-        try:
-            yield
-        finally:
-            logging.disable(disabled)
-            # logging.warning(), which lerobot calls, gives a root logger without handlers one that prints on stderr.
-            root.handlers[:] = handlers

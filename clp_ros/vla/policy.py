@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from clp_ros.vla.rtc import RealTimeChunking
+
 
 @dataclass
 class LoadedPolicy:
@@ -52,7 +54,7 @@ class LoadedPolicy:
     device: str
     statistics: Statistics | None = field(default=None, init=False)
     _given_cameras: tuple[str, ...] = field(default=(), init=False)
-    _last_chunk: Any = field(default=None, init=False, repr=False)  # as the model made it, before the postprocessor
+    _rtc: RealTimeChunking | None = field(default=None, init=False, repr=False)
 
     @property
     def family(self) -> Family:
@@ -263,22 +265,17 @@ class LoadedPolicy:
         """Lets the policy continue its last chunk: real-time chunking (arXiv 2506.07339), as lerobot has it.
 
         Args:
-            horizon: Steps of the last chunk that guide the next.
+            horizon: Steps of the last chunk that guide the next, at least: see :mod:`clp_ros.vla.rtc`.
 
         Raises:
             ClpError: lerobot has none for this policy.
         """
-        if not hasattr(self.policy, "init_rtc_processor"):
-            raise ClpError(
-                f"lerobot has no real-time chunking for {self.family.name}",
-                where=self.checkpoint.path,
-                fix="use mode replace or ensemble",
-            )
-        from lerobot.policies.rtc.configuration_rtc import RTCConfig
+        from clp_ros.vla.rtc import RealTimeChunking
 
-        self.policy.config.rtc_config = RTCConfig(enabled=True, execution_horizon=horizon)
-        self.policy.init_rtc_processor()
-        self.policy.requires_grad_(False)  # its guidance takes gradients, of the actions only
+        try:
+            self._rtc = RealTimeChunking(self.policy, self.preprocessor, self.postprocessor, horizon, self.family.name)
+        except ClpError as error:
+            raise ClpError(error.what, where=self.checkpoint.path, fix=error.fix) from error
 
     def predict_chunk(
         self,
@@ -308,14 +305,18 @@ class LoadedPolicy:
         import torch
 
         given: dict[str, Any] = {} if noise is None else {"noise": noise}  # not every policy takes one
-        if elapsed_steps is not None and self._last_chunk is not None and elapsed_steps < self.chunk_size:
-            given |= {"prev_chunk_left_over": self._last_chunk[:, elapsed_steps:], "inference_delay": delay_steps}
-        # Not inference_mode with guidance, which takes gradients.
-        with torch.inference_mode() if "inference_delay" not in given else torch.no_grad():
-            chunk = self.policy.predict_action_chunk(self.batch(images, state, task), **given)
-            self._last_chunk = chunk.clone()
+        # Not inference_mode with real-time chunking, whose guidance takes gradients.
+        with torch.inference_mode() if self._rtc is None else torch.no_grad():
+            batch = self.batch(images, state, task)
+            if self._rtc is not None and elapsed_steps is not None:
+                given |= self._rtc.guidance(elapsed_steps, delay_steps)
+            chunk = self.policy.predict_action_chunk(batch, **given)
             self._check_actions(chunk.shape[-1])
-            return self.postprocessor(chunk)[0].to("cpu", torch.float32).numpy()
+            made = chunk.clone()
+            actions = self.postprocessor(chunk)
+            if self._rtc is not None:
+                self._rtc.remember(made, actions)
+            return actions[0].to("cpu", torch.float32).numpy()
 
     def _check_actions(self, width: int) -> None:
         """Refuses what lerobot 0.4 made of a base model's checkpoint: the base's ``output_features`` stayed."""

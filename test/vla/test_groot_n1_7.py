@@ -587,3 +587,13 @@ def test_full_size_has_the_published_parameters(policy, depths, expected):
     assert {weight.dtype for weight in full.parameters()} == {torch.bfloat16}
     # Rotary frequencies in bfloat16 would put tokens elsewhere.
     assert {buffer.dtype for buffer in full.buffers()} == {torch.float32}
+
+
+def test_real_time_chunking_is_its_own(checkpoint, sample):
+    policy = load_policy(checkpoint, "cpu")
+    apart = policy.predict_chunk(**sample)
+    policy.enable_rtc(horizon=6)
+    first = policy.predict_chunk(**sample)
+    second = policy.predict_chunk(**sample, elapsed_steps=2, delay_steps=4)
+    np.testing.assert_allclose(second[:4], first[2:6], atol=1e-4)  # what will have been executed is kept as it is
+    assert np.abs(apart[:4] - first[2:6]).max() > 1e-2

@@ -23,7 +23,7 @@ ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wris
 JOINT_NAMES = (*ARM_JOINTS, "gripper", "left_finger", "right_finger")  # as Interbotix publishes them
 # Offset in the simulator's qpos and qvel: six joints and two fingers an arm, then the cube.
 ARM_OFFSETS = {"left": 0, "right": 8}
-FINGER_RANGE = (0.021, 0.057)  # m, closed and open: ALOHA's follower, and the simulated joint's own limits
+FINGER_RANGE = (0.021, 0.057)  # m, closed and open: its description's, and the simulated joint's own limits
 GRIPPER_RANGE = (0.6197, 1.6214)  # rad, closed and open: ALOHA's follower
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from clp_ros.errors import ClpError
 from clp_ros.pruning.surgery import prune_checkpoint
 from clp_ros.vla.checkpoint import Checkpoint
+from clp_ros.vla.family import check_lerobot, family_named
 from clp_ros.vla.plugin import PLUGIN, register_plugin
 from clp_ros.vla.policy import LoadedPolicy, load_policy, quiet
 
@@ -228,11 +229,31 @@ def test_no_weights_at_all_are_refused(pruned, tmp_path):
         plugin_class(folder).from_pretrained(folder)
 
 
-def test_a_policy_of_no_layers_is_refused():
-    from lerobot_policy_clp.configuration_clp_pi0 import ClpPi0Config
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        *((kind, field) for kind in ("pi0", "pi05") for field in ("num_layers", "vision_layers", "expert_width")),
+        *(
+            (kind, field)
+            for kind in ("groot", "groot_n1_7")
+            for field in ("llm_layers", "vl_self_attention_layers", "dit_layers")
+        ),
+    ],
+)
+def test_a_policy_of_no_layers_is_refused(kind, field):
+    if kind.startswith("groot"):
+        try:
+            check_lerobot(family_named(kind))
+        except ClpError as error:
+            pytest.skip(str(error))
+    from lerobot.configs.policies import PreTrainedConfig
 
-    with pytest.raises(ValueError, match="num_layers is 0"):
-        ClpPi0Config(num_layers=0)
+    register_plugin()
+    config = PreTrainedConfig.get_choice_class(f"clp_{kind}")
+    config()
+    for size in (0, -1):
+        with pytest.raises(ValueError, match="at least"):
+            config(**{field: size})
 
 
 # Finding the plugin

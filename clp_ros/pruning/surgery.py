@@ -402,7 +402,6 @@ def _write_weights(plan: SurgeryPlan, path: Path, advance: Callable[[int], None]
     checkpoint = plan.checkpoint
     with ExitStack() as stack:
         opened = {name: stack.enter_context((checkpoint.path / name).open("rb")) for name in checkpoint.weight_files}
-        before = {name: os.fstat(file.fileno()) for name, file in opened.items()}
         target = stack.enter_context(path.open("wb", buffering=0))
         reserve(target.fileno(), len(plan.header) + sum(end - start for _, start, end in plan.ranges()))
         target.write(plan.header)
@@ -411,12 +410,7 @@ def _write_weights(plan: SurgeryPlan, path: Path, advance: Callable[[int], None]
         for name, start, end in plan.ranges():
             copier.append(opened[name].fileno(), start, end, checkpoint.path / name)
         for name, file in opened.items():
-            after = os.fstat(file.fileno())
-            changed = (after.st_mtime_ns, after.st_size) != (before[name].st_mtime_ns, checkpoint.files[name])
-            if changed:  # a training run that saves over its last checkpoint, say
-                raise ClpError(
-                    "the file changed while it was read", where=checkpoint.path / name, fix="try again when it is whole"
-                )
+            checkpoint.check_unchanged(name, file.fileno())
 
 
 def _copy_file(source: Path, target: Path, advance: Callable[[int], None]) -> None:

@@ -43,6 +43,9 @@ _IGNORED_FOLDERS = {".git", ".cache"}
 _SAMPLES = 4  # blocks of a tensor that the fingerprint reads, evenly spaced, first and last among them
 _SAMPLE_BYTES = 4096
 
+# Device, inode, size, and time of the last change in nanoseconds: equal only for one file with one content.
+type FileStamp = tuple[int, int, int, int]
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -59,6 +62,7 @@ class Checkpoint:
         weight_files: Names of the files that hold the weights.
         files: Size in bytes of every file, by its path relative to the folder (with ``/``); links are followed. Pickle
             files, such as a trainer leaves beside the weights, are no part of the checkpoint.
+        stamps: Which files the weights' headers were read from, by name: see :meth:`check_unchanged`.
         manifest: The parsed clp.json (:class:`clp_ros.manifest.Manifest`); None if it was never pruned.
     """
 
@@ -70,6 +74,7 @@ class Checkpoint:
     metadata: Mapping[str, str]
     weight_files: tuple[str, ...]
     files: Mapping[str, int]
+    stamps: Mapping[str, FileStamp]
     manifest: Mapping[str, Any] | None = None
 
     @classmethod
@@ -125,21 +130,21 @@ class Checkpoint:
             ) from error
         if WEIGHTS_FILE not in files and INDEX_FILE not in files:
             refuse_missing_weights(folder, files, found.keys() - files.keys())
-        weight_files, tensors, metadata = _read_weights(folder, files)
+        tensors, metadata, stamps = _read_weights(folder, files)
         try:
             if family.refuse_names is not None:
                 family.refuse_names(tensors)
         except ClpError as error:
             raise ClpError(error.what, where=folder, fix=error.fix) from error
         refuse_old_statistics(folder, tensors)
-        for name in files.keys() - {CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, *weight_files}:
+        for name in files.keys() - {CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, *stamps}:
             if name.endswith(".safetensors"):  # the processors' statistics
                 read_header(folder / name)
             elif name.endswith(".json") and "/" not in name:  # their settings, which surgery rewrites
                 parse_json((folder / name).read_bytes(), folder / name)
         if _is_unwrapped(family, tensors):
             modules = tuple(replace(m, layer_prefix=m.layer_prefix.removeprefix(family.wrapper)) for m in modules)
-        checkpoint = cls(folder, config, family, modules, tensors, metadata, weight_files, files)
+        checkpoint = cls(folder, config, family, modules, tensors, metadata, tuple(stamps), files, stamps)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         shapes |= {name: tensors[stored].shape for name, stored in checkpoint.shared.items()}
         check_layers(modules, shapes, folder)
@@ -186,6 +191,24 @@ class Checkpoint:
                 counts[key.module] += tensor.elements
         return counts
 
+    def check_unchanged(self, name: str, descriptor: int | None = None) -> None:
+        """Refuses a weight file that is not, or no longer, the one whose header was read. For after it was read.
+
+        Args:
+            name: One of :attr:`weight_files`.
+            descriptor: What it was read through; by default, the file of that name is looked at.
+
+        Raises:
+            ClpError: It was replaced, written to, or taken away.
+        """
+        path = self.path / name
+        try:
+            unchanged = _stamp(path if descriptor is None else descriptor) == self.stamps[name]
+        except OSError:
+            unchanged = False
+        if not unchanged:  # a training run that saves over its last checkpoint, say
+            raise ClpError("the file changed while it was read", where=path, fix="try again when it is whole")
+
     def fingerprint(self) -> str:
         """SHA-256 that tells checkpoints apart without reading them whole.
 
@@ -195,7 +218,7 @@ class Checkpoint:
         absolute paths, whatever they point to.
 
         Raises:
-            ClpError: A weight file cannot be read any more.
+            ClpError: A weight file cannot be read any more, or is another one now.
         """
         digest = hashlib.sha256()
         described = [[name, tensor.dtype, tensor.shape] for name, tensor in sorted(self.tensors.items())]
@@ -206,11 +229,18 @@ class Checkpoint:
                 for _, tensor in sorted(self.tensors.items()):
                     for block in _blocks(tensor):
                         digest.update(os.pread(opened[tensor.file].fileno(), block.stop - block.start, block.start))
+                for name, file in opened.items():
+                    self.check_unchanged(name, file.fileno())
         except OSError as error:
             raise ClpError(
                 f"cannot be read any more ({error.strerror})", where=error.filename or self.path, fix="check the folder"
             ) from error
         return digest.hexdigest()
+
+
+def _stamp(file: Path | int) -> FileStamp:
+    status = os.fstat(file) if isinstance(file, int) else file.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def model_names(family: Family, stored: Collection[str]) -> dict[str, str]:
@@ -270,8 +300,12 @@ def _raise(error: OSError) -> None:
 
 def _read_weights(
     folder: Path, files: Mapping[str, int]
-) -> tuple[tuple[str, ...], dict[str, TensorInfo], dict[str, str]]:
-    """Reads the headers of all weight files and holds them against the index, if there is one."""
+) -> tuple[dict[str, TensorInfo], dict[str, str], dict[str, FileStamp]]:
+    """Reads the headers of all weight files and holds them against the index, if there is one.
+
+    Returns:
+        The tensors, the metadata, and the stamps by name of the weight file.
+    """
     index = _read_index(folder / INDEX_FILE) if INDEX_FILE in files else None
     if index is None and WEIGHTS_FILE not in files:
         raise ClpError(f"there is neither {WEIGHTS_FILE} nor {INDEX_FILE}", where=folder, fix="give a whole checkpoint")
@@ -289,7 +323,9 @@ def _read_weights(
             )  # fmt: skip
     tensors: dict[str, TensorInfo] = {}
     metadata: dict[str, str] = {}
+    stamps = {}
     for name in names:
+        stamps[name] = _stamp(folder / name)
         found, notes = read_header(folder / name)
         for tensor in found:
             if tensor in tensors:
@@ -310,7 +346,7 @@ def _read_weights(
             where=folder / INDEX_FILE,
             fix="give the index that was saved with these shards",
         )
-    return names, tensors, metadata
+    return tensors, metadata, stamps
 
 
 def _read_index(path: Path) -> dict[str, str]:

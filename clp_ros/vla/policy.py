@@ -492,6 +492,7 @@ def _read_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     for file in checkpoint.weight_files:
         with safe_open(checkpoint.path / file, framework="pt") as tensors:
             weights |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - no mapping
+        checkpoint.check_unchanged(file)
     return {name: weights[stored] for name, stored in checkpoint.model_names.items()}
 
 

@@ -28,3 +28,8 @@ class ClpGrootN17Config(GrootConfig):
     dit_layers: int = 32
     model_config: dict[str, Any] = field(default_factory=dict)
     backbone_config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.llm_layers, self.vl_self_attention_layers, self.dit_layers) < 1:
+            raise ValueError("a policy has one layer of each kind at least")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import ModuleType
 from typing import Any
 
@@ -39,6 +39,9 @@ class GemmaSizes:
         super().__post_init__()
         if self.num_layers < 1:
             raise ValueError(f"num_layers is {self.num_layers}; a policy has one layer at least")
+        for size in fields(GemmaSizes):
+            if (value := getattr(self, size.name)) is not None and value < 1:
+                raise ValueError(f"{size.name} is {value}; it is at least 1")
 
 
 @contextmanager

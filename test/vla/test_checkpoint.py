@@ -115,6 +115,25 @@ def test_the_fingerprint_shows_training_and_settings(folder: Path, tmp_path: Pat
     assert len(seen) == 1 + len([array for array in synthetic_tensors().values() if array.size]) + 1
 
 
+@pytest.mark.parametrize("change", ["replaced", "written", "gone"])
+def test_weights_are_read_from_the_files_whose_headers_were_read(folder: Path, change: str):
+    opened, weights = Checkpoint.open(folder), folder / "model.safetensors"
+    opened.check_unchanged("model.safetensors")
+    if change == "replaced":  # by a training run: the same names, shapes and size
+        (folder / "new").write_bytes(weights.read_bytes())
+        (folder / "new").replace(weights)
+    elif change == "written":
+        with weights.open("r+b") as file:
+            file.write(weights.read_bytes())
+        os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
+    else:
+        weights.unlink()
+    for read in (lambda: opened.check_unchanged("model.safetensors"), opened.fingerprint):
+        with pytest.raises(ClpError, match=r"model\.safetensors") as refused:
+            read()
+        assert "changed while" in str(refused.value) or "cannot be read any more" in str(refused.value)
+
+
 def test_the_fingerprint_samples_the_whole_of_a_large_tensor(folder: Path):
     tensors = synthetic_tensors() | {EMBED: np.zeros((1000, 1000), np.float16)}
     write_weights(folder, tensors)

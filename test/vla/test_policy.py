@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clp_ros.errors import ClpError
+from clp_ros.vla.checkpoint import Checkpoint
 from clp_ros.vla.policy import load_policy, quiet, resolve_device
 
 TASK = "Fold the shorts."
@@ -187,6 +188,16 @@ def test_hidden_states_leave_the_policy_as_it_was(tiny_policy, batch):
 
 
 # Loading
+
+
+def test_weights_replaced_while_the_policy_is_loaded_are_refused(tiny_checkpoint, tmp_path, monkeypatch):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    weights, opened = folder / "model.safetensors", Checkpoint.open(folder)
+    (tmp_path / "new").write_bytes(weights.read_bytes())
+    (tmp_path / "new").replace(weights)
+    monkeypatch.setattr(Checkpoint, "open", lambda _: opened)
+    with pytest.raises(ClpError, match="changed while it was read"):
+        load_policy(folder, "cpu")
 
 
 def test_a_moved_checkpoint_loads_and_verify_says_what_stock_lerobot_cannot(tiny_checkpoint, tmp_path, sample):

@@ -35,6 +35,7 @@ setup(
     # The ranges it may work with; the requirements files pin the versions it is tested with, for either lerobot.
     install_requires=[
         "backports.zstd; python_version < '3.14'",
+        "daqp>=0.8,<0.12",
         "Jinja2>=3",
         "lerobot[pi,smolvla,training]>=0.5.1,<0.7",
         "lz4",

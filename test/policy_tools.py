@@ -54,7 +54,7 @@ class Echo:
         if "narrow" in task: chunk = chunk[:, :13]
         if "far" in task: chunk[:, [6, 13]] = 100.0
         if "jump" in task: chunk[:, 1] += 0.5
-        if "shake" in task: chunk[::2, 9] += 0.25
+        if "leap" in task: chunk[5:, 7] += 3.0
         if "rush" in task: chunk[:, 0] += 0.2 * np.sin(10 * np.pi * when)
         if "turn" in task: chunk[:, [0, 7]] += 0.006 * np.arange(1, self.chunk_size + 1)[:, None]
         if "late" in task: time.sleep(0.5); chunk = chunk[:5]

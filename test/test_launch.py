@@ -258,7 +258,7 @@ def test_a_task_on_another_robot_is_refused(installed: dict[str, str], tmp_path:
 @pytest.fixture
 def patient(tmp_path: Path) -> str:
     """The argument for parameters with which random weights go on driving, and a slow machine is waited for."""
-    parameters = {"start_distance": 10.0, "max_scale": 100.0, "max_faults": 0, "max_latency": 30.0}
+    parameters = {"max_deviation": 100.0, "max_faults": 0, "max_latency": 30.0}
     parameters |= {"activate_timeout": TIMEOUT, "input_timeout": 5.0, "log_folder": str(tmp_path / "runs")}
     (tmp_path / "policy.yaml").write_text(json.dumps({"/**": {"ros__parameters": parameters}}))  # JSON is YAML
     return f"params_file:={tmp_path / 'policy.yaml'}"

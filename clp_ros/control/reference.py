@@ -73,12 +73,6 @@ class Reference:
         first = max(0, int(np.searchsorted(self.times_ns, time_ns, side="right")) - 1)
         return Reference(self.times_ns[first:], self.positions[first:], self.velocities[first:])
 
-    def without(self, after_ns: int, before_ns: int) -> Reference:
-        """Less the knots between two times, but with its first and its last."""
-        keep = (self.times_ns <= after_ns) | (self.times_ns >= before_ns)
-        keep[[0, -1]] = True
-        return Reference(self.times_ns[keep], self.positions[keep], self.velocities[keep])
-
     def resting(self, duration_ns: int) -> Reference:
         """With one more knot, so much later at the same place."""
         end = Reference(np.array([self.end_ns + duration_ns]), self.positions[-1:], np.zeros_like(self.velocities[-1:]))

@@ -22,12 +22,12 @@ import numpy as np
 from clp_ros.control.chunk_schedule import Late, ScheduleSettings
 from clp_ros.control.guard import OUTSIDE, Finding, Guard
 from clp_ros.control.inputs import Incomplete, LiveInputs
-from clp_ros.control.output import TrajectoryOutput
+from clp_ros.control.output import Planned, TrajectoryOutput
 from clp_ros.control.pace import Pace, Watch
 from clp_ros.control.run_log import RunLog
 from clp_ros.control.safety import Outside
 from clp_ros.control.session import Session
-from clp_ros.control.statistics import Statistics
+from clp_ros.control.statistics import Statistics, largest_by_unit
 from clp_ros.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.observation import NotReady
@@ -39,6 +39,8 @@ _NUMBER = re.compile(r"\b0x[0-9a-f]+|\d+(?:\.\d+)?")
 POLL_S = 0.05
 # The same fault is told at most this often.
 TELL_AGAIN_S = 30.0
+# So often is a chunk joined anew where something else was sent meanwhile, as a brake.
+_PLANS = 3
 # Latency is estimated from so many chunks.
 _RECENT_CHUNKS = 20
 
@@ -67,7 +69,8 @@ class ChunkRunner:
         policy: What turns observations into chunks. Only the worker calls it, one chunk at a time.
         instruction: What the policy is told to do; :attr:`instruction` can be set at any time.
         pace: When chunks are made.
-        send: Sends trajectories, one a controller. Called by the worker, the guard, and whoever deactivates or stops.
+        send: Sends what ``serialise`` returned. Called by the worker, the guard, and whoever deactivates or stops, not
+            at once.
         clock_ns: The time on the messages' clock, nanoseconds. May jump.
         tell: Tells a person: a level of the logging module, and a line.
         schedule: How chunks are joined.
@@ -75,14 +78,17 @@ class ChunkRunner:
         failed: Called, by a thread of its own, when there were too many faults or the guard failed. Nothing is sent any
             more then.
         log: Where every chunk and fault is written down.
+        serialise: Makes of trajectories, one a controller, what is sent. Called as ``send`` is, but the worker calls it
+            while others may send.
 
     Attributes:
-        statistics: Counts ``chunks``, ``held``, ``late``, ``slowed down``, ``dropped stale``, ``dropped deactivated``,
+        statistics: Counts ``chunks``, ``held``, ``late``, ``dropped stale``, ``dropped deactivated``,
             ``refused``, ``policy errors`` and ``limits hit`` (positions moved to a joint's limit); milliseconds of
             ``wait`` (from when a chunk was due to its observation), ``decode``, ``inference``, ``send``, ``latency``
             (from the observation until sent) and ``image to trajectory`` (from the newest image's stamp until sent),
-            and of ``age <topic>`` (how old each message was when it was used); ``seam position gap (rad or m)`` and
-            ``seam velocity gap (per s)``, how far a chunk was from what the robot follows before they were blended.
+            and of ``age <topic>`` (how old each message was when it was used). Of the joints of each unit (``rad``,
+            ``m``, ``normalised``): ``splice position gap``, ``splice velocity gap``, how far a chunk was from what the
+            robot follows, and ``distance to chunk``, how far the robot is led from the chunk at most.
     """
 
     def __init__(
@@ -92,7 +98,7 @@ class ChunkRunner:
         policy: Policy,
         instruction: str,
         pace: Pace,
-        send: Callable[[list[Trajectory]], None],
+        send: Callable[[Any], None],
         *,
         clock_ns: Callable[[], int],
         tell: Callable[[int, str], None],
@@ -100,6 +106,7 @@ class ChunkRunner:
         watch: Watch | None = None,
         failed: Callable[[str], None] | None = None,
         log: RunLog | None = None,
+        serialise: Callable[[list[Trajectory]], Any] = lambda trajectories: trajectories,
     ) -> None:
         self.instruction = instruction
         self.statistics = Statistics()
@@ -113,7 +120,7 @@ class ChunkRunner:
         self._watch = watch or Watch()
         self._failed = failed or (lambda _: None)
         self._log = log or RunLog(None)
-        self._output = TrajectoryOutput(embodiment, self._schedule, send, clock_ns)
+        self._output = TrajectoryOutput(embodiment, self._schedule, send, clock_ns, serialise)
         self._guard = Guard(inputs, self._output, self._watch, clock_ns)
         self._told: dict[str, float] = {}
         self._latencies: deque[float] = deque(maxlen=_RECENT_CHUNKS)
@@ -269,7 +276,7 @@ class ChunkRunner:
     def _interval_ns(self, steps: int) -> int:
         """From one observation to the next: by the pace, but so that the next chunk comes before this one ends."""
         period = self._embodiment.period_ns
-        spare = (steps - 2) * period - round((self.latency_s + self._schedule.lead_s) * 1e9)
+        spare = (steps - 2) * period - round((self.latency_s + self._schedule.send_lead_time_s) * 1e9)
         return max(0, min(self._pace.interval_ns(period), spare))
 
     def _chunk(self, session: Session, now: int, selected: dict[str, tuple[int, Any]]) -> None:
@@ -285,85 +292,104 @@ class ChunkRunner:
         predicted = time.perf_counter()
         self.statistics.record("inference", (predicted - decoded) * 1e3)
         positions, limited = chunk_positions(chunk, self._embodiment)
-        with self._gate:
-            if self._session is not session:
-                self.statistics.count("dropped deactivated")
-                return
-            if (jumped := self._guard.clock(session)) is not None:
-                self._found(session, jumped)
-            if session.jumps != jumps:
-                self.statistics.count("dropped stale")
-                return
-            if worked_s > self._watch.policy_timeout_s:
-                self.statistics.count("dropped stale")
-                self._fault(
-                    session,
-                    "stale",
-                    f"a chunk was dropped: the policy was at work for {worked_s:.2f} s, "
-                    f"policy_timeout is {self._watch.policy_timeout_s:g} s",
-                )
-                return
-            latency = (self._clock_ns() - now) / 1e9
-            if not 0 <= latency <= self._pace.max_latency_s:
-                self.statistics.count("dropped stale")
-                self._fault(
-                    session,
-                    "stale",
-                    f"a chunk was dropped: its observation was {latency:.2f} s old, "
-                    f"max_latency is {self._pace.max_latency_s:g} s",
-                )
-                return
-            try:
-                state = self._inputs.state(self._clock_ns())
-            except NotReady as missing:  # the guard brakes, and says so, when it lasts
-                self.statistics.count("dropped stale")
-                session.observed_ns = None  # the policy's last chunk is another one now
-                raise Incomplete([missing]) from None
-            joined = self._output.chunk(positions, now, state)
-            stamp = self._output.stamp_ns
-            session.observed_ns, session.due_ns = now, now + self._interval_ns(len(positions))
-            told, session.told, session.fault, session.holding = session.told, False, None, None
+        planned = self._sent(session, now, jumps, worked_s, positions)
+        if planned is None:
+            return
+        latency, joined = (self._clock_ns() - now) / 1e9, planned.plan.joined
         self._latencies.append(latency)
-        position_gap, velocity_gap = float(joined.position_gap.max()), float(joined.velocity_gap.max())
+        gaps = {
+            (name, unit + per): value
+            for name, values, per in (
+                ("splice position gap", joined.position_gap, ""),
+                ("splice velocity gap", joined.velocity_gap, "/s"),
+                ("distance to chunk", joined.deviation, ""),
+            )
+            for unit, value in largest_by_unit(values, self._embodiment).items()
+        }
         newest = max(selected[topic][0] for topic in self._cameras)
         for name, value in {
             "send": (time.perf_counter() - predicted) * 1e3,
             "latency": latency * 1e3,
             "image to trajectory": (self._clock_ns() - newest) / 1e6,
-            "seam position gap (rad or m)": position_gap,
-            "seam velocity gap (per s)": velocity_gap,
+            **{f"{name} ({unit})": value for (name, unit), value in gaps.items()},
         }.items():
             self.statistics.record(name, value)
         self.statistics.count("chunks")
         self.statistics.count("limits hit", limited)
-        self.statistics.count("slowed down", int(joined.scale > 1))
         self._log.write(
             "chunk",
             self._clock_ns(),
             observed=now / 1e9,
             newest_image=newest / 1e9,
-            stamp=stamp / 1e9,
-            seam=joined.seam_ns / 1e9,
+            stamp=planned.stamp_ns / 1e9,
+            splice=joined.splice_ns / 1e9,
             skipped=joined.skipped,
-            scale=joined.scale,
             limits_hit=limited,
             decode_ms=(decoded - started) * 1e3,
             inference_ms=(predicted - decoded) * 1e3,
             latency_ms=latency * 1e3,
-            position_gap=position_gap,
-            velocity_gap=velocity_gap,
+            **{f"{name} {unit}".replace(" ", "_").replace("/", "_per_"): value for (name, unit), value in gaps.items()},
         )
-        if told:
-            self._tell(logging.INFO, "sending again")
+
+    def _sent(self, session: Session, now: int, jumps: int, worked_s: float, positions: np.ndarray) -> Planned | None:
+        """Joins a chunk and sends it, (steps, joints) in rad or m; returns what was sent, None where it was dropped.
+
+        The gate is not held while the chunk is joined: whoever stops the robot does not wait for that.
+        """
+        for _ in range(_PLANS):
+            with self._gate:
+                if not self._is_wanted(session, now, jumps, worked_s):
+                    return None
+                try:
+                    state = self._inputs.state(self._clock_ns())
+                except NotReady as missing:  # the guard brakes, and says so, when it lasts
+                    self.statistics.count("dropped stale")
+                    session.observed_ns = None  # the policy's last chunk is another one now
+                    raise Incomplete([missing]) from None
+            planned = self._output.plan(positions, now, state)
+            with self._gate:
+                if not self._is_wanted(session, now, jumps, worked_s):
+                    return None
+                if not self._output.send(planned):
+                    continue  # something else was sent meanwhile
+                session.observed_ns, session.due_ns = now, now + self._interval_ns(len(positions))
+                told, session.told, session.fault, session.holding = session.told, False, None, None
+            if told:
+                self._tell(logging.INFO, "sending again")
+            return planned
+        self.statistics.count("dropped stale")
+        return None
+
+    def _is_wanted(self, session: Session, now: int, jumps: int, worked_s: float) -> bool:
+        """Whether a chunk may still be sent; counts one that may not. The gate must be held."""
+        if self._session is not session:
+            self.statistics.count("dropped deactivated")
+            return False
+        if (jumped := self._guard.clock(session)) is not None:
+            self._found(session, jumped)
+        if session.jumps != jumps:
+            self.statistics.count("dropped stale")
+            return False
+        latency = (self._clock_ns() - now) / 1e9
+        if worked_s > self._watch.policy_timeout_s:
+            why = f"the policy was at work for {worked_s:.2f} s, policy_timeout is {self._watch.policy_timeout_s:g} s"
+        elif not 0 <= latency <= self._pace.max_latency_s:
+            why = f"its observation was {latency:.2f} s old, max_latency is {self._pace.max_latency_s:g} s"
+        else:
+            return True
+        self.statistics.count("dropped stale")
+        self._fault(session, "stale", f"a chunk was dropped: {why}")
+        return False
 
     def _continuing(self, session: Session, now: int) -> dict[str, int]:
         """What a policy needs to continue its last chunk, in mode ``rtc``."""
         if self._schedule.mode != "rtc" or session.observed_ns is None:
             return {}
-        period, delay_ns = self._embodiment.period_ns, round((self.latency_s + self._schedule.lead_s) * 1e9)
-        with self._gate:
-            last, current, then = map(self._output.policy_ns, (session.observed_ns, now, now + delay_ns))
-        return {"elapsed_steps": round((current - last) / period), "delay_steps": math.ceil((then - current) / period)}
+        period, delay_s = self._embodiment.period_ns, self.latency_s + self._schedule.send_lead_time_s
+        return {
+            "elapsed_steps": round((now - session.observed_ns) / period),
+            "delay_steps": math.ceil(delay_s * 1e9 / period),
+        }
 
     # ------------------------------------------------------------------------------------------------ the guard
 

@@ -18,6 +18,8 @@ from clp_ros.robots.embodiment import Embodiment
 
 # Braking of a joint without an acceleration limit: from its velocity limit to rest in so many seconds.
 BRAKING_S = 0.25
+# Least distance, in a joint's own unit, that counts as far from where it was sent or from a chunk.
+LEAST_DEVIATION = {"rad": 0.3, "m": 0.03}
 # Share of a limit that rounding may exceed.
 ROUNDING = 1e-6
 
@@ -32,6 +34,7 @@ class Limits:
         velocity: Largest speed.
         acceleration: Largest acceleration; infinite where none is configured.
         tolerance: How far beyond the position limits a joint may report to be; by default a twentieth of its range.
+        units: ``rad``, ``m`` or ``normalised``, as the embodiment has it; empty: all rad.
     """
 
     names: tuple[str, ...]
@@ -40,6 +43,7 @@ class Limits:
     velocity: np.ndarray
     acceleration: np.ndarray
     tolerance: np.ndarray | None = None
+    units: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, embodiment: Embodiment) -> Self:
@@ -53,12 +57,24 @@ class Limits:
             np.array([joint.velocity for joint in joints]),
             np.array([np.inf if limit is None else limit for limit in accelerations]),
             np.array([joint.measured_tolerance for joint in joints]),
+            tuple(joint.unit for joint in joints),
         )
 
     @property
     def braking(self) -> np.ndarray:
         """Deceleration to come to rest with."""
         return np.where(np.isfinite(self.acceleration), self.acceleration, self.velocity / BRAKING_S)
+
+    def deviation(self, share: float) -> np.ndarray:
+        """(joints,): a share of each joint's range, at least :data:`LEAST_DEVIATION`.
+
+        Joints of unit ``normalised`` are grippers. They may be anywhere in their range: policies open and close them in
+        one step, and what they hold keeps them from where they are sent.
+        """
+        span = self.upper - self.lower
+        units = self.units or ("rad",) * len(span)
+        least = [LEAST_DEVIATION.get(unit, float(way)) for unit, way in zip(units, span, strict=True)]
+        return np.maximum(share * span, least)
 
 
 class Outside(ClpError):  # noqa: N818 - a state of affairs
@@ -76,28 +92,6 @@ class Excess:
 
     factor: float
     what: str
-
-
-def bounded_velocities(
-    times_ns: np.ndarray, positions: np.ndarray, velocities: np.ndarray, limits: Limits
-) -> np.ndarray:
-    """Knot velocities, reduced where a cubic through them would leave the position limits between knots.
-
-    A cubic stays inside the hull of its Bezier control points, which for knots ``p0, p1`` a time ``h`` apart are
-    ``p0, p0 + v0 h/3, p1 - v1 h/3, p1``: those are kept inside the limits.
-
-    Args:
-        times_ns: (knots,) int64.
-        positions: (knots, joints), inside the limits.
-        velocities: (knots, joints).
-        limits: The limits.
-    """
-    thirds = (times_ns[1:] - times_ns[:-1])[:, None] / 3e9
-    up, down = limits.upper - positions, limits.lower - positions
-    bounded = velocities.copy()
-    bounded[:-1] = np.minimum(np.maximum(bounded[:-1], down[:-1] / thirds), up[:-1] / thirds)
-    bounded[1:] = np.minimum(np.maximum(bounded[1:], -up[1:] / thirds), -down[1:] / thirds)
-    return bounded
 
 
 def excess(reference: Reference, limits: Limits) -> Excess:
@@ -173,40 +167,3 @@ def check_measured(measured: np.ndarray, limits: Limits) -> None:
             where=limits.names[joint],
             fix="bring the joint back, or see whether limits, units and tolerance are this robot's",
         )
-
-
-def brake(
-    position: np.ndarray, velocity: np.ndarray, time_ns: int, period_ns: int, limits: Limits, share: float = 1.0
-) -> Reference:
-    """The way to rest from a state, at each joint's own deceleration, or harder where it would leave its limits.
-
-    Args:
-        position: (joints,), inside the limits.
-        velocity: (joints,).
-        time_ns: When.
-        period_ns: Time between knots.
-        limits: The limits.
-        share: Share of the deceleration.
-
-    Returns:
-        A reference that begins in that state and ends at rest, at the earliest one period later.
-    """
-    period = period_ns / 1e9
-    room = np.where(velocity > 0, limits.upper - position, position - limits.lower)
-    speed = np.abs(velocity)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        # Whole periods: a cubic over a part of one would brake harder than the limit.
-        wanted = np.ceil(speed / (share * limits.braking) / period - ROUNDING) * period
-        duration = np.where(speed > 0, np.minimum(wanted, 2 * room / speed), 0.0)
-    count = max(1, int(np.ceil(duration.max() / period - ROUNDING)))
-    seconds = np.arange(count + 1)[:, None] * period
-    with np.errstate(divide="ignore", invalid="ignore"):
-        done = np.where(duration > 0, np.minimum(seconds / duration, 1.0), 1.0)
-    positions = position + velocity * duration * (done - done**2 / 2)
-    velocities = velocity * (1 - done)
-    velocities[0] = velocity
-    velocities[-1] = 0.0
-    times = time_ns + np.arange(count + 1, dtype=np.int64) * period_ns
-    positions = np.clip(positions, limits.lower, limits.upper)
-    velocities[1:] = bounded_velocities(times, positions, velocities, limits)[1:]
-    return Reference(times, positions, velocities)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clp_ros.robots.embodiment import Embodiment
+
 # A minute at 30 Hz. A first, slow run (a model warming up) is forgotten after as many more.
 WINDOW = 2000
 
@@ -53,6 +55,15 @@ class Statistics:
         with self._lock:
             windows = {name: window.values() for name, window in self._windows.items()}
         return {name: _spread(values) for name, values in windows.items()}
+
+
+def largest_by_unit(values: np.ndarray, embodiment: Embodiment) -> dict[str, float]:
+    """The largest of joints' values, (joints,) in rad or m, by what the policy sees: rad, m or normalised."""
+    largest: dict[str, float] = {}
+    for value, joint in zip(values, embodiment.joints, strict=True):
+        share = float(abs(value / joint.scale))  # 1 but for normalised ones
+        largest[joint.unit] = max(share, largest.get(joint.unit, 0.0))
+    return largest
 
 
 class _Window:

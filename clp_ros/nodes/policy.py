@@ -97,6 +97,7 @@ class PolicyNode(ManagedNode):
     def __init__(self, load: LoadPolicy = _load_policy) -> None:
         super().__init__("policy")
         declare(self, settings.PARAMETERS, read_only=False)
+        settings.declare_old(self)
         self.add_on_set_parameters_callback(self._check_parameters)
         self._load = load
         self._embodiment: Embodiment | None = None
@@ -242,6 +243,7 @@ class PolicyNode(ManagedNode):
             watch=watch,
             failed=self._fail,
             log=settings.run_log(self),
+            serialise=self._serialise,
         )
         self._listen(embodiment)
         self.get_logger().info(f"{embodiment.name}: {task.instruction}")
@@ -329,23 +331,29 @@ class PolicyNode(ManagedNode):
         except (BusyError, *REFUSALS):
             self._failed = False  # somebody else has taken the node out of its active state meanwhile
 
-    def _send(self, trajectories: list[Trajectory]) -> None:
-        """Publishes the trajectories of one moment.
+    def _serialise(self, trajectories: list[Trajectory]) -> list[tuple[str, Any]]:
+        """The topic and the message of each trajectory of one moment.
 
         They carry the time for which they were made: whatever the message takes, the controllers are in time where
         they join what they follow already, since its first points lie on that.
         """
         dry_run = self.get_parameter("dry_run").value
-        messages = [
-            serialized_joint_trajectory(
-                trajectory, Time(nanoseconds=trajectory.start_ns).to_msg(), trajectory.controller if dry_run else ""
+        return [
+            (
+                one.topic,
+                serialized_joint_trajectory(
+                    one, Time(nanoseconds=one.start_ns).to_msg(), one.controller if dry_run else ""
+                ),
             )
-            for trajectory in trajectories
+            for one in trajectories
         ]
+
+    def _send(self, messages: list[tuple[str, Any]]) -> None:
+        """Publishes the messages of one moment."""
         if not self.context.ok():
             return  # a signal has ended ROS while this chunk was being made
-        for trajectory, message in zip(trajectories, messages, strict=True):
-            self._sending[trajectory.topic].publish(message)
+        for topic, message in messages:
+            self._sending[topic].publish(message)
 
     def _tell(self, level: int, text: str) -> None:
         # One call a severity: rclpy refuses a call whose severity changes.
@@ -385,7 +393,8 @@ class PolicyNode(ManagedNode):
         self.get_logger().info(f"task: {task.instruction}")
 
     def _check_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
-        names = [parameter.name for parameter in parameters if parameter.name in settings.PARAMETERS]
+        known = (*settings.PARAMETERS, *settings.OLD_PARAMETERS)
+        names = [parameter.name for parameter in parameters if parameter.name in known]
         if names and self.state != "unconfigured":
             return SetParametersResult(
                 successful=False, reason=f"{names[0]} is read when the node is configured: clean it up first"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.node import Node
 
 from clp_ros.control.chunk_schedule import MODES, ScheduleSettings
@@ -35,11 +36,11 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
     "rate_hz": (0.0, "Most chunks a second; 0: no limit"),
     "max_latency": (1.0, "Seconds; a chunk whose observation is older when it could be sent is dropped"),
     "mode": ("replace", "How chunks are joined: replace, ensemble, or rtc where the policy has it"),
-    "blend_steps": (10, "Control steps over which a new chunk takes over"),
-    "lead": (0.02, "Seconds that a message may take to the controllers"),
-    "too_fast": ("scale", "A chunk beyond velocity or acceleration limits: scale (slow it down) or refuse"),
-    "max_scale": (5.0, "Most that a chunk is slowed down"),
-    "start_distance": (0.3, "Farthest, in rad or m, that a chunk may begin from where the robot is"),
+    "send_lead_time": (0.02, "Seconds that a message may take to the controllers"),
+    "max_deviation": (
+        0.05,
+        "Farthest that a chunk may begin from the robot, and the robot be from where it was sent: share of the range",
+    ),
     "input_timeout": (0.3, "Seconds that an input may be missing or stale before the robot is stopped"),
     "policy_timeout": (5.0, "Seconds that a chunk may take before the robot is stopped"),
     "max_faults": (20, "Faults since activating after which the node goes to its error state; 0: never"),
@@ -47,6 +48,22 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
     "log_folder": ("", "Folder for a file of JSON lines a run; empty: none"),
     "dry_run": (False, "Whether chunks go to ~/preview only, each trajectory's frame_id naming its controller"),
 }
+
+
+# Parameters of the release before, and what is to be done instead. They go in the next one.
+OLD_PARAMETERS: dict[str, str] = {
+    "start_distance": "is a distance for rad and m alike: set max_deviation, a share of each joint's range",
+    "lead": "is send_lead_time now",
+    "blend_steps": "does nothing: a chunk is tracked from the splice on, as closely as the limits allow; remove it",
+    "too_fast": "does nothing: a chunk is tracked inside the limits, and refused beyond max_deviation; remove it",
+    "max_scale": "does nothing: a chunk is tracked inside the limits, and refused beyond max_deviation; remove it",
+}
+
+
+def declare_old(node: Node) -> None:
+    """Declares the parameters of the release before, without values."""
+    for name, instead in OLD_PARAMETERS.items():
+        node.declare_parameter(name, None, ParameterDescriptor(description=f"Old: {instead}", dynamic_typing=True))
 
 
 def pace(node: Node, task: Task, chunk_size: int) -> Pace:
@@ -69,18 +86,19 @@ def pace(node: Node, task: Task, chunk_size: int) -> Pace:
 
 
 def schedule(node: Node) -> ScheduleSettings:
-    """How chunks are joined: ``mode``, ``blend_steps``, ``lead``, ``too_fast``, ``max_scale``, ``start_distance``.
+    """How chunks are joined: ``mode``, ``send_lead_time``, ``max_deviation``; warns of parameters that are old.
 
     Raises:
         ClpError: One is out of its range.
     """
+    given = [name for name in OLD_PARAMETERS if node.get_parameter(name).value is not None]
+    for name in given:
+        node.get_logger().warning(f"the parameter {name} {OLD_PARAMETERS[name]}")
     return ScheduleSettings(
         mode=_choice(node, "mode", MODES),
-        blend_steps=_number(node, "blend_steps", 1),
-        lead_s=_number(node, "lead", 0),
-        too_fast=_choice(node, "too_fast", ("scale", "refuse")),
-        max_scale=_number(node, "max_scale", 1),
-        start_distance=_number(node, "start_distance", above=0),
+        send_lead_time_s=_number(node, "lead" if "lead" in given else "send_lead_time", 0),
+        max_deviation=_number(node, "max_deviation", above=0),
+        start_distance=_number(node, "start_distance", above=0) if "start_distance" in given else None,
     )
 
 
@@ -105,6 +123,8 @@ def run_log(node: Node) -> RunLog:
 
 def _number(node: Node, name: str, least: float = -math.inf, above: float = -math.inf) -> Any:
     value = node.get_parameter(name).value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ClpError(f"the parameter {name} is {value!r}", where="policy", fix="give a number")
     if not (least <= value < math.inf and value > above):
         bound = f"above {above:g}" if above > -math.inf else f"of at least {least:g}"
         raise ClpError(f"the parameter {name} is {value}", where="policy", fix=f"give a number {bound}")

@@ -184,7 +184,7 @@ def rehearse(
     embodiment = load_embodiment(embodiment_name)
     parameters = {"checkpoint": checkpoint, "embodiment": embodiment_name, "task": task}
     # Random weights give random steps, far from the robot: no fault here, where nothing moves.
-    parameters |= {"start_distance": 100.0, "max_scale": 100.0}
+    parameters |= {"max_deviation": 100.0}
     node = rclpy.create_node("rehearsal")
     rehearsal = Rehearsal(node, embodiment, stopped)
     executor = SingleThreadedExecutor()

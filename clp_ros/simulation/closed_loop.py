@@ -134,19 +134,19 @@ class ScheduledSender:
         latency_s: What a chunk is expected to take.
 
     Attributes:
-        counts: ``chunks``, ``late``, ``refused``, ``slowed down``.
-        seams: When each chunk took over, on the robot's clock.
+        counts: ``chunks``, ``late``, ``refused``.
+        splices: When each chunk took over, on the robot's clock.
     """
 
     def __init__(self, robot: Robot, settings: ScheduleSettings, *, replan_steps: int, latency_s: float) -> None:
         self.counts: Counter[str] = Counter()
-        self.seams: list[int] = []
+        self.splices: list[int] = []
         self._robot = robot
         self._now_ns = self._due_ns = START_NS
         self._output = TrajectoryOutput(robot.embodiment, settings, self._send, lambda: self._now_ns)
         self._output.start()
         self._pace = Pace(replan_steps)
-        self._expected_s = latency_s + settings.lead_s
+        self._expected_s = latency_s + settings.send_lead_time_s
         joints = robot.embodiment.joints
         self._offset, self._scale = (np.array([getattr(one, part) for one in joints]) for part in ("offset", "scale"))
 
@@ -174,8 +174,7 @@ class ScheduledSender:
             self._output.hold()
         else:
             self.counts["chunks"] += 1
-            self.counts["slowed down"] += joined.scale > 1
-            self.seams.append(joined.seam_ns)
+            self.splices.append(joined.splice_ns)
 
     def tick(self, now_ns: int) -> None:
         """See :class:`Sender`."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chunks joined to one reference: continuous at every seam, inside the limits, at rest in the end, whatever comes."""
+"""Chunks joined to one reference: continuous at every splice, inside the limits, at rest in the end, whatever comes."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from scipy.interpolate import CubicHermiteSpline
 
 from clp_ros.control.chunk_schedule import MODES, ChunkSchedule, Late, ScheduleSettings
 from clp_ros.control.reference import Reference
-from clp_ros.control.safety import Limits, brake, check, excess
+from clp_ros.control.safety import Limits, check, excess
 from clp_ros.errors import ClpError
 
 PERIOD_NS = 20_000_000
@@ -63,7 +63,7 @@ def dense(reference: Reference, points: int = 20) -> tuple[np.ndarray, np.ndarra
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("latency_ms", [0, 50, 150, 300])
-def test_seams_are_continuous_and_the_expert_is_followed(mode: str, latency_ms: int) -> None:
+def test_splices_are_continuous_and_the_expert_is_followed(mode: str, latency_ms: int) -> None:
     plan = schedule(mode=mode)
     observed, executed = START_NS, None
     for number in range(20):
@@ -73,9 +73,9 @@ def test_seams_are_continuous_and_the_expert_is_followed(mode: str, latency_ms: 
         joined = plan.add(chunk_at(seconds, noise=0.01, seed=number), observed, now, measured)
         assert joined.reference.times_ns[0] > now
         if executed is not None:
-            before, after = executed.sample(joined.seam_ns), plan.reference.sample(joined.seam_ns)
+            before, after = executed.sample(joined.splice_ns), plan.reference.sample(joined.splice_ns)
             np.testing.assert_array_equal(before, after)
-            for time in range(now, joined.seam_ns, 1_000_000):
+            for time in range(now, joined.splice_ns, 1_000_000):
                 np.testing.assert_allclose(executed.sample(time), plan.reference.sample(time), atol=1e-9)
         executed = plan.reference
         observed = max(observed + 10 * PERIOD_NS, now)
@@ -86,14 +86,14 @@ def test_seams_are_continuous_and_the_expert_is_followed(mode: str, latency_ms: 
 
 
 def test_steps_that_have_passed_are_left_out() -> None:
-    plan = schedule(blend_steps=1)
+    plan = schedule()
     ramp = np.linspace(0.0, 0.49, 50)[:, None] * np.ones(JOINTS)
     joined = plan.add(ramp, START_NS, START_NS + 5 * PERIOD_NS, ramp[5])
-    assert joined.seam_ns == START_NS + 6 * PERIOD_NS
+    assert joined.splice_ns == START_NS + 6 * PERIOD_NS
     assert joined.skipped == 6
     # Step i is for i + 1 control steps after the observation.
     positions, _ = joined.reference.sample(START_NS + 30 * PERIOD_NS)
-    np.testing.assert_allclose(positions, ramp[29], atol=1e-9)
+    np.testing.assert_allclose(positions, ramp[29], atol=1e-3)
     with pytest.raises(Late):
         schedule().add(ramp, START_NS, START_NS + 50 * PERIOD_NS, ramp[-1])
 
@@ -105,8 +105,8 @@ def test_ensemble_is_the_weighted_mean_of_the_chunks_that_reach() -> None:
     plan.add(second, START_NS + 10 * PERIOD_NS, START_NS + 10 * PERIOD_NS, np.full(JOINTS, 0.1))
     weights = np.exp([0.0, -0.5])
     both = (0.1 * weights[0] + 0.2 * weights[1]) / weights.sum()
-    np.testing.assert_allclose(plan.reference.sample(START_NS + 30 * PERIOD_NS)[0], both, atol=1e-9)
-    np.testing.assert_allclose(plan.reference.sample(START_NS + 57 * PERIOD_NS)[0], 0.2, atol=1e-9)
+    np.testing.assert_allclose(plan.reference.sample(START_NS + 30 * PERIOD_NS)[0], both, atol=1e-3)
+    np.testing.assert_allclose(plan.reference.sample(START_NS + 57 * PERIOD_NS)[0], 0.2, atol=2e-3)
 
 
 def test_a_policy_that_dies_ends_in_a_smooth_stop() -> None:
@@ -120,7 +120,7 @@ def test_a_policy_that_dies_ends_in_a_smooth_stop() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("latency_ms", [0, 50, 150, 290])
-def test_chunks_of_one_motion_change_nothing_at_the_seams(mode: str, latency_ms: int) -> None:
+def test_chunks_of_one_motion_change_nothing_at_the_splices(mode: str, latency_ms: int) -> None:
     """Not even when the motion takes most of the acceleration there is, and a seam lies where braking had begun."""
 
     def motion(times_ns: np.ndarray) -> np.ndarray:
@@ -132,7 +132,6 @@ def test_chunks_of_one_motion_change_nothing_at_the_seams(mode: str, latency_ms:
         now = int(observed) + latency_ms * 1_000_000
         chunk = motion(observed + np.arange(1, 51) * PERIOD_NS)
         joined = plan.add(chunk, int(observed), now, motion(np.array([now]))[0])
-        assert joined.scale == 1.0
         on_the_way = joined.reference.times_ns < observed + 49 * PERIOD_NS
         times = joined.reference.times_ns[on_the_way]
         np.testing.assert_allclose(joined.reference.positions[on_the_way], motion(times), atol=2e-3)
@@ -155,15 +154,14 @@ def arc(times_ns: np.ndarray) -> np.ndarray:
 @given(
     mode=st.sampled_from(MODES),
     acceleration=st.sampled_from([np.inf, 20.0]),
-    blend_steps=st.sampled_from([1, 5, 10, 40]),
     gap=arrays(np.float64, JOINTS, elements=st.floats(-0.05, 0.05)),
     again=st.lists(st.tuples(st.integers(0, 70), st.integers(0, 300)), min_size=1, max_size=25),
 )
 def test_a_chunk_that_agrees_changes_nothing_however_often_it_comes(
-    mode: str, acceleration: float, blend_steps: int, gap: np.ndarray, again: list[tuple[int, int]]
+    mode: str, acceleration: float, gap: np.ndarray, again: list[tuple[int, int]]
 ) -> None:
-    """Not even in the middle of a takeover: what is left of it fades as it would have."""
-    plan = schedule(acceleration, mode=mode, blend_steps=blend_steps)
+    """Not even while the robot is on its way to the chunk: it goes on as it would have."""
+    plan = schedule(acceleration, mode=mode)
     steps = np.arange(1, 101) * PERIOD_NS
     here = arc(np.array([START_NS]))[0]
     plan.add(arc(START_NS + steps) + gap, START_NS, START_NS, here + gap)
@@ -177,26 +175,24 @@ def test_a_chunk_that_agrees_changes_nothing_however_often_it_comes(
         before = plan.reference
         now += after_ms * 1_000_000
         observed = now - latency_ms * 1_000_000
-        joined = plan.add(arc(observed + steps), observed, now, before.sample(now)[0])
-        assert joined.scale == 1.0
+        plan.add(arc(observed + steps), observed, now, before.sample(now)[0])
         times = np.arange(now, now + 1_000_000_000, 7_000_000)
         for one, other in zip(sampled(before, times), sampled(plan.reference, times), strict=True):
-            np.testing.assert_allclose(one, other, atol=1e-7)
+            np.testing.assert_allclose(one, other, atol=1e-3)
 
 
 @settings(max_examples=25, deadline=None)
 @given(
     mode=st.sampled_from(MODES),
     acceleration=st.sampled_from([np.inf, 30.0]),
-    blend_steps=st.sampled_from([1, 10, 20]),
     latency_ms=st.integers(0, 300),
     every_ms=st.integers(10, 40),
     gap=arrays(np.float64, JOINTS, elements=st.floats(-0.1, 0.1)),
 )
 def test_an_expert_is_followed_however_often_it_plans(
-    mode: str, acceleration: float, blend_steps: int, latency_ms: int, every_ms: int, gap: np.ndarray
+    mode: str, acceleration: float, latency_ms: int, every_ms: int, gap: np.ndarray
 ) -> None:
-    plan = schedule(acceleration, mode=mode, blend_steps=blend_steps, start_distance=0.5)
+    plan = schedule(acceleration, mode=mode, start_distance=0.5)
     observed, executed = START_NS, None
     while observed < START_NS + 1_200_000_000:
         now = observed + latency_ms * 1_000_000
@@ -210,37 +206,15 @@ def test_an_expert_is_followed_however_often_it_plans(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_steps_pass_as_slowly_as_they_are_followed(mode: str) -> None:
-    """A chunk that was made before a slow-down goes on where the robot is by then."""
-    plan = schedule(velocity=1.0, mode=mode, blend_steps=5)
-    # From rest to twice as fast as it may be.
-    line = np.cumsum(0.04 * np.minimum(np.arange(60) / 20, 1.0))[:, None] * np.ones(JOINTS) - 1.4
-    plan.add(line, START_NS, START_NS, line[0])
-    slowed = plan.reference
-    observed, now = START_NS + 60 * PERIOD_NS, START_NS + 70 * PERIOD_NS
-    here = slowed.sample(observed)[0]
-    chunk = here + 0.04 * np.arange(1, 31)[:, None]
-    joined = plan.add(chunk, observed, now, slowed.sample(now)[0])
-    assert joined.scale > 1.5
-    assert 4 <= joined.skipped <= 6  # of 11, at half the speed
-    assert joined.position_gap.max() < 0.02
-    assert joined.velocity_gap.max() < 0.2
-    # At rest the robot's time is the policy's again.
-    later = plan.reference.end_ns + 10 * PERIOD_NS
-    rest = np.tile(plan.reference.positions[-1], (50, 1))
-    assert plan.add(rest, later, later + 10 * PERIOD_NS, rest[0]).skipped == 11
-
-
-@pytest.mark.parametrize("mode", MODES)
 def test_chunks_of_one_step(mode: str) -> None:
-    plan = schedule(acceleration=20.0, mode=mode, max_scale=50.0)
+    plan = schedule(acceleration=20.0, mode=mode)
     observed, here = START_NS, np.zeros(JOINTS)
     for number in range(100):
         wanted = np.full((1, JOINTS), 0.002 * min(number, 50))
         try:
             here = plan.add(wanted, observed, observed, here).reference.positions[0]
         except Late:
-            assert plan.settings.lead_s * 1e9 >= PERIOD_NS
+            assert plan.settings.send_lead_time_s * 1e9 >= PERIOD_NS
         observed += PERIOD_NS
         here = here if plan.reference is None else plan.reference.sample(observed)[0]
 
@@ -251,7 +225,7 @@ def test_a_hold_ends_a_takeover(mode: str) -> None:
     joined = plan.add(chunk_at(0.0), START_NS, START_NS, expert(np.zeros(1))[0])
     now = START_NS + 600_000_000
     joined = plan.add(chunk_at(0.6) + 0.05, now, now, plan.reference.sample(now)[0])
-    now = joined.seam_ns + 3 * PERIOD_NS
+    now = joined.splice_ns + 3 * PERIOD_NS
     stop = plan.hold(now)
     check(stop, limits(8.0))
     assert plan.hold(now) is None
@@ -263,20 +237,20 @@ def test_a_hold_ends_a_takeover(mode: str) -> None:
     np.testing.assert_allclose(resting, np.broadcast_to(rest[0], resting.shape), rtol=0, atol=1e-12)
 
 
-def test_a_takeover_of_a_far_chunk_goes_on_though_the_gap_grows_first() -> None:
+def test_the_way_to_a_far_chunk_goes_on_though_the_gap_grows_first() -> None:
     """The chunk moves away faster than the robot, which rests, can turn to it: that is no reason to refuse the next."""
-    plan = schedule(start_distance=0.3)
+    plan = schedule(acceleration=3.0, start_distance=0.3)
     observed, here = START_NS, np.full(JOINTS, -1.25)
     gaps = []
-    for _ in range(60):
+    for _ in range(90):
         times = observed - START_NS + np.arange(1, 51) * PERIOD_NS
         joined = plan.add(times[:, None] / 1e9 * np.ones(JOINTS) - 1, observed, observed, here)
         gaps.append(joined.position_gap.max())
         observed += PERIOD_NS
         here = plan.reference.sample(observed)[0]
-    assert max(gaps) > 0.3
-    assert gaps[-1] < 1e-6
-    with pytest.raises(ClpError, match="start_distance"):
+    assert gaps[0] > 0.25
+    assert gaps[-1] < 1e-3
+    with pytest.raises(ClpError, match=r"the chunk begins 0\.380 from where the arm is, max_deviation allows 0\.3"):
         plan.add(np.tile(here + 0.4, (50, 1)), observed, observed, here)
 
 
@@ -287,7 +261,8 @@ def test_a_chunk_shorter_than_its_latency_is_late_and_the_robot_stops() -> None:
     for number in range(5):
         observed = START_NS + number * 300_000_000
         with pytest.raises(Late):
-            plan.add(chunk_at(number * 0.3, steps=10), observed, observed + 300_000_000, end.positions[-1])
+            here = end.sample(observed + 300_000_000)[0]
+            plan.add(chunk_at(number * 0.3, steps=10), observed, observed + 300_000_000, here)
     assert plan.reference is end
 
 
@@ -310,22 +285,6 @@ def test_a_hold_in_the_first_moments_leaves_them_to_the_controllers_too() -> Non
         assert not stop.velocities[-1].any()
         assert np.abs(stop.positions - expert(np.zeros(1))[0]).max() < 0.1
         check(plan.reference, limits())
-
-
-def test_no_step_is_left_out_because_a_chunk_before_was_slow() -> None:
-    fast = np.zeros((50, JOINTS))
-    fast[:, 0] = 0.08 * np.sin(np.arange(1, 51) * 0.5)
-    skipped = []
-    for moved in (0.0, 0.2):
-        plan = schedule(velocity=1.0, start_distance=0.5)
-        assert plan.add(fast, START_NS, START_NS, np.zeros(JOINTS)).scale > 1.5
-        rest = plan.reference.positions[-1]
-        later = plan.reference.end_ns + 10**9
-        plan.observe(rest, later)
-        here = rest + np.array([0.0, moved, 0.0])
-        observed = later + 10**9
-        skipped.append(plan.add(np.tile(here, (50, 1)), observed, observed + 5 * PERIOD_NS, here).skipped)
-    assert skipped[0] == skipped[1] == 6
 
 
 def test_a_robot_that_was_moved_while_it_rested_begins_anew() -> None:
@@ -355,17 +314,20 @@ def test_a_robot_that_was_moved_while_it_rested_begins_anew() -> None:
     np.testing.assert_allclose(joined.reference.positions[0], moved)
 
 
-def test_a_chunk_that_is_too_fast_is_slowed_down_or_refused() -> None:
+def test_a_chunk_that_is_too_fast_is_followed_at_the_limits_or_refused() -> None:
     fast = np.linspace(0, 1.4, 20)[:, None] * np.ones(JOINTS)  # 3.7 rad/s
     still = np.zeros(JOINTS)
-    joined = schedule(velocity=1.0, max_scale=10.0).add(fast, START_NS, START_NS, still)
-    assert joined.scale > 3.5
-    assert np.abs(dense(joined.reference)[2]).max() <= 1.0 + 1e-6
-    np.testing.assert_allclose(joined.reference.positions[-1], 1.4, atol=0.1)
-    with pytest.raises(ClpError, match=r"times too fast \(velocity of joint_0"):
-        schedule(velocity=1.0, too_fast="refuse").add(fast, START_NS, START_NS, still)
-    with pytest.raises(ClpError, match="too fast"):
-        schedule(velocity=1.0, max_scale=2.0).add(fast, START_NS, START_NS, still)
+    joined = schedule(acceleration=20.0, velocity=1.0, start_distance=0.5).add(fast, START_NS, START_NS, still)
+    _, positions, velocities = dense(joined.reference)
+    assert 0.999 < np.abs(velocities).max() <= 1.0 + 1e-6
+    assert 0.9 < joined.deviation.max() < 1.2
+    assert positions[-1].max() < 1.4
+    # Behind it by more than it goes in a second.
+    longer = np.linspace(0, 1.4, 75)[:, None] * np.ones(JOINTS)
+    schedule(velocity=0.6).add(longer, START_NS, START_NS, still)
+    with pytest.raises(ClpError, match=r"inside its limits the arm is left 1\.\d* behind the chunk") as caught:
+        schedule(velocity=0.1).add(longer, START_NS, START_NS, still)
+    assert "joint_" in caught.value.where
 
 
 def test_a_chunk_far_from_the_arm_is_refused_and_the_reference_stays() -> None:
@@ -442,7 +404,7 @@ def test_nothing_unsafe_comes_out_whatever_goes_in(
         assert np.abs(positions).max() <= 1.5 + 1e-5
         assert np.abs(speeds).max() <= 2.0 + 1e-5
         if previous is not None:
-            np.testing.assert_array_equal(previous.sample(joined.seam_ns), plan.reference.sample(joined.seam_ns))
+            np.testing.assert_array_equal(previous.sample(joined.splice_ns), plan.reference.sample(joined.splice_ns))
         begun, previous = sent.times_ns[0], plan.reference
     now += hold_after * 1_000_000
     stop = plan.hold(now)
@@ -457,25 +419,8 @@ def test_nothing_unsafe_comes_out_whatever_goes_in(
         assert np.abs(dense(plan.reference)[1]).max() <= 1.5 + 1e-5
         seconds = (stop.end_ns - now) / 1e9
         slowest = min(acceleration, 2.0 / 0.25)
-        assert seconds <= 0.02 + 0.02 + 2.0 / slowest + 0.02 + 1e-6
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    position=arrays(np.float64, JOINTS, elements=st.floats(-1.5, 1.5)),
-    velocity=arrays(np.float64, JOINTS, elements=st.floats(-2, 2)),
-)
-def test_braking_ends_at_rest_inside_the_limits(position: np.ndarray, velocity: np.ndarray) -> None:
-    bound = limits(10.0)
-    room = np.where(velocity > 0, bound.upper - position, position - bound.lower)
-    velocity = np.sign(velocity) * np.minimum(np.abs(velocity), 3 * room / PERIOD)
-    stop = brake(position, velocity, START_NS, PERIOD_NS, bound)
-    np.testing.assert_array_equal(stop.velocities[0], velocity)
-    np.testing.assert_array_equal(stop.velocities[-1], 0.0)
-    assert np.abs(dense(stop)[1]).max() <= 1.5 + 1e-6
-    enough = velocity**2 / 20 + np.abs(velocity) * PERIOD < room
-    way = np.abs(dense(stop)[1][-1] - position)
-    assert (way <= velocity**2 / 20 + np.abs(velocity) * PERIOD + 1e-12)[enough].all()
+        first = max(0.04, (begun - now) / 1e9)
+        assert seconds <= first + 2.0 / slowest + 0.02 + 1e-6
 
 
 def test_check_refuses_what_a_controller_would_take() -> None:

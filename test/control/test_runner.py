@@ -145,8 +145,8 @@ def test_a_chunk_is_made_of_a_set_of_frames_that_is_new_in_every_camera(make: Ca
         "right_gripper",
     ]
     np.testing.assert_allclose(rig.sent[0][1].positions, 0.03, atol=1e-8)
-    # The 50 steps, but for the first 200 ms on the way from the controllers' last command; and one to come to rest.
-    np.testing.assert_allclose(rig.sent[0][0].times, np.arange(11, 52) / 50)
+    # The 50 steps, but for the first 200 ms on the way from the controllers' last command.
+    np.testing.assert_allclose(rig.sent[0][0].times, np.arange(11, 51) / 50)
     assert rig.sent[0][0].start_ns == rig.now
     np.testing.assert_allclose(rig.sent[0][0].velocities, 0.0, atol=1e-6)
     rig.quiet()
@@ -371,7 +371,7 @@ def test_whatever_ends_the_driving_brakes_the_robot_to_rest(make: Callable[..., 
         speeds = rig.sent[1][0].velocities[:, 0]
         assert speeds[0] > 0.3
         assert speeds[-1] == 0
-        assert (np.diff(speeds) < 0.01).all()
+        assert (np.diff(speeds[1:]) <= 0).all()  # from the splice on
     else:
         assert_brakes(rig.sent[1], before)
     rig.quiet()  # nothing is sent twice
@@ -529,7 +529,7 @@ def test_chunks_follow_on_from_each_other(make: Callable[..., Rig]) -> None:
         np.testing.assert_array_equal(before[0].positions[old], after[0].positions[new])
         np.testing.assert_array_equal(before[0].velocities[old], after[0].velocities[new])
     spreads = rig.runner.statistics.spreads()
-    assert spreads["seam position gap (rad or m)"].count == len(rig.sent)
+    assert spreads["splice position gap (rad)"].count == len(rig.sent)
 
 
 def test_real_time_chunking_is_told_what_has_passed_and_what_will_have(embodiment: Embodiment) -> None:
@@ -546,23 +546,6 @@ def test_real_time_chunking_is_told_what_has_passed_and_what_will_have(embodimen
     assert rig.continuing[0] == {}
     # 60 ms of the policy's, 40 ms until the next frames; then the 60 ms again, and 20 ms of a message's way.
     assert rig.continuing[1:] == [{"elapsed_steps": 5, "delay_steps": 4}] * 2
-    assert rig.runner.close(20)
-
-
-def test_real_time_chunking_counts_the_steps_that_the_robot_has_done(embodiment: Embodiment) -> None:
-    def rushing(images: Any, state: np.ndarray, task: str) -> np.ndarray:
-        # Too fast from the first step on: all of it is followed several times more slowly.
-        chunk = np.tile(state, (50, 1))
-        chunk[:, 0] += 0.15 * np.sin(np.arange(1, 51) * 0.8)
-        return chunk
-
-    rig = Rig(embodiment, Pace(0), rushing, schedule=ScheduleSettings(mode="rtc", max_scale=20.0)).started()
-    rig.frames()
-    until(lambda: rig.runner.statistics.counts()["slowed down"] == 1)
-    rig.now += 300 * MS - PERIOD_NS  # fifteen control steps
-    rig.frames()
-    until(lambda: len(rig.continuing) == 2)
-    assert 0 < rig.continuing[1]["elapsed_steps"] < 10
     assert rig.runner.close(20)
 
 
@@ -595,7 +578,7 @@ def test_the_log_has_a_line_for_every_chunk_and_hold(
     assert rig.runner.close(20)
     lines = [json.loads(line) for line in log.path.read_text().splitlines()]
     assert [line["event"] for line in lines] == ["activated", "chunk", "stopped"]
-    assert lines[1] | {"skipped": 1, "scale": 1.0, "limits_hit": 0} == lines[1]
+    assert lines[1] | {"skipped": 1, "limits_hit": 0} == lines[1]
     assert lines[1]["time"] == pytest.approx(rig.now / 1e9)
     with pytest.raises(ClpError, match="log cannot be written"):
         RunLog(log.path)

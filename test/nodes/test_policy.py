@@ -112,9 +112,9 @@ def test_a_real_checkpoint_drives_the_robot(
     start: StartNode, driver: Driver, robot: Robot, embodiment: Embodiment, tiny_checkpoint: Path
 ) -> None:
     command = ("-m", "clp_ros.nodes.policy")
-    # Random weights give random steps: they are slowed down until the robot could follow them.
+    # Random weights give random steps: what is sent stays inside the limits, however far from them that is.
     given = {"checkpoint": tiny_checkpoint, "task": "fold_shorts", "device": "cpu", "max_latency": 30.0}
-    with start(command, **given, start_distance=10.0, max_scale=100.0) as node:
+    with start(command, **given, max_deviation=100.0) as node:
         driver.up()
         driver.expect_chunks()
         for controller in embodiment.controllers.values():
@@ -173,7 +173,7 @@ def test_a_stop_while_the_node_waits_for_its_inputs_lasts(
 def test_seams_are_continuous_in_position_and_velocity_to_the_end(
     start: StartNode, driver: Driver, robot: Robot, peer: Peer, end: str | signal.Signals
 ) -> None:
-    with start(task="turn both waists", start_distance=2.0) as node:
+    with start(task="turn both waists", max_deviation=1.0) as node:
         driver.up()
         heard = driver.sent[SENT_TOPICS[0]]
         # In motion, that is with a chunk and not with a stop: on a busy machine an input may have been late.
@@ -284,8 +284,8 @@ def test_wrong_parameters_are_refused_with_one_line(
     start: StartNode, driver: Driver, peer: Peer, tmp_path: Path
 ) -> None:
     right = {"checkpoint": str(tmp_path), "embodiment": "aloha_bimanual", "task": TASK}
-    right |= {"replan_steps": 0, "max_latency": 1.0, "rate_hz": 0.0, "mode": "replace", "lead": 0.02}
-    right |= {"max_scale": 5.0, "input_timeout": 0.3}
+    right |= {"replan_steps": 0, "max_latency": 1.0, "rate_hz": 0.0, "mode": "replace", "send_lead_time": 0.02}
+    right |= {"max_deviation": 0.05, "input_timeout": 0.3}
     with start() as node:
         for wrong, words in (
             ({"checkpoint": ""}, "the parameter checkpoint is empty"),
@@ -297,8 +297,8 @@ def test_wrong_parameters_are_refused_with_one_line(
             ({"max_latency": -1.0}, "max_latency is -1.0"),
             ({"rate_hz": float("nan")}, "rate_hz is nan"),
             ({"mode": "replac"}, "did you mean 'replace'?"),
-            ({"lead": -0.1}, "lead is -0.1"),
-            ({"max_scale": 0.5}, "max_scale is 0.5"),
+            ({"send_lead_time": -0.1}, "send_lead_time is -0.1"),
+            ({"max_deviation": 0.0}, "max_deviation is 0.0"),
             ({"input_timeout": 0.0}, "input_timeout is 0.0"),
         ):
             assert not any(peer.set_parameters("/policy", **(right | wrong)))
@@ -329,7 +329,7 @@ def test_a_wrong_parameter_can_be_set_right_and_only_then(
     tensors = load_file(statistics)
     tensors["action.mean"][0] = np.nan
     save_file(tensors, statistics)
-    given = {"checkpoint": "/nowhere/at_all", "max_latency": 30.0, "start_distance": 10.0, "max_scale": 100.0}
+    given = {"checkpoint": "/nowhere/at_all", "max_latency": 30.0, "max_deviation": 100.0}
     with start(("-m", "clp_ros.nodes.policy"), **given) as node:
         assert not driver.change(Transition.TRANSITION_CONFIGURE)
         assert peer.set_parameters("/policy", checkpoint=str(spoiled)) == [""]

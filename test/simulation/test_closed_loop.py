@@ -37,7 +37,7 @@ def test_waypoints_are_reached_without_a_jump(mode: str, latency_ms: int, replan
     assert position < 1e-3
     assert velocity < 0.05
     assert not sender.counts["late"] + sender.counts["refused"]
-    assert len(sender.seams) > 3
+    assert len(sender.splices) > 3
     assert result.finished_s < motion.seconds + 0.1
     assert result.tracking_rms() < 0.02
     np.testing.assert_allclose(result.positions[-1], waypoints[-1], atol=1e-3)
@@ -56,7 +56,6 @@ def test_a_policy_that_is_too_fast_for_the_robot_gets_there(mode: str, latency_m
         robot := Controllers(embodiment, waypoints[0]), ScheduleSettings(mode=mode), replan_steps=0, latency_s=0.3
     )
     result = play(robot, Expert(motion, embodiment, STEPS), sender, lambda: latency_ms * 1_000_000, 4_000_000, 20.0)
-    assert sender.counts["slowed down"] > 2
     assert not sender.counts["late"] + sender.counts["refused"]
     assert result.finished_s < 4 * motion.seconds
     position, velocity = result.jumps()

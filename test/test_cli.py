@@ -89,7 +89,9 @@ def test_calibrate_prune_verify_benchmark(there, tiny_calibration, recording):
     dry = prints_json(*command[1:], "--dry-run", cwd=there)
     assert not (there / "my calibration_pruned").exists()
     pruned = prints_json(*command[1:], cwd=there)
-    assert pruned["removed"] == dry["removed"]
+    differing = {"output": None, "dry_run": True, "unchecked": "nothing is written in a dry run"}
+    assert dry == pruned | differing
+    assert (pruned["dry_run"], pruned["unchecked"]) == (False, None)
     assert pruned["layers"] == {"vlm": 10, "expert": 10}
     assert pruned["output"] == str(there / "my calibration_pruned")
     found = prints_json("verify", "my calibration_pruned", cwd=there)
@@ -123,10 +125,18 @@ sys.exit(code)
 """
 
 
+def json_shape(value):
+    """Names and kinds, whatever the values; null and a number or a text are one kind."""
+    if isinstance(value, dict):
+        return {name: json_shape(item) for name, item in value.items()}
+    return list if isinstance(value, list) else None
+
+
 def test_prune_and_inspect_import_nothing_heavy(there):
     light = {"command": ("-c", LIGHT), "cwd": there, "is_warm": False}
     prune = ["prune", "--checkpoint", "base", "--calibration", "calibration"]
     plan = prints_json(*prune, "--dry-run", **light)
+    shapes = [json_shape(plan)]
     by_hand = [f"vlm={','.join(map(str, plan['removed']['vlm']))}"]
     for output, arguments in (
         ("default", prune),
@@ -137,12 +147,14 @@ def test_prune_and_inspect_import_nothing_heavy(there):
         ("threshold", [*prune, "--threshold", "0.9"]),
     ):
         done = prints_json(*arguments, "--output", output, **light)
+        shapes += [json_shape(done), json_shape(prints_json(*arguments, "--dry-run", **light))]
         found = prints_json("inspect", output, **light)
         assert [module["layers"] for module in found["modules"]] == [done["layers"]["vlm"]] * 2
         assert found["parameters"] == done["parameters"]["after"] < done["parameters"]["before"]
         assert found["manifest"]["steps"][-1]["criterion"] == done["criterion"]
         assert done["removed"]["vlm"] == done["removed"]["expert"]
         assert done["unchecked"] == "lerobot is not installed here"
+    assert shapes == [shapes[0]] * len(shapes)
     same = [(there / name / "model.safetensors").read_bytes() for name in ("default", "by hand")]
     assert same[0] == same[1]
     calibration = prints_json("inspect", "calibration", **light)

@@ -86,27 +86,16 @@ def prune(options: argparse.Namespace) -> None:
     from clp_ros.files import check_apart
     from clp_ros.pruning.arguments import parse_budgets, parse_removals
     from clp_ros.pruning.prune import plan_from_calibration, prune_by_plan, prune_layers
-    from clp_ros.pruning.surgery import plan_surgery
-    from clp_ros.vla.checkpoint import Checkpoint
 
     if options.output is None and not options.dry_run:
         options.usage("the following arguments are required: --output")
+    output = None if options.dry_run else options.output
     if options.remove:
         if options.budget or options.threshold is not None or options.criterion is not None:
             options.usage("argument --remove: not allowed with --budget, --threshold or --criterion")
         removal = parse_removals(options.remove)
-        if options.dry_run:
-            source = Checkpoint.open(options.checkpoint)
-            surgery = plan_surgery(source, removal)
-            _ = surgery.config  # refuses what is too shallow
-            layers = {name: len(kept) for name, kept in surgery.kept.items()}
-            parameters = {"before": source.parameters(), "after": surgery.parameters}
-            _print_removal({"removed": surgery.removal, "layers": layers, "parameters": parameters}, options)
-            return
         with progress_bar("pruning", "B") as progress:
-            result = prune_layers(
-                options.checkpoint, options.output, removal, overwrite=options.overwrite, progress=progress
-            )
+            result = prune_layers(options.checkpoint, output, removal, overwrite=options.overwrite, progress=progress)
     else:
         plan = plan_from_calibration(
             options.checkpoint,
@@ -116,18 +105,15 @@ def prune(options: argparse.Namespace) -> None:
             options.criterion or "cka",
             options.seed,
         )
-        if options.dry_run:
-            _ = plan_surgery(Checkpoint.open(options.checkpoint), plan.removal).config  # refuses what is too shallow
-            if options.json:
-                print_json({"criterion": plan.criterion, "threshold": plan.thresholds, "removed": plan.removal})
-            else:
-                print_plan(plan)
-            return
-        check_apart(options.output, [options.checkpoint, options.calibration])
-        if not options.json:
+        if output is not None:
+            check_apart(output, [options.checkpoint, options.calibration])
+        if not options.json and not options.dry_run:
             print_notes(plan)
         with progress_bar("pruning", "B") as progress:
-            result = prune_by_plan(options.checkpoint, options.output, plan, options.overwrite, progress)
+            result = prune_by_plan(options.checkpoint, output, plan, options.overwrite, progress)
+        if options.dry_run and not options.json:
+            print_plan(plan)
+            return
     _print_removal(result, options)
 
 
@@ -140,7 +126,7 @@ def _print_removal(result: dict[str, Any], options: argparse.Namespace) -> None:
         print_line(f"{name}: removed {', '.join(map(str, layers)) or 'nothing'}; {result['layers'][name]} layers left")
     where = "" if options.dry_run else f", in {options.output}"
     print_line(f"{before / 1e6:.2f} M -> {after / 1e6:.2f} M parameters{where}")
-    if unchecked := result.get("unchecked"):
+    if not result["dry_run"] and (unchecked := result["unchecked"]):
         print_line(f"not checked against lerobot's model: {unchecked}; run `clp verify` before it is used")
 
 

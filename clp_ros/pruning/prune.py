@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from clp_ros.errors import ClpError
 from clp_ros.pruning.loadable import check_loadable
-from clp_ros.pruning.surgery import SurgeryPlan, prune_checkpoint
+from clp_ros.pruning.surgery import SurgeryPlan, build_manifest, plan_surgery, prune_checkpoint
 from clp_ros.vla.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ def plan_from_calibration(
 
 def prune_by_plan(
     checkpoint: str | Path,
-    output: str | Path,
+    output: str | Path | None,
     plan: Plan,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Writes the checkpoint without the layers of a plan; see :func:`prune_layers`."""
-    return prune_layers(
+    result = prune_layers(
         checkpoint,
         output,
         plan.removal,
@@ -63,40 +63,76 @@ def prune_by_plan(
         overwrite=overwrite,
         progress=progress,
     )
+    return result | {"notes": list(plan.notes)}
 
 
 def prune_layers(
-    checkpoint: str | Path, output: str | Path, removal: Mapping[str, Sequence[int]], **options: Any
+    checkpoint: str | Path,
+    output: str | Path | None,
+    removal: Mapping[str, Sequence[int]],
+    *,
+    criterion: str = "given",
+    thresholds: Mapping[str, float | None] | None = None,
+    scores: Mapping[str, Sequence[float]] | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Writes a checkpoint without some of its layers, after checking that the result will load.
 
     Args:
         checkpoint: The checkpoint folder.
-        output: The folder to make.
+        output: The folder to make; None for a dry run, which writes nothing and does not build lerobot's model.
         removal: Layers to remove, by module.
-        **options: See :func:`clp_ros.pruning.surgery.prune_checkpoint`.
+        criterion, thresholds, scores, overwrite, progress: See :func:`clp_ros.pruning.surgery.prune_checkpoint`.
 
     Returns:
-        ``output``; ``criterion``, ``threshold``, ``removed``, ``layers`` and ``parameters`` of this pruning; and
-        ``unchecked``: why lerobot's model could not be compared with the result on this machine, or None where it was.
+        Always the same fields:
+
+        - ``output``: The folder, or None; ``dry_run``: whether it was one.
+        - ``criterion``: What the layers were chosen by.
+        - ``thresholds``: τ by module, None where there is none; ``threshold``: the τ of all modules, None where theirs
+          differ.
+        - ``removed``: Lists of layers, and ``layers``, how many are left, by module of the checkpoint.
+        - ``parameters``: Their numbers ``before`` and ``after``.
+        - ``notes``: What is to be known, a sentence each.
+        - ``unchecked``: Why lerobot's model could not be compared with the result, or None where it was.
 
     Raises:
         ClpError: See :func:`prune_checkpoint` and :func:`clp_ros.pruning.loadable.check_loadable`.
     """
-    unchecked: str | None = None
+    unchecked: str | None = "nothing is written in a dry run"
+    if output is None:
+        source = Checkpoint.open(checkpoint)
+        plan = plan_surgery(source, removal)
+        _ = plan.config  # refuses what is too shallow
+        manifest = build_manifest(plan, criterion, thresholds or {}, scores or {})
+    else:
 
-    def check(plan: SurgeryPlan) -> None:
-        nonlocal unchecked
-        unchecked = check_loadable(plan)
+        def check(plan: SurgeryPlan) -> None:
+            nonlocal unchecked
+            unchecked = check_loadable(plan)
 
-    manifest = prune_checkpoint(checkpoint, output, removal, **options, check=check)
+        manifest = prune_checkpoint(
+            checkpoint,
+            output,
+            removal,
+            criterion=criterion,
+            thresholds=thresholds,
+            scores=scores,
+            overwrite=overwrite,
+            progress=progress,
+            check=check,
+        )
     step = manifest["steps"][-1]
     return {
-        "output": str(Path(output).absolute()),
+        "output": None if output is None else str(Path(output).absolute()),
+        "dry_run": output is None,
         "criterion": step["criterion"],
         "threshold": step["threshold"],
-        "removed": {name: record["removed"] for name, record in step["modules"].items()},
+        "thresholds": {name: record["threshold"] for name, record in step["modules"].items()},
+        "removed": {name: list(record["removed"]) for name, record in step["modules"].items()},
         "layers": {name: len(record["kept"]) for name, record in step["modules"].items()},
         "parameters": step["parameters"],
+        "notes": [],
         "unchecked": unchecked,
     }

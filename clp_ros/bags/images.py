@@ -164,6 +164,8 @@ def _decode_compressed(data: np.ndarray, image_format: str, topic: str | None) -
     words = image_format.lower().replace(";", " ").split()
     kind = next((kind for magic, kind in _MAGIC.items() if coded.startswith(magic)), None)
     kind = kind or next((_CODECS[word] for word in words if word in _CODECS), None)
+    if not coded and kind is None:
+        kind = "image"
     if "compresseddepth" in words or kind is None:
         raise _unreadable(
             image_format, "it is a depth image" if "compresseddepth" in words else "no JPEG, PNG, TIFF or WebP", topic
@@ -209,6 +211,8 @@ def _decoded_encoding(picture: np.ndarray, kind: str, image_format: str) -> tupl
             return None, f"a mosaic is of one channel, this one of {channels} and {bits} bits"
         return name, ""
     if channels == 1:
+        if source.startswith("bayer_") and not target.startswith("mono"):
+            return None, f"it is said to hold {target}, and has one channel"
         if bits == 16 and "mono16" not in (source, target):
             return None, "16 bits of one channel are grey only as mono16, and may be depths"
         return f"mono{bits}", ""
@@ -233,7 +237,7 @@ def _is_whole(kind: str, coded: bytes) -> bool:
     if kind == "PNG":
         return _PNG_END in coded
     if kind != "JPEG" or coded.endswith(_JPEG_END):
-        return True
+        return bool(coded)
     # Some cameras pad a JPEG, so its end need not be last; but where it was cut off there is none after the last scan,
     # and not every OpenCV release refuses it then: some fill what is missing with grey.
     return coded.rfind(_JPEG_END) > coded.rfind(_JPEG_SCAN) >= 0

@@ -28,10 +28,12 @@ _MAGICS = {
 _OTHER_FIXES = {
     "a ROS 1 bag": "convert it: rosbags-convert --src IN.bag --dst OUT",
     "a Git LFS pointer": "fetch the file: git lfs pull",
-    "an mcap file": "name it .mcap",
-    "an sqlite3 file": "name it .db3",
+    "an mcap file": "name it .mcap, with storage_identifier: mcap in metadata.yaml",
+    "an sqlite3 file": "name it .db3, with storage_identifier: sqlite3 in metadata.yaml",
 }
-_REINDEX = "the recording was cut off or copied in part: copy it again, or repair it (ros2 bag reindex, mcap recover)"
+_REINDEX = (
+    "its recorder was killed or the copy is incomplete: copy it again, or repair it (mcap recover, ros2 bag reindex)"
+)
 
 
 @dataclass(frozen=True)
@@ -139,10 +141,13 @@ def read_metadata(folder: Path) -> BagInfo:
                 where=folder,
                 fix=f"run `ros2 bag reindex` on the folder, or give {parts[0]} itself",
             )
+        inside = sorted(child.name for child in folder.iterdir() if (child / "metadata.yaml").is_file())
         raise ClpError(
             "this folder is not a rosbag2 recording (no metadata.yaml in it)",
             where=folder,
-            fix="give the folder `ros2 bag record` wrote, or an .mcap or .db3 file",
+            fix=f"give those in it: {', '.join(inside)}"
+            if inside
+            else "give the folder `ros2 bag record` wrote, or an .mcap or .db3 file",
         )
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -276,12 +281,7 @@ def check_whole(path: Path, kind: str) -> None:
             fix=_OTHER_FIXES.get(other, "give the bag `ros2 bag record` wrote"),
         )
     if kind == "mcap" and (tail != _MCAP_MAGIC or size < 2 * len(_MCAP_MAGIC)):
-        raise ClpError(
-            "truncated bag: the mcap file has no end: its recorder was ended before it could write it, or the copy is "
-            "incomplete",
-            where=path,
-            fix=_REINDEX,
-        )
+        raise ClpError("truncated bag: the mcap file has no end", where=path, fix=_REINDEX)
     if kind == "sqlite3":
         # https://www.sqlite.org/fileformat2.html, section 1.3: the page count is valid if offsets 24 and 92 agree.
         page_size = int.from_bytes(head[16:18], "big")

@@ -28,7 +28,8 @@ def published_otherwise(node: Node, topic: str, kinds: Mapping[str, str]) -> str
     if not others:
         return ""
     found = ", ".join(sorted(others))
-    return f" (it is published as {found}, not as {kinds[topic]}: {type_advice(kinds[topic], found)})"
+    advice = type_advice(kinds[topic], found)
+    return f" (it is published as {found}, not as {kinds[topic]}{': ' if advice else ''}{advice})"
 
 
 class _TakenHere(ReentrantCallbackGroup):

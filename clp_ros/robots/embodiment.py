@@ -38,9 +38,14 @@ TopicName = Annotated[
 
 
 def type_advice(wanted: str, found: str) -> str:
-    """What to do where a topic of an embodiment is of type ``found``, and ``wanted`` is what the embodiment says."""
+    """What to do where a topic of an embodiment is of type ``found``, and ``wanted`` is what the embodiment says.
+
+    Empty where ``wanted`` is no type of an input.
+    """
     if wanted == JOINT_STATE_TYPE:
         return f"name a topic of type {JOINT_STATE_TYPE} in the embodiment: joint states are read from those only"
+    if wanted not in CAMERA_TYPES:
+        return ""
     if found in CAMERA_TYPES:
         return "correct its type in the embodiment"
     return f"name a topic of type {' or '.join(CAMERA_TYPES)} in the embodiment: cameras are read from those only"

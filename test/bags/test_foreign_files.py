@@ -303,7 +303,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_recorder_that_was_killed(tmp_path, storage):
     file = tmp_path / f"bag_0{'.mcap' if storage == 'mcap' else '.db3'}"
     subprocess.run([sys.executable, "-c", KILLED, f"{storage}:{file}", str(Path(__file__).parents[1])], check=False)
-    words = "has no end: its recorder was ended" if storage == "mcap" else "the recording was not closed"
+    words = (
+        "the mcap file has no end, .*its recorder was killed" if storage == "mcap" else "the recording was not closed"
+    )
     with pytest.raises(ClpError, match=words):
         open_bag(file)
     with pytest.raises(ClpError, match=rf"metadata\.yaml is missing beside {file.name}: the recorder did not end"):
@@ -324,6 +326,11 @@ def test_what_is_no_bag_is_named(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ClpError, match=words):
             open_bag(tmp_path / name)
+    for name in ("one", "two"):
+        (tmp_path / "parent" / name).mkdir(parents=True)
+        (tmp_path / "parent" / name / "metadata.yaml").touch()
+    with pytest.raises(ClpError, match=r"not a rosbag2 recording.*, give those in it: one, two"):
+        open_bag(tmp_path / "parent")
     database = sqlite3.connect(tmp_path / "other.db3")
     database.execute("CREATE TABLE people (name TEXT)")
     database.commit()

@@ -301,6 +301,7 @@ def test_16_bit_png():
         ("32FC1; tiff compressed ", np.zeros((8, 8), np.float32), "TIFF", "1 of float32"),
         ("bgr8; tiff compressed ", picture(), "TIFF", "mistakes red for blue"),
         ("bayer_rggb8; jpeg compressed ", picture(), "JPEG", "a mosaic is of one channel, this one of 3"),
+        ("bayer_rggb8; jpeg compressed bgr8", picture()[..., 0], "JPEG", "said to hold bgr8, and has one channel"),
         ("bayer_xyz8; png compressed ", picture()[..., 0], "PNG", "a mosaic"),
         ("16UC1; compressedDepth png", np.full((8, 8), 40000, np.uint16), "PNG", "it is a depth image"),
     ],
@@ -344,6 +345,8 @@ def test_damaged_compressed_image(suffix, kind, capfd):
     for length in [0, 1, 10, 200, len(data) // 2, len(data) - 20, len(data) - 1]:
         with pytest.raises(ClpError, match=rf"{kind} data of {length} bytes is cut off.*/cam"):
             decode_image(bag_tools.compressed_image(data[:length], suffix[1:]), "/cam")
+    with pytest.raises(ClpError, match="the image data of 0 bytes is cut off"):
+        decode_image(bag_tools.compressed_image(b"", ""))
     with pytest.raises(ClpError, match=f"{kind} data .* is damaged"):
         decode_image(bag_tools.compressed_image(b"\0" * 30 + data[30:], suffix[1:]))
 

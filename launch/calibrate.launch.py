@@ -94,6 +94,7 @@ def generate_launch_description() -> LaunchDescription:
                 overwrite="",
                 seed="",
                 device="",
+                statistics="",
                 use_sim_time="",
             ),
         ]

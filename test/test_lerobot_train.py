@@ -15,13 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import published
 import pytest
 import torch
 import warm_processes
+import yaml
 
+from clp_ros.cli import main
 from clp_ros.errors import ClpError
 from clp_ros.files import rewrite_json
 from clp_ros.pruning.surgery import prune_checkpoint
+from clp_ros.resources import resource_path
+from clp_ros.robots.embodiment import load_embodiment
 from clp_ros.vla.checkpoint import Checkpoint
 from clp_ros.vla.family import check_lerobot, families
 from clp_ros.vla.features import PolicyFeatures
@@ -187,3 +192,113 @@ def test_lerobot_eval_runs_a_pruned_checkpoint(name: str, pruned: Callable[[str]
     result = json.loads((tmp_path / "run" / "eval_info.json").read_text())
     assert math.isfinite(result["overall"]["avg_sum_reward"])
     assert result["overall"]["n_episodes"] == 1
+
+
+@pytest.fixture(scope="module")
+def seven_joints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LeRobotDataset of a robot of seven joints and two cameras, under names of its own."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    root = tmp_path_factory.mktemp("datasets") / "seven"
+    cameras = ("observation.images.top", "observation.images.wrist")
+    features = {
+        camera: {"dtype": "image", "shape": (48, 64, 3), "names": ["height", "width", "channel"]} for camera in cameras
+    }
+    names = [f"joint_{number}" for number in range(7)]
+    features |= {key: {"dtype": "float32", "shape": (7,), "names": names} for key in ("observation.state", "action")}
+    rng = np.random.default_rng(0)
+    with quiet():
+        written = LeRobotDataset.create("clp_ros/seven", fps=50, features=features, root=root, use_videos=False)
+        for _ in range(2):
+            for positions, following in itertools.pairwise(rng.uniform(-3, 3, (21, 7)).astype(np.float32)):
+                pictures = {camera: rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for camera in cameras}
+                written.add_frame(pictures | {"observation.state": positions, "action": following, "task": TASK})
+            written.save_episode()
+        written.finalize()
+    return root
+
+
+def test_a_pruned_base_model_fine_tuned_for_another_robot_serves_every_command(
+    seven_joints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """lerobot-train keeps the base's input_features: a state of 6 and three cameras, with statistics of 7 and two."""
+    base, start = published.smolvla_base(tmp_path / "base"), tmp_path / "start"
+    assert main(["prune", "--checkpoint", str(base), "--remove", "vlm=1,2,3,4", "--output", str(start)]) == 0
+    top, wrist, cameras = (f"observation.images.{name}" for name in ("top", "wrist", "camera"))
+    rename_map = {top: f"{cameras}2", wrist: f"{cameras}1"}
+    lerobot(
+        "lerobot-train",
+        tmp_path,
+        f"--policy.path={start}",
+        "--policy.push_to_hub=false",
+        "--dataset.repo_id=clp_ros/seven",
+        f"--dataset.root={seven_joints}",
+        f"--rename_map={json.dumps(rename_map)}",
+        f"--output_dir={tmp_path / 'run'}",
+        "--steps=2",
+        "--batch_size=2",
+        "--num_workers=0",
+    )
+    trained = tmp_path / "run" / "checkpoints" / "last" / "pretrained_model"
+    config = json.loads((trained / "config.json").read_text())
+    assert len(config["input_features"]) == 4
+    assert config["input_features"]["observation.state"]["shape"] == [6]
+    assert config["output_features"]["action"]["shape"] == [7]
+
+    check_against_stock(trained, rename_map)
+
+    robot = yaml.safe_load(resource_path("config/embodiments/ur5.yaml").read_text())
+    for camera, number in zip(robot["cameras"].values(), (1, 2), strict=True):
+        camera["slot"] = f"{cameras}{number}"
+    (tmp_path / "robot.yaml").write_text(yaml.safe_dump(robot, sort_keys=False))
+    assert len(load_embodiment(str(tmp_path / "robot.yaml")).joints) == 7
+
+    def clp(*arguments: object) -> Any:
+        capsys.readouterr()
+        assert main([*map(str, arguments), "--json"]) == 0, arguments
+        return json.loads(capsys.readouterr().out)
+
+    assert clp("inspect", trained)["family"] == "smolvla"
+    calibrated = clp(
+        *("calibrate", "--checkpoint", trained, "--bag", resource_path("rosbags/ur5"), "--task", TASK),
+        *("--embodiment", tmp_path / "robot.yaml", "--samples", 2, "--output", tmp_path / "calibration"),
+    )
+    assert calibrated["left_out_cameras"] == [f"{cameras}3"]
+    assert calibrated["statistics"] == {"source": "checkpoint"}
+    pruned = tmp_path / "pruned"
+    files = ("--checkpoint", trained, "--calibration", tmp_path / "calibration", "--output", pruned)
+    assert clp("prune", *files, "--budget", "vlm=4")["layers"] == {"vlm": 8, "expert": 8}
+    for one in (trained, pruned):
+        verified = clp("verify", one)
+        assert verified["chunk"] == [50, 7]
+        assert verified["cameras"] == [f"{cameras}1", f"{cameras}2"]
+        assert verified["left_out_cameras"] == [f"{cameras}3"]
+        assert verified["raw_features"] == []
+    check_against_stock(pruned, rename_map)
+    measured = clp("benchmark", trained, pruned, "--runs", 1, "--warmup", 0, "--device", "cpu")["checkpoints"]
+    assert measured[0]["gflops"] > measured[1]["gflops"] > 0
+    assert all(one["train_step_ms"] > 0 for one in measured)
+
+
+def check_against_stock(checkpoint: Path, rename_map: Mapping[str, str]) -> None:
+    """Stock lerobot's processors and policy give the same actions, bit for bit, given the dataset's own names."""
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+
+    rng = np.random.default_rng(1)
+    images = {name: rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for name in rename_map}
+    state = rng.uniform(-3, 3, 7).astype(np.float32)
+    noise = torch.from_numpy(rng.standard_normal((1, 50, 32), dtype=np.float32))
+    with quiet():
+        config = PreTrainedConfig.from_pretrained(checkpoint)
+        stock = get_policy_class(config.type).from_pretrained(checkpoint, config=config, strict=True)
+        before, after = make_pre_post_processors(stock.config, pretrained_path=str(checkpoint))
+    pixels = {name: torch.from_numpy(image).permute(2, 0, 1).float() / 255 for name, image in images.items()}
+    observation = {**pixels, "observation.state": torch.from_numpy(state), "task": TASK}
+    with torch.inference_mode():
+        expected = after(stock.predict_action_chunk(before(observation), noise=noise))[0].numpy()
+
+    policy = load_policy(checkpoint, "cpu")
+    assert len(policy.check_features(list(rename_map.values()), 7, "my robot")) == 1
+    mine = {new: images[old] for old, new in rename_map.items()}
+    np.testing.assert_array_equal(policy.predict_chunk(mine, state, TASK, noise=noise), expected)

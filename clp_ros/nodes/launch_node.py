@@ -42,6 +42,11 @@ PARAMETERS: dict[str, tuple[type, str]] = {
     "overwrite": (bool, "Whether an output folder that is not empty is replaced"),
     "seed": (int, "Seed of everything that is drawn at random"),
     "device": (str, "Where the policy runs: auto, cpu, cuda or cuda:<index>"),
+    "statistics": (
+        str,
+        "What to normalise by where the checkpoint has no statistics: a LeRobotDataset's folder, or bags for the "
+        "demonstrations' own",
+    ),
     "use_sim_time": (bool, "Whether the clock is the topic /clock, as `ros2 bag play --clock` or a simulator gives it"),
     "dry_run": (bool, "Whether the policy's trajectories go to its topic preview only, and no robot moves"),
     "calibration": (str, "Calibration folder; without one, the folder heard on the calibration node's topic done"),

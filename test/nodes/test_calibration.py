@@ -122,6 +122,7 @@ def test_live_topics_are_calibrated_on_once_they_fall_silent(
     statuses = peer.hear_diagnostics("calibration")
     done = peer.hear(String, "/calibration/done", LATCHED)
     given = {"checkpoint": tiny_checkpoint, "samples": 6, "output": output, "idle_timeout": 3.0, "use_sim_time": True}
+    given["statistics"] = "bags"
     camera = next(iter(load_embodiment("aloha_bimanual").cameras.values())).topic
     with start(**given) as node:
         wait_for(lambda: seen(statuses, "listening"), "listening")
@@ -137,6 +138,9 @@ def test_live_topics_are_calibrated_on_once_they_fall_silent(
         assert document["bags"] == []
         # Once all topics are there, messages keep up with the replay: hardly a control tick lacks an input.
         assert document["live"]["usable_ticks"] > 3 * sum(document["live"]["unusable_ticks"].values())
+        assert document["statistics"]["source"] == "bags"
+        assert document["statistics"]["steps"] == document["live"]["usable_ticks"]
+        assert "the checkpoint's own statistics are not used, but those given" in node.log
         assert set(document["live"]["messages"]) == set(load_embodiment("aloha_bimanual").topics)
         check_topics(peer, output)
         assert node.stop(signal.SIGTERM) == 0

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy node as users have it: a process of its own, a robot's topics and its services over real DDS."""
 
+import json
 import shutil
 import signal
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from checkpoint_tools import edit_json
 from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
@@ -329,15 +331,29 @@ def test_a_wrong_parameter_can_be_set_right_and_only_then(
     tensors = load_file(statistics)
     tensors["action.mean"][0] = np.nan
     save_file(tensors, statistics)
+    raw = shutil.copytree(tiny_checkpoint, tmp_path / "raw")
+    for file in raw.glob("policy_*.safetensors"):
+        save_file({f"so100.buffer.{name}": tensor for name, tensor in load_file(file).items()}, file)
+    # As lerobot-train leaves it: the features of the base model it started from.
+    tuned = shutil.copytree(tiny_checkpoint, tmp_path / "tuned")
+    inputs = json.loads((tuned / "config.json").read_text())["input_features"]
+    inputs["observation.state"]["shape"] = [6]
+    inputs["observation.images.camera9"] = {"type": "VISUAL", "shape": [3, 64, 64]}
+    edit_json("config.json", lambda config: config.update(input_features=inputs))(tuned)
     given = {"checkpoint": "/nowhere/at_all", "max_latency": 30.0, "max_deviation": 100.0}
     with start(("-m", "clp_ros.nodes.policy"), **given) as node:
         assert not driver.change(Transition.TRANSITION_CONFIGURE)
-        assert peer.set_parameters("/policy", checkpoint=str(spoiled)) == [""]
-        assert not driver.change(Transition.TRANSITION_CONFIGURE)
-        driver.expect_status(DiagnosticStatus.ERROR, "the statistic 'action.mean' is not finite")
+        for wrong, words in (
+            (spoiled, "the statistic 'action.mean' is not finite"),
+            (raw, "it has no statistics for observation.state and action: lerobot uses raw values"),
+        ):
+            assert peer.set_parameters("/policy", checkpoint=str(wrong)) == [""]
+            assert not driver.change(Transition.TRANSITION_CONFIGURE)
+            driver.expect_status(DiagnosticStatus.ERROR, words)
         assert "Traceback" not in node.log
-        assert peer.set_parameters("/policy", checkpoint=str(tiny_checkpoint)) == [""]
+        assert peer.set_parameters("/policy", checkpoint=str(tuned)) == [""]
         driver.up()
+        assert "the camera observation.images.camera9 is left out: aloha_bimanual does not have it" in node.log
         driver.expect_chunks()
         (reason,) = peer.set_parameters("/policy", replan_steps=3)
         assert "clean it up first" in reason

@@ -10,7 +10,7 @@ from clp_ros.bags.reader import open_bag
 from clp_ros.errors import ClpError
 from clp_ros.resources import resource_path
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
-from clp_ros.robots.episode import read_frames, usable_ticks
+from clp_ros.robots.episode import Steps, read_frames, usable_ticks
 from clp_ros.robots.reservoir import FrameReservoir
 
 CHUNK = 10
@@ -68,14 +68,17 @@ def feed(reservoir: FrameReservoir, steps: range, start_ns: int = 10**9) -> None
 def test_a_bag_gives_the_frames_that_reading_it_gives(ticks: str) -> None:
     embodiment = load_embodiment("aloha_bimanual")
     reader = open_bag(resource_path("rosbags/aloha_bimanual"))
-    usable = usable_ticks(reader, embodiment).usable
-    reservoir = FrameReservoir(embodiment, len(usable) if ticks == "all" else 7, CHUNK, seed=3)
+    steps = Steps(embodiment.period_ns)
+    usable = usable_ticks(reader, embodiment, steps=steps).usable
+    reservoir = FrameReservoir(embodiment, len(usable) if ticks == "all" else 7, CHUNK, seed=3, keep_states=True)
     for message in reader.messages(list(embodiment.topics)):
         reservoir.add(message.topic, message.data, message.receive_ns)
     drawn = list(reservoir.frames())
     assert reservoir.usable == len(usable)
     assert reservoir.episodes == 1
     wanted = [frame.observation.tick_ns for frame in drawn]
+    assert reservoir.steps.ticks == steps.ticks == usable.tolist()
+    np.testing.assert_array_equal(reservoir.steps.states, steps.states)
     assert wanted == sorted(set(wanted))
     assert wanted == usable.tolist() if ticks == "all" else len(wanted) == 7
     for got, expected in zip(drawn, read_frames(reader, embodiment, wanted, CHUNK), strict=True):

@@ -205,35 +205,60 @@ def test_statistics_that_do_not_serve_are_refused(
 
 
 @pytest.fixture
-def raw(family_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
-    """A checkpoint for the UR5 whose statistics are under another robot's names."""
-    folder = shutil.copytree(family_checkpoint("smolvla", "ur5"), tmp_path / "raw")
-    for file in folder.glob("policy_*.safetensors"):
-        save_file({f"ur3.buffer.{name}": value for name, value in load_file(file).items()}, file)
-    return folder
+def raw(family_checkpoint: Callable[..., Path], tmp_path: Path) -> Callable[[str], Path]:
+    """``raw(family)``: a checkpoint for the UR5 whose statistics are under another robot's names."""
+
+    def make(name: str) -> Path:
+        folder = shutil.copytree(family_checkpoint(name, "ur5"), tmp_path / "raw")
+        for file in folder.glob("policy_*.safetensors"):
+            tensors = load_file(file)
+            if f"{ACTION}.mean" in tensors:  # GR00T's tokenizer is in such a file, too
+                save_file({f"ur3.buffer.{key}": value for key, value in tensors.items()}, file)
+        return folder
+
+    return make
 
 
+@pytest.mark.parametrize("name", ["smolvla", "groot", "groot_n1_7"])
 def test_raw_values_are_warned_of(
-    raw: Path, calibrate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    raw: Callable[[str], Path],
+    family_checkpoint: Callable[..., Path],
+    calibrate: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    embodiment = robot(tmp_path, "cam_front", "cam_wrist")
-    assert calibrate(raw, "out", embodiment=embodiment) == 0
+    embodiment, checkpoint = robot(tmp_path, "cam_front", "cam_wrist"), raw(name)
+    capsys.readouterr()
+    assert calibrate(checkpoint, "out", embodiment=embodiment) == 0
     warning = "it has no statistics for observation.state and action: lerobot uses raw values"
     captured = capsys.readouterr()
     assert captured.err.startswith(f"warning: {warning}")
     assert "--statistics bags" in captured.err
     meta = json.loads((tmp_path / "out" / "calibration.json").read_text())
     assert meta["statistics"] == {"source": "none", "raw": [STATE, ACTION]}
-    assert main(["verify", str(raw)]) == 0
+    assert main(["verify", str(checkpoint)]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"warning: {warning}")
-    assert main(["verify", "--json", str(raw)]) == 0
+    assert main(["verify", "--json", str(checkpoint)]) == 0
     assert json.loads(capsys.readouterr().out)["raw_features"] == [STATE, ACTION]
+    if name == "smolvla":
+        return
+    # GR00T's own steps take statistics as well: the same ones give the same, whatever the checkpoint had.
+    whole = family_checkpoint(name, "ur5")
+    for one, output in ((checkpoint, "given"), (whole, "instead")):
+        assert calibrate(one, output, "--statistics", "bags", embodiment=embodiment) == 0
+    given, instead, unscaled = (tmp_path / one / "cka.npz" for one in ("given", "instead", "out"))
+    assert given.read_bytes() == instead.read_bytes() != unscaled.read_bytes()
 
 
 def test_one_feature_without_statistics_is_told_and_identity_needs_none(
-    raw: Path, family_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    raw: Callable[[str], Path],
+    family_checkpoint: Callable[..., Path],
+    calibrate: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    whole = family_checkpoint("smolvla", "ur5")
+    whole, raw = family_checkpoint("smolvla", "ur5"), raw("smolvla")
     tensors = load_file(whole / NORMALISER)
     save_file({name: value for name, value in tensors.items() if name.startswith(ACTION)}, raw / NORMALISER)
     after = next(whole.glob("policy_postprocessor*.safetensors"))
@@ -245,8 +270,12 @@ def test_one_feature_without_statistics_is_told_and_identity_needs_none(
         step["config"]["norm_map"]["STATE"] = "IDENTITY"
 
     published.rewrite_json(raw, published.processors(identity))
+    # The base model's entry, which fine-tuning keeps, and which lerobot never looks at.
+    edit_json("config.json", lambda d: d["input_features"][STATE].update(shape=[6]))(raw)
     assert main(["verify", str(raw)]) == 0
     assert "warning" not in capsys.readouterr().out
+    assert calibrate(raw, "out", embodiment=robot(tmp_path, "cam_front", "cam_wrist")) == 0
+    assert capsys.readouterr().err == ""
     assert main(["verify", str(whole)]) == 0
     assert "warning" not in capsys.readouterr().out
 

@@ -129,7 +129,11 @@ class LoadedPolicy:
             ClpError: The cameras or the sizes differ.
         """
         notes = self.check_cameras(slots, whose)
-        if not self.state_size == self.action_size == action_size:
+        # Without statistics the state's size is the base model's, which lerobot pads, and never looks at.
+        padded = STATE not in self.normalisation.sizes and action_size <= getattr(
+            self.policy.config, "max_state_dim", 0
+        )
+        if self.action_size != action_size or (self.state_size != action_size and not padded):
             raise ClpError(
                 f"the policy's state has {self.state_size} and its action {self.action_size} components; "
                 f"{whose} has {action_size} joints",

@@ -29,12 +29,16 @@ import sys
 import numpy as np
 from clp_ros.nodes.policy import PolicyNode
 from clp_ros.nodes.spin import main
+from clp_ros.vla.family import family_named
+from clp_ros.vla.normalisation import Normalisation
+from clp_ros.vla.policy import LoadedPolicy
 
-class Beyond:
-    chunk_size, state_size, action_size = 50, 7, 7
+class Beyond(LoadedPolicy):
+    chunk_size = 50
     image_slots = ("observation.images.cam_front", "observation.images.cam_wrist")
-    class checkpoint: path = "the checkpoint"
-    def check_features(self, slots, action_size, whose): return []
+    normalisation = Normalisation({}, {"observation.state": 7, "action": 7}, (), {}, None, frozenset())
+    class checkpoint: path, family = "the checkpoint", family_named("smolvla")
+    def __init__(self): pass
     def predict_chunk(self, images, state, task):
         chunk = np.repeat(state[None], self.chunk_size, axis=0)
         chunk[:, [1, 6]] += np.linspace(0, 1, self.chunk_size)[:, None] ** 2 * [0.06, 0.05]

@@ -1,44 +1,96 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How smoothly chunks reach the joints: clp_ros's schedule against the two usual ways, at four latencies.
+"""How chunks reach the joints: clp_ros's schedule against the usual ways, with policies that are not noise-free.
 
-    python benchmarks/chunk_control.py [--motions 3] [--robots ur5 ...]
+    python benchmarks/chunk_control.py [--robots ur5 ...] [--noise 0 5 bfloat16 ...] [--latency 0 150 ...]
+        [--ways replace ensemble ...] [--motions 1] [--results FILE.jsonl]
 
 A scripted expert moves through random waypoints and answers with chunks of 50 steps after a latency (plus or minus a
-fifth). What is measured is what simulated joint_trajectory_controllers command at 500 Hz, anywhere in a run: the
-largest jump in position and in velocity, the distance to the expert, and when the robot is where the motion ends. A row
-is of all robots. Simulated time: the computer's load changes nothing.
+fifth). To each step white noise is added, in mrad (of a finger's joint in 0.1 mm), or it is rounded to bfloat16.
+Measured is what simulated joint_trajectory_controllers command at 1 kHz, by their own interpolation, anywhere in a run:
+the largest jump in position and in velocity, how much of the limits is used, the root mean square distance from the
+noise-free expert's path, and when the robot is where the motion ends. Time is simulated: a computer's load changes
+nothing.
 
 The usual ways: `points` sends one point a control step, positions only, and asks the policy when none is left. `chunks`
-sends each chunk whole, with velocities that are zero at its ends, and asks when it has been executed. Both execute 40
-steps. clp_ros's modes: a chunk every 40 steps, every 10, and at once when the last is sent.
+sends each chunk whole, at rest at its ends, and asks when it has been executed. `async` is lerobot's asynchronous
+inference: a queue, half of which is asked for anew, and a weighted mean of steps that overlap. `act` is ACT's temporal
+ensembling: at each control step the mean of all chunks for it, asked for as often as the latency allows. `unblocked`
+sends each chunk whole, with velocities and without the steps that have passed, every 10 steps.
+clp_ros's modes: a chunk every 40 steps, every 10, and at once when the last is sent.
+
+With --results, each run is a line of JSON in a file, and runs that are there already are not made again: a long matrix
+can be split by its arguments, interrupted, and gone on with. --summary prints the table of a file.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 
 from clp_ros.control.chunk_schedule import MODES, Mode, ScheduleSettings
+from clp_ros.control.safety import Limits
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
 from clp_ros.robots.trajectory import split_trajectory
-from clp_ros.simulation.closed_loop import START_NS, Controllers, Expert, ScheduledSender, Sender, play
+from clp_ros.simulation.closed_loop import START_NS, Controllers, Expert, Run, ScheduledSender, Sender, play
 from clp_ros.simulation.motion import Motion, through
 
 LATENCIES_MS = (0, 50, 150, 300)
+NOISES = ("0", "0.5", "1", "2", "5", "bfloat16")
 STEPS, EXECUTED = 50, 40
-STEP_NS = 2_000_000
-GOAL_POSITION, GOAL_VELOCITY = 1e-3, 0.05
+STEP_NS = 1_000_000
+GOAL_POSITION, GOAL_VELOCITY, GOAL_TIME = 1e-3, 0.05, 1.02
+# So close to where the motion ends is there, rad or m: noise of 5 mrad moves a robot that stays there, too.
+THERE = 0.02
 # Control steps from one chunk to the next; 10: the execution length of the paper.
 PACES = {"40 steps": EXECUTED, "10 steps": 10, "at once": 0}
 ROBOTS = ("ur5", "ur10e", "aloha_single", "aloha_bimanual")
+# A finger's noise in m for an arm's in rad: of a stroke of a few cm the same share as of a few rad, or so.
+FINGER = 0.1
+# A robot that has not moved yet has no last command to go on from; and its controllers are given 0.2 s.
+_STARTED_S = 0.5
+
+
+class NoisyExpert(Expert):
+    """An expert whose chunks are as a trained policy's."""
+
+    def __init__(self, motion: Motion, embodiment: Embodiment, noise: str, seed: int) -> None:
+        super().__init__(motion, embodiment, STEPS)
+        self._noise = noise
+        self._rng = np.random.default_rng(seed)
+        joints = embodiment.joints
+        self._offset, self._scale = (np.array([getattr(one, part) for one in joints]) for part in ("offset", "scale"))
+        self.sigma = sigma(embodiment, noise)
+
+    def chunk(self, positions: np.ndarray, now_ns: int) -> np.ndarray:
+        """See :class:`Expert`."""
+        right = super().chunk(positions, now_ns)
+        if self._noise == "bfloat16":
+            return self._offset + self._scale * bfloat16((right - self._offset) / self._scale)
+        return right + self.sigma * self._rng.standard_normal(right.shape)
+
+
+def bfloat16(values: np.ndarray) -> np.ndarray:
+    """Rounded to bfloat16, ties to even."""
+    bits = values.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).view(np.float32).astype(np.float64)
+
+
+def sigma(embodiment: Embodiment, noise: str) -> np.ndarray:
+    """(joints,) standard deviation of a step, rad or m. Of bfloat16: of values around 1."""
+    mrad = 2**-9 / np.sqrt(3) * 1e3 if noise == "bfloat16" else float(noise)
+    is_finger = np.array([joint.upper - joint.lower < 0.1 for joint in embodiment.joints])
+    return mrad / 1e3 * np.where(is_finger, FINGER, 1.0)
 
 
 class Points:
-    """One point a control step."""
+    """One point a control step; the policy is asked when none is left."""
 
     def __init__(self, robot: Controllers) -> None:
         self.counts: Counter[str] = Counter()
@@ -46,7 +98,7 @@ class Points:
         self._left: list[np.ndarray] = []
 
     def due(self, now_ns: int) -> bool:
-        """When no point is left, and the last one has been executed."""
+        """See :class:`Sender`."""
         return not self._left
 
     def chunk(self, positions: np.ndarray, observed_ns: int, now_ns: int, measured: np.ndarray) -> None:
@@ -57,13 +109,74 @@ class Points:
     def tick(self, now_ns: int) -> None:
         """Sends the next one."""
         if self._left:
-            seconds = np.array([self._robot.embodiment.period_ns / 1e9])
-            for trajectory in split_trajectory(seconds, self._left.pop(0)[None], self._robot.embodiment):
-                self._robot.receive(trajectory, now_ns)
+            self._send(self._left.pop(0), now_ns)
+
+    def _send(self, point: np.ndarray, now_ns: int) -> None:
+        seconds = np.array([self._robot.embodiment.period_ns / 1e9])
+        for trajectory in split_trajectory(seconds, point[None], self._robot.embodiment):
+            self._robot.receive(trajectory, now_ns)
+
+
+class Async(Points):
+    """lerobot 0.6's asynchronous inference (``async_inference/robot_client.py``) with its defaults."""
+
+    def __init__(self, robot: Controllers) -> None:
+        super().__init__(robot)
+        self._queue: dict[int, np.ndarray] = {}
+        self._latest = 0
+        self._observed: dict[int, int] = {}
+
+    def due(self, now_ns: int) -> bool:
+        """When half of a chunk or less is left (``chunk_size_threshold`` 0.5)."""
+        if len(self._queue) > STEPS // 2:
+            return False
+        self._observed[now_ns] = self._latest
+        return True
+
+    def chunk(self, positions: np.ndarray, observed_ns: int, now_ns: int, measured: np.ndarray) -> None:
+        """Aggregates it with the queue (``weighted_average``)."""
+        self.counts["chunks"] += 1
+        first = self._observed[observed_ns]
+        new = {first + 1 + step: position for step, position in enumerate(positions) if first + 1 + step > self._latest}
+        self._queue = {
+            step: 0.3 * self._queue[step] + 0.7 * one if step in self._queue else one for step, one in new.items()
+        }
+
+    def tick(self, now_ns: int) -> None:
+        """Sends the next one, if there is one."""
+        if self._queue:
+            self._latest = min(self._queue)
+            self._send(self._queue.pop(self._latest), now_ns)
+
+
+class Ensemble(Points):
+    """ACT's temporal ensembling (arXiv 2304.13705), with a policy that is asked again as soon as it has answered."""
+
+    def __init__(self, robot: Controllers) -> None:
+        super().__init__(robot)
+        self._chunks: list[tuple[int, np.ndarray]] = []
+
+    def due(self, now_ns: int) -> bool:
+        """Always."""
+        return True
+
+    def chunk(self, positions: np.ndarray, observed_ns: int, now_ns: int, measured: np.ndarray) -> None:
+        """Keeps it."""
+        self.counts["chunks"] += 1
+        self._chunks.append((observed_ns, positions))
+
+    def tick(self, now_ns: int) -> None:
+        """Sends the weighted mean of what all say of the next control step."""
+        period = self._robot.embodiment.period_ns
+        at = [(round((now_ns - observed) / period), positions) for observed, positions in self._chunks]
+        said = [positions[step] for step, positions in at if step < len(positions)]
+        if said:
+            weights = np.exp(-0.01 * np.arange(len(said)))
+            self._send(weights @ np.array(said) / weights.sum(), now_ns)
 
 
 class Chunks:
-    """Each chunk whole, at rest at its ends."""
+    """Each chunk whole, at rest at its ends; the policy is asked when it has been executed."""
 
     def __init__(self, robot: Controllers) -> None:
         self.counts: Counter[str] = Counter()
@@ -71,23 +184,39 @@ class Chunks:
         self._end_ns = START_NS
 
     def due(self, now_ns: int) -> bool:
-        """When the last one has been executed."""
+        """See :class:`Sender`."""
         return now_ns >= self._end_ns
 
     def chunk(self, positions: np.ndarray, observed_ns: int, now_ns: int, measured: np.ndarray) -> None:
         """Sends it."""
-        self.counts["chunks"] += 1
         period = self._robot.embodiment.period_ns
         positions = positions[:EXECUTED]
-        velocities = np.gradient(positions, period / 1e9, axis=0)
-        velocities[[0, -1]] = 0
-        seconds = np.arange(1, len(positions) + 1) * period / 1e9
-        for trajectory in split_trajectory(seconds, positions, self._robot.embodiment, velocities):
-            self._robot.receive(trajectory, now_ns)
+        self._send(positions, now_ns, now_ns, at_rest=[0, -1])
         self._end_ns = now_ns + len(positions) * period
 
     def tick(self, now_ns: int) -> None:
         """Nothing more."""
+
+    def _send(self, positions: np.ndarray, from_ns: int, now_ns: int, at_rest: list[int]) -> None:
+        self.counts["chunks"] += 1
+        period_s = self._robot.embodiment.period_ns / 1e9
+        velocities = np.gradient(positions, period_s, axis=0)
+        velocities[at_rest] = 0
+        seconds = (from_ns - now_ns) / 1e9 + np.arange(1, len(positions) + 1) * period_s
+        for trajectory in split_trajectory(seconds, positions, self._robot.embodiment, velocities):
+            self._robot.receive(trajectory, now_ns)
+
+
+class Unblocked(Chunks):
+    """Each chunk whole, from the step on that is next; the policy is asked every 10 steps."""
+
+    def chunk(self, positions: np.ndarray, observed_ns: int, now_ns: int, measured: np.ndarray) -> None:
+        """Sends what has not passed."""
+        period = self._robot.embodiment.period_ns
+        passed = (now_ns - observed_ns) // period
+        if passed < len(positions) - 1:
+            self._send(positions[passed:], observed_ns + passed * period, now_ns, at_rest=[-1])
+        self._end_ns = observed_ns + 10 * period
 
 
 def scheduled(mode: Mode, replan_steps: int) -> Callable[[Controllers, float], Sender]:
@@ -103,6 +232,9 @@ def scheduled(mode: Mode, replan_steps: int) -> Callable[[Controllers, float], S
 WAYS: dict[tuple[str, str], Callable[[Controllers, float], Sender]] = {
     ("points", "40 steps"): lambda robot, _: Points(robot),
     ("chunks", "40 steps"): lambda robot, _: Chunks(robot),
+    ("async", "25 steps"): lambda robot, _: Async(robot),
+    ("act", "at once"): lambda robot, _: Ensemble(robot),
+    ("unblocked", "10 steps"): lambda robot, _: Unblocked(robot),
     **{(mode, pace): scheduled(mode, steps) for pace, steps in PACES.items() for mode in MODES},
 }
 
@@ -116,68 +248,137 @@ def motion_of(embodiment: Embodiment, seed: int) -> tuple[Motion, np.ndarray]:
     return through(embodiment, waypoints), waypoints[0]
 
 
-def main() -> int:
-    """Prints a Markdown table; returns 1 when a goal is missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--motions", type=int, default=3, help="random motions of each robot (default: %(default)s)")
-    parser.add_argument("--robots", nargs="+", choices=ROBOTS, default=ROBOTS, help="(default: all)")
-    options = parser.parse_args()
-    print(
-        "| latency ms | way | a chunk every | position jump rad | velocity jump rad/s | tracking RMS rad | late "
-        "| refused | slowed down | time / expert's |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-    )
-    embodiments = [load_embodiment(name) for name in options.robots]
-    missed = []
-    for latency_ms in LATENCIES_MS:
-        # Each robot's time by the faster of the usual ways.
-        usual = np.full(len(embodiments), np.inf)
-        for (way, pace), make in WAYS.items():
-            found = [[run(one, seed, latency_ms, make) for seed in range(options.motions)] for one in embodiments]
-            position, velocity, rms, late, refused, slowed, time = np.moveaxis(np.array(found), -1, 0)
-            print(
-                f"| {latency_ms} | {way} | {pace} | {position.max():.1e} | {velocity.max():.3f} "
-                f"| {np.sqrt((rms**2).mean()):.4f} | {late.sum():.0f} | {refused.sum():.0f} | {slowed.sum():.0f} "
-                f"| {time.mean():.3f} |",
-                flush=True,
-            )
-            if way in ("points", "chunks"):
-                usual = np.minimum(usual, time.mean(axis=1))
-                continue
-            good = (position.max(axis=1) <= GOAL_POSITION) & (velocity.max(axis=1) <= GOAL_VELOCITY)
-            good &= (late + refused).sum(axis=1) == 0
-            good &= np.isfinite(time).all(axis=1) & (time.mean(axis=1) <= usual + 0.01)
-            missed += [
-                f"{name} at {latency_ms} ms, {way}, {pace}"
-                for name, ok in zip(options.robots, good, strict=True)
-                if not ok
-            ]
-    result = f"missed by {'; '.join(missed)}" if missed else "reached by every mode"
-    print(
-        f"\njumps of at most {GOAL_POSITION:g} rad and {GOAL_VELOCITY:g} rad/s, no chunk late or refused, every motion "
-        f"finished, no robot slower than by the usual ways: {result}"
-    )
-    return 1 if missed else 0
+def used(run: Run, limits: Limits) -> float:
+    """The largest share of any limit that is used: of position, velocity or acceleration, of any joint at any time."""
+    middle, half = (limits.upper + limits.lower) / 2, (limits.upper - limits.lower) / 2
+    shares = [
+        np.abs(run.positions - middle) / half,
+        np.abs(run.velocities) / limits.velocity,
+        np.abs(run.accelerations) / limits.acceleration,
+    ]
+    return float(max(one.max() for one in shares))
 
 
-def run(
-    embodiment: Embodiment, seed: int, latency_ms: int, make: Callable[[Controllers, float], Sender]
-) -> tuple[float, ...]:
-    """One run: jumps, tracking RMS, chunks late, refused and slowed down, and the time relative to the expert's."""
+def off_path(run: Run, motion: Motion, scale: np.ndarray) -> float:
+    """RMS over time and joints of the distance to the moment of the motion that is nearest, within the last 2 s.
+
+    Args:
+        run: What was commanded.
+        motion: The noise-free expert's.
+        scale: (joints,) what counts as one unit of distance: the noise, or 1.
+    """
+    seconds = (run.times_ns - START_NS) / 1e9
+    squares = []
+    for at in np.flatnonzero(seconds > _STARTED_S)[::20]:
+        moments = np.arange(max(0.0, seconds[at] - 2.0), seconds[at] + 0.3, 2e-3)
+        off = ((motion.at(moments) - run.positions[at]) / scale) ** 2
+        squares.append(off.mean(axis=1).min())
+    return float(np.sqrt(np.mean(squares)))
+
+
+def run(robot_name: str, seed: int, latency_ms: int, noise: str, way: str, pace: str) -> dict[str, float]:
+    """One run's figures."""
+    embodiment = load_embodiment(robot_name)
     motion, start = motion_of(embodiment, seed)
     robot = Controllers(embodiment, start)
-    sender = make(robot, latency_ms / 1e3)
+    sender = WAYS[way, pace](robot, latency_ms / 1e3)
     rng = np.random.default_rng(seed)
+    expert = NoisyExpert(motion, embodiment, noise, seed)
     result = play(
         robot,
-        Expert(motion, embodiment, STEPS),
+        expert,
         sender,
         lambda: round(latency_ms * 1e6 * rng.uniform(0.8, 1.2)),
         STEP_NS,
         4 * motion.seconds,
+        tolerance=THERE,
     )
-    counts = (sender.counts[what] for what in ("late", "refused", "slowed down"))
-    finished = np.inf if result.finished_s is None else result.finished_s
-    return (*result.jumps(), result.tracking_rms(), *counts, finished / motion.seconds)
+    # The expert itself is as close to its motion's end before that is over.
+    moments = np.arange(0.0, motion.seconds, 1e-3)
+    away = np.abs(motion.at(moments) - motion.at(np.array([motion.seconds]))).max(axis=1) >= THERE
+    expert_s = float(moments[np.flatnonzero(away)[-1]])
+    position, velocity = result.jumps()
+    noisy = np.where(expert.sigma > 0, expert.sigma, 1e-3)
+    return {
+        "position_jump": position,
+        "velocity_jump": velocity,
+        "limits_used": used(result, Limits.of(embodiment)),
+        "tracking_rms": result.tracking_rms(),
+        "off_path": off_path(result, motion, noisy),
+        "refused": sender.counts["late"] + sender.counts["refused"],
+        "chunks": sender.counts["chunks"],
+        "time": np.inf if result.finished_s is None else result.finished_s / expert_s,
+    }
+
+
+def table(runs: list[dict]) -> int:
+    """Prints a row a noise, latency, way and pace, over all robots and motions; returns the number of missed goals."""
+    print(
+        "| noise mrad | latency ms | way | a chunk every | position jump rad | velocity jump rad/s | limits used "
+        "| off the path / noise | refused | time / expert's |\n" + "| --- " * 10 + "|"
+    )
+    rows: dict[tuple, list[dict]] = defaultdict(list)
+    for one in runs:
+        rows[one["noise"], one["latency"], one["way"], one["pace"]].append(one)
+    missed = []
+    order = {key: number for number, key in enumerate(product(NOISES, LATENCIES_MS, WAYS))}
+    for key in sorted(rows, key=lambda key: order[key[0], key[1], key[2:]]):
+        its = rows[key]
+        largest = {name: max(one[name] for one in its) for name in its[0] if name not in ("robot", *_KEYS)}
+        # Against 1 mrad where there is none.
+        path = np.sqrt(np.mean([one["off_path"] ** 2 for one in its]))
+        time = np.mean([one["time"] for one in its])
+        print(
+            f"| {key[0]} | {key[1]} | {key[2]} | {key[3]} | {largest['position_jump']:.1e} "
+            f"| {largest['velocity_jump']:.3f} | {largest['limits_used']:.3f} | {path:.2f} "
+            f"| {sum(one['refused'] for one in its)} of {sum(one['refused'] + one['chunks'] for one in its)} "
+            f"| {time:.3f} |",
+            flush=True,
+        )
+        if key[2] in MODES:
+            good = largest["position_jump"] <= GOAL_POSITION and largest["velocity_jump"] <= GOAL_VELOCITY
+            good &= largest["limits_used"] <= 1 + 1e-6 and not largest["refused"] and path < 1
+            if not (good and time <= GOAL_TIME):
+                missed.append(" ".join(map(str, key)))
+    print(
+        f"\njumps of at most {GOAL_POSITION:g} rad and {GOAL_VELOCITY:g} rad/s, inside the limits, no chunk late or "
+        f"refused, nearer to the expert's path than the noise, time / expert's at most {GOAL_TIME:g}: "
+        + (f"missed by {'; '.join(missed)}" if missed else "reached by every mode")
+    )
+    return len(missed)
+
+
+_KEYS = ("robot", "seed", "latency", "noise", "way", "pace")
+
+
+def main() -> int:
+    """Runs what is asked for and prints a Markdown table; returns 1 when a goal is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--motions", type=int, default=1, help="random motions of each robot (default: %(default)s)")
+    parser.add_argument("--robots", nargs="+", choices=ROBOTS, default=ROBOTS, help="(default: all)")
+    parser.add_argument("--noise", nargs="+", choices=NOISES, default=NOISES, help="mrad, or bfloat16 (default: all)")
+    parser.add_argument("--latency", nargs="+", type=int, choices=LATENCIES_MS, default=LATENCIES_MS, help="ms")
+    parser.add_argument("--ways", nargs="+", choices=sorted({way for way, _ in WAYS}), help="(default: all)")
+    parser.add_argument("--results", type=Path, help="a file of JSON lines that is gone on with")
+    parser.add_argument("--summary", action="store_true", help="run nothing, print what is in --results")
+    options = parser.parse_args()
+    done: dict[tuple, dict] = {}
+    if options.results is not None and options.results.exists():
+        for line in options.results.read_text().splitlines():
+            one = json.loads(line)
+            done[tuple(one[key] for key in _KEYS)] = one
+    if not options.summary:
+        ways = [key for key in WAYS if not options.ways or key[0] in options.ways]
+        wanted = product(options.noise, options.latency, options.robots, range(options.motions), ways)
+        for noise, latency, robot, seed, (way, pace) in wanted:
+            key = (robot, seed, latency, noise, way, pace)
+            if key in done:
+                continue
+            done[key] = dict(zip(_KEYS, key, strict=True)) | run(robot, seed, latency, noise, way, pace)
+            if options.results is not None:
+                with options.results.open("a") as file:
+                    file.write(json.dumps(done[key]) + "\n")
+    return 1 if table(list(done.values())) else 0
 
 
 if __name__ == "__main__":

@@ -27,6 +27,9 @@ from clp_ros.errors import ClpError
 _CUT_OFF_HZ = 4.5
 # Bounds of the penalty. Below, the program is badly conditioned; above, a chunk is smoothed over all of its length.
 _LEAST_PENALTY, _LARGEST_PENALTY = 0.1, 1e4
+# After the last target the change of acceleration counts by this share, and the squared velocity so much that it fades
+# within about twice this time: else the spline would swing back rather than change its acceleration.
+_TAIL_SHARE, _SLOWING_S = 0.01, 0.08
 # Share of the velocity and acceleration limits that the programs use; what is left is for rounding.
 INNER = 1 - 1e-4
 # Tolerance of the solver, and of adding a bound that was left out: far below what INNER leaves.
@@ -152,7 +155,7 @@ def track(
     """The spline that is closest to its targets while its acceleration changes little, inside the limits.
 
     It minimises the sum of weighted squared distances plus :func:`penalty` times that of squared changes of
-    acceleration; without targets, the sum of squared velocities. It rests at its end.
+    acceleration; after the last target, and without targets, also the sum of squared velocities. It rests at its end.
 
     Args:
         head: How it begins.
@@ -173,7 +176,7 @@ def track(
     origin = head.fixed[-1]
     intervals = 0 if targets is None else len(targets.weights)
     count = max(len(feasible), len(head.fixed) + ORDER, ORDER + intervals + tail)
-    matrix, wanted = _objective(targets, origin, count, penalty(period_s))
+    matrix, wanted = _objective(targets, origin, count, period_s)
     begins = np.zeros((count, len(origin)))
     begins[: len(head.fixed)] = head.fixed - origin
     folded = _folded(_folded(matrix, head).T, head)
@@ -220,12 +223,19 @@ def _begun(coefficients: np.ndarray, head: Head) -> np.ndarray:
     return coefficients
 
 
-def _objective(targets: Targets | None, origin: np.ndarray, count: int, change: float) -> tuple[np.ndarray, np.ndarray]:
+def _objective(
+    targets: Targets | None, origin: np.ndarray, count: int, period_s: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Matrix (coefficients, coefficients) and right side (coefficients, joints) of the least squares."""
     if targets is None:
         # Little of the change of acceleration: else the speed would not be unique where it is all zero.
         return _gram(count, 1) + 1e-3 * _gram(count, 3), np.zeros((count, len(origin)))
+    change = penalty(period_s)
     matrix, wanted = change * _gram(count, 3), np.zeros((count, len(origin)))
+    last = len(targets.weights)
+    matrix[last:, last:] -= (1 - _TAIL_SHARE) * change * _gram(count - last, 3)
+    last += ORDER - 1
+    matrix[last:, last:] += _TAIL_SHARE * change * (period_s / _SLOWING_S) ** 4 * _gram(count - last, 1)
     weights, shares = targets.weights, basis(targets.shares)
     # (intervals, 4, joints): the sources' weighted positions, by the coefficient they act on.
     pulls = (weights[:, None, :] * shares.T) @ (targets.positions - origin)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Chunks joined to one reference: continuous at every splice, inside the limits, at rest in the end, whatever comes."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from clp_ros.control.chunk_schedule import MODES, ChunkSchedule, Late, ScheduleS
 from clp_ros.control.reference import Reference
 from clp_ros.control.safety import Limits, check, excess
 from clp_ros.errors import ClpError
+from clp_ros.robots.embodiment import load_embodiment
 
 PERIOD_NS = 20_000_000
 PERIOD = PERIOD_NS / 1e9
@@ -421,6 +424,97 @@ def test_nothing_unsafe_comes_out_whatever_goes_in(
         slowest = min(acceleration, 2.0 / 0.25)
         first = max(0.04, (begun - now) / 1e9)
         assert seconds <= first + 2.0 / slowest + 0.02 + 1e-6
+
+
+@pytest.mark.parametrize("mode", ["replace", "ensemble"])
+def test_a_trained_policys_chunks_are_followed_at_full_speed(shared_data: Path, mode: str) -> None:
+    """Each alone from where the robot was, and each run's in a row; wrist_3 asks for more than the joint can."""
+    embodiment = load_embodiment("ur5")
+    bound, period = Limits.of(embodiment), embodiment.period_ns
+    with np.load(shared_data / "chunks" / "smolvla_ur5_series.npz") as series:
+        runs, steps, states, chunks = (series[name] for name in ("run", "step", "state", "chunk"))
+    for run in np.unique(runs):
+        in_a_row = ChunkSchedule(bound, period, ScheduleSettings(mode=mode))
+        for number in np.flatnonzero(runs == run):
+            observed = START_NS + int(steps[number]) * period
+            now = observed + 100_000_000
+            alone = ChunkSchedule(bound, period, ScheduleSettings(mode=mode))
+            alone.add(chunks[number], observed, observed, states[number])
+            here = states[number] if in_a_row.reference is None else in_a_row.reference.sample(now)[0]
+            joined = in_a_row.add(chunks[number], observed, now, here)
+            for reference in (alone.reference, in_a_row.reference):
+                check(reference, bound)
+            # The joints that the policy moves at a robot's speed are as close as its noise and the splice allow.
+            assert joined.deviation[[1, 4]].max() < 0.15
+
+
+def test_a_plan_is_made_only_if_nothing_has_changed_since() -> None:
+    plan = schedule()
+    plan.add(chunk_at(0.0), START_NS, START_NS, expert(np.zeros(1))[0])
+    now = START_NS + 500_000_000
+    before, here = plan.reference, plan.reference.sample(now)[0]
+    planned = plan.plan(chunk_at(0.5), now, now, here)
+    assert plan.reference is before  # nothing has changed yet
+    stop = plan.hold(now)
+    assert not plan.commit(planned)
+    np.testing.assert_array_equal(plan.reference.positions[-1], stop.positions[-1])
+    again = plan.plan(chunk_at(0.5), now, now, here)
+    assert plan.commit(again)
+    assert not plan.commit(again)
+
+
+def test_the_allowed_deviation_is_a_share_of_the_range_with_a_floor_in_the_joints_unit() -> None:
+    bound = Limits(
+        ("wide", "narrow", "rail", "finger", "gripper"),
+        np.array([-6.28, -1.0, 0.0, 0.0, 0.0]),
+        np.array([6.28, 1.0, 2.0, 0.04, 0.8]),
+        np.full(5, 2.0),
+        np.full(5, np.inf),
+        units=("rad", "rad", "m", "m", "normalised"),
+    )
+    np.testing.assert_allclose(bound.deviation(0.05), [0.628, 0.3, 0.1, 0.03, 0.8])
+    np.testing.assert_allclose(bound.deviation(0.5), [6.28, 1.0, 1.0, 0.03, 0.8])
+    # A gripper may be closed in one step; an arm that is far from its demonstrations is not driven.
+    plan = ChunkSchedule(bound, PERIOD_NS, ScheduleSettings())
+    closing = np.tile([0.0, 0.0, 0.0, 0.0, 0.8], (50, 1))
+    joined = plan.add(closing, START_NS, START_NS, np.zeros(5))
+    assert joined.reference.positions[-1, 4] == pytest.approx(0.8, abs=1e-3)
+    for joint, far in (("wide", 0.7), ("narrow", 0.4), ("rail", 0.2), ("finger", 0.035)):
+        chunk = np.tile(far * np.array([name == joint for name in bound.names]), (50, 1))
+        with pytest.raises(ClpError, match=f"begins {far:.3f} from where the arm is") as caught:
+            ChunkSchedule(bound, PERIOD_NS, ScheduleSettings()).add(chunk, START_NS, START_NS, np.zeros(5))
+        assert caught.value.where == joint
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    mode=st.sampled_from(MODES),
+    noise=st.sampled_from([0.001, 0.005, 0.05]),
+    acceleration=st.sampled_from([5.0, 20.0]),
+    latency_ms=st.integers(0, 300),
+    every_ms=st.integers(10, 400),
+    seed=st.integers(0, 10**6),
+)
+def test_a_noisy_policy_is_never_refused_and_the_limits_hold(
+    mode: str, noise: float, acceleration: float, latency_ms: int, every_ms: int, seed: int
+) -> None:
+    bound = limits(acceleration)
+    plan = schedule(acceleration, mode=mode)
+    rng = np.random.default_rng(seed)
+    observed, here = START_NS, expert(np.zeros(1))[0]
+    while observed < START_NS + 1_500_000_000:
+        now = observed + latency_ms * 1_000_000
+        here = here if plan.reference is None else plan.reference.sample(now)[0]
+        seconds = (observed - START_NS) / 1e9
+        plan.add(chunk_at(seconds) + noise * rng.standard_normal((50, JOINTS)), observed, now, here)
+        check(plan.reference, bound)
+        observed += every_ms * 1_000_000
+    times, positions, velocities = dense(plan.reference, points=20)
+    assert np.abs(velocities).max() <= 2.0
+    assert np.abs(positions).max() <= 1.5
+    inside = (times > (now - START_NS) / 1e9) & (times < seconds + 0.8)
+    if inside.any():
+        assert np.sqrt(np.mean((positions[inside] - expert(times[inside])) ** 2)) < noise + 0.02
 
 
 def test_check_refuses_what_a_controller_would_take() -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from clp_ros.control.chunk_schedule import ScheduleSettings
 from clp_ros.control.inputs import Incomplete, LiveInputs
+from clp_ros.control.output import TrajectoryOutput
 from clp_ros.control.pace import Pace, Watch
 from clp_ros.control.run_log import RunLog
 from clp_ros.control.runner import ChunkRunner
@@ -662,3 +663,97 @@ def test_windows_keep_the_latest_values_only() -> None:
     spread = statistics.spreads()["latency"]
     assert (spread.p50, spread.p99) == pytest.approx(np.percentile(values, (50, 99)))
     assert (spread.maximum, spread.count) == (values.max(), WINDOW)
+
+
+def test_whoever_stops_the_robot_does_not_wait_for_a_chunk_that_is_being_joined(embodiment: Embodiment) -> None:
+    """Nor does the guard; and the chunk is not sent any more."""
+    rig = Rig(embodiment, Pace(0), moving).started()
+    in_motion(rig)
+    sent = len(rig.sent)
+    joining, go_on = threading.Event(), threading.Event()
+    plan = rig.runner._output.plan
+
+    def slow(*given: Any) -> Any:
+        joining.set()
+        assert go_on.wait(20)
+        return plan(*given)
+
+    rig.runner._output.plan = slow
+    rig.frames()
+    assert joining.wait(20)
+    # The guard goes on looking: a joint that leaves its limits is noticed meanwhile.
+    rig.now += PERIOD_NS
+    rig.add(*rig.joints, position=3.0)
+    until(lambda: rig.runner.holding is not None)
+    assert len(rig.sent) == sent + 1  # the brake
+    started = time.perf_counter()
+    rig.runner.stop()
+    assert time.perf_counter() - started < 0.1
+    go_on.set()
+    until(lambda: rig.runner.statistics.counts()["dropped deactivated"] == 1)
+    rig.quiet()
+    assert rig.runner.close(20)
+
+
+def test_a_chunk_is_joined_anew_if_something_was_sent_meanwhile(embodiment: Embodiment) -> None:
+    rig = Rig(embodiment, Pace(0), moving).started()
+    in_motion(rig)
+    sent = len(rig.sent)
+    plan, planned = rig.runner._output.plan, []
+
+    def interrupted(*given: Any) -> Any:
+        planned.append(plan(*given))
+        if len(planned) == 1:
+            rig.runner._output.hold()
+        return planned[-1]
+
+    rig.runner._output.plan = interrupted
+    rig.frames()
+    until(lambda: len(rig.sent) == sent + 2)
+    assert len(planned) == 2
+    np.testing.assert_array_equal(rig.sent[-1][0].positions, planned[1].messages[0].positions)
+    assert_brakes(rig.sent[sent], rig.sent[sent - 1])
+    assert rig.runner.close(20)
+
+
+def test_a_message_that_cannot_be_sent_leaves_the_schedule_as_it_was(embodiment: Embodiment) -> None:
+    rig = Rig(embodiment, Pace(0), moving)
+    output, fails = rig.runner._output, []
+
+    def send(messages: Any) -> None:
+        if fails:
+            raise RuntimeError(fails.pop())
+        rig.sent.append(messages)
+
+    output._send = send
+    rig.started()
+    in_motion(rig)
+    sent, reference, stamp = len(rig.sent), output._schedule.reference, output.stamp_ns
+    fails.append("no publisher")
+    rig.frames()
+    # The brake goes on from what was sent, not from what was not.
+    until(lambda: len(rig.sent) == sent + 1)
+    assert "no publisher" in rig.runner.holding
+    assert_brakes(rig.sent[sent], rig.sent[sent - 1])
+    assert output.stamp_ns > stamp
+    np.testing.assert_array_equal(output._schedule.reference.sample(rig.now), reference.sample(rig.now))
+    assert rig.runner.close(20)
+
+
+def test_a_brake_that_cannot_be_sent_is_sent_the_next_time(embodiment: Embodiment) -> None:
+    now, sent, fails = [START_NS], [], [RuntimeError("no publisher")]
+
+    def send(messages: Any) -> None:
+        if len(sent) == 1 and fails:
+            raise fails.pop()
+        sent.append(messages)
+
+    output = TrajectoryOutput(embodiment, ScheduleSettings(), send, lambda: now[0])
+    state = np.zeros(embodiment.action_size)
+    output.chunk(0.5 * np.linspace(0, 0.4, 50)[:, None] * np.ones(embodiment.action_size), START_NS, state)
+    now[0] += 500 * MS
+    with pytest.raises(RuntimeError):
+        output.hold()
+    assert output.hold()
+    assert not output.hold()
+    assert len(sent) == 2

@@ -154,6 +154,9 @@ def test_a_datasets_statistics_give_what_the_same_ones_of_the_bags_give(
     assert calibrate(base, "dataset_s", "--statistics", dataset) == 0
     meta = json.loads((tmp_path / "dataset_s" / "calibration.json").read_text())
     assert (meta["statistics"]["source"], meta["statistics"]["path"]) == ("dataset", str(dataset))
+    report = (tmp_path / "dataset_s" / "report.html").read_text()
+    assert str(dataset) in report
+    assert str(meta["statistics"]["values"][STATE]["mean"][0]) not in report
     bags = json.loads((tmp_path / "bags" / "calibration.json").read_text())
     assert meta["statistics"]["values"] == bags["statistics"]["values"]
     assert (tmp_path / "bags" / "cka.npz").read_bytes() == (tmp_path / "dataset_s" / "cka.npz").read_bytes()

@@ -90,4 +90,7 @@ def _write(calibration: "Calibration", folder: Path, plan: Mapping[str, ModulePl
         )
         measured = {"adjacent": adjacent[name], "mse": calibration.mse[name], "cosine": calibration.cosine[name]}
         modules.append({"name": name, **calibration.meta["modules"][name], **measured, **module_plan})
-    write_report(folder, {"meta": calibration.meta, "modules": modules, "command": command})
+    meta = dict(calibration.meta)
+    if "statistics" in meta:  # some hundred numbers, which calibration.json has
+        meta["statistics"] = {key: value for key, value in meta["statistics"].items() if key != "values"}
+    write_report(folder, {"meta": meta, "modules": modules, "command": command})

@@ -234,7 +234,7 @@ def test_raw_values_are_warned_of(
     embodiment, checkpoint = robot(tmp_path, "cam_front", "cam_wrist"), raw(name)
     capsys.readouterr()
     assert calibrate(checkpoint, "out", embodiment=embodiment) == 0
-    warning = "it has no statistics for observation.state and action: lerobot uses raw values"
+    warning = "no statistics for observation.state and action: lerobot uses raw values"
     captured = capsys.readouterr()
     assert captured.err.startswith(f"warning: {warning}")
     assert "--statistics bags" in captured.err

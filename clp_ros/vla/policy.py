@@ -366,7 +366,8 @@ class LoadedPolicy:
 
 def raw_values(features: Collection[str]) -> str:
     """The sentence for features that lerobot does not normalise, though the policy was trained on normalised ones."""
-    return f"it has no statistics for {' and '.join(features)}: lerobot uses raw values, which it was not trained on"
+    names = " and ".join(features)
+    return f"no statistics for {names}: lerobot uses raw values, which the policy was not trained on"
 
 
 @contextlib.contextmanager

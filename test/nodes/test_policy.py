@@ -345,7 +345,7 @@ def test_a_wrong_parameter_can_be_set_right_and_only_then(
         assert not driver.change(Transition.TRANSITION_CONFIGURE)
         for wrong, words in (
             (spoiled, "the statistic 'action.mean' is not finite"),
-            (raw, "it has no statistics for observation.state and action: lerobot uses raw values"),
+            (raw, "no statistics for observation.state and action: lerobot uses raw values"),
         ):
             assert peer.set_parameters("/policy", checkpoint=str(wrong)) == [""]
             assert not driver.change(Transition.TRANSITION_CONFIGURE)

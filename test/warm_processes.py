@@ -46,7 +46,7 @@ LIBRARIES = (
 
 
 @functools.cache
-def _server() -> ForkServerContext:
+def server() -> ForkServerContext:
     """The server's context; the first call starts the server.
 
     What the Hugging Face libraries read from the environment when they are imported holds for all programs: no network,
@@ -95,7 +95,7 @@ class Program:
         for file in files:
             Path(file).write_bytes(b"")
         given = (list(map(str, command)), files, dict(env or os.environ), str(cwd or Path.cwd()), _plain_path())
-        self._process = _server().Process(target=_run, args=given)
+        self._process = server().Process(target=_run, args=given)
         self._process.start()
 
     @property

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm_processes
 
 from clp_ros.errors import ClpError
 from clp_ros.pruning.benchmark import RATIOS, benchmark
@@ -20,6 +21,13 @@ def pruned(tiny_checkpoint, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("benchmark") / "pruned"
     prune_checkpoint(tiny_checkpoint, folder, {"vlm": (1, 2, 5, 6, 14, 15)})
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _warm_workers(monkeypatch):
+    """Workers that have imported lerobot. The command line's own test has new interpreters, as users have."""
+    context = warm_processes.server()
+    monkeypatch.setattr("clp_ros.pruning.measurement.multiprocessing.get_context", lambda method: context)
 
 
 @pytest.fixture

@@ -21,8 +21,16 @@ def shallow(tiny_checkpoint, tmp_path_factory):
     return folder
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_compiled_actions_are_the_eager_ones(shallow):
+_NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+
+
+# Most of the time is the C++ compiler's. What torch captures and rewrites of the step is the same without it.
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, _NEEDS_COMPILER])])
+def test_compiled_actions_are_the_eager_ones(shallow, monkeypatch, backend):
+    if backend != "inductor":
+        compiled = torch.compile
+        monkeypatch.setattr(torch, "compile", lambda step, mode: compiled(step, backend=backend))
+    torch._dynamo.utils.counters.clear()
     found = verify(shallow, compiled=True)
     assert found["compiled_tolerance"] == COMPILED_TOLERANCE["float32"] == 1e-4
     assert 0 <= found["compiled_difference"] <= 1e-4

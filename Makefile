@@ -30,30 +30,48 @@ READY := $(VENV)/.ready-$(ROS)
 VENV_05 := .venv-lerobot-0.5
 READY_05 := $(VENV_05)/.ready
 REQUIREMENTS_05 := requirements-lerobot-0.5.txt
-TESTS_05 := test/vla test/pruning test/test_base_models.py test/test_cli.py test/test_layouts.py test/test_lerobot_train.py test/test_plugin.py test/test_strict_model.py
+TESTS_05 := test/vla test/pruning test/test_base_models.py test/test_cli.py test/test_layouts.py test/test_lerobot_train.py test/test_plugin.py
 
 PACKAGES := setup.py setup.cfg package.xml lerobot_policy_clp/pyproject.toml
 
-.PHONY: help demo test test-lerobot-0.5 lint setup setup-lerobot-0.5 clean
+.PHONY: help demo test test-parallel test-real-time test-all test-lerobot-0.5 lint setup setup-lerobot-0.5 clean
 help:
-	@echo "make demo | test | test-lerobot-0.5 | lint | setup | setup-lerobot-0.5 | clean"
+	@echo "make demo | test | test-all | test-lerobot-0.5 | lint | setup | setup-lerobot-0.5 | clean"
 
 demo: $(READY)
 	@$(VENV)/bin/clp demo --overwrite
+
+# What `make test` leaves out is marked slow (pyproject.toml): `make test-all`, once a day, runs that too.
+ifndef SLOW
+NOT_SLOW := and not slow
+endif
+PARALLEL := -n 2 --dist loadfile
+TEST_PARALLEL = $(VENV)/bin/python -m pytest $(PARALLEL) -m "not real_time $(NOT_SLOW)"
+TEST_REAL_TIME = $(VENV)/bin/python -m pytest -m "real_time $(NOT_SLOW)"
 
 # Two at a time, but for the tests that talk to nodes in real time: those want the machine to themselves. Both halves
 # run, whatever the first one says, unless it is interrupted. A half that finds no test (pytest's exit code 5) has failed.
 test: $(READY)
 	@trap 'exit 130' INT TERM; first=0; second=0; \
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not real_time" || first=$$?; \
-	$(VENV)/bin/python -m pytest -m real_time || second=$$?; \
+	$(TEST_PARALLEL) || first=$$?; \
+	$(TEST_REAL_TIME) || second=$$?; \
 	[ $$first = 0 ] || echo "make test: the tests that run two at a time failed (exit code $$first)" >&2; \
 	[ $$second = 0 ] || echo "make test: the tests in real time failed (exit code $$second)" >&2; \
 	exit $$(( first || second ))
 
-# A sourced ROS 2 puts its own pytest plugins in PYTHONPATH, and their needs are not met here.
+test-parallel: $(READY)
+	@$(TEST_PARALLEL)
+
+test-real-time: $(READY)
+	@$(TEST_REAL_TIME)
+
+test-all:
+	@$(MAKE) --no-print-directory --keep-going test test-lerobot-0.5 SLOW=1
+
+# What rests on lerobot (the mark is set in test/conftest.py); the rest is the same with either. A sourced ROS 2 puts its
+# own pytest plugins in PYTHONPATH, and their needs are not met here.
 test-lerobot-0.5: $(READY_05)
-	@env -u PYTHONPATH $(VENV_05)/bin/python -m pytest -n 2 --dist loadfile $(TESTS_05)
+	@env -u PYTHONPATH $(VENV_05)/bin/python -m pytest $(PARALLEL) -m "lerobot $(NOT_SLOW)" $(TESTS_05)
 
 lint: $(READY)
 	@$(VENV)/bin/ruff format --check .

@@ -15,22 +15,35 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(Path(__file__).parent))
 
 # First, so that two workers that take a file each end at about the same time.
-_LONG = ("test_lerobot_train.py", "test_cli.py", "test_processes.py", "test_flops.py", "test_benchmark.py")
+_LONG = (
+    *("test_lerobot_train.py", "test_layouts.py", "test_benchmark.py", "test_cli.py", "test_surgery.py"),
+    *("test_removals.py", "test_processes.py", "test_flops.py", "test_plugin.py"),
+)
 # The demonstration starts a robot and a policy node of its own, and plays in real time.
 _REAL_TIME = ("test_demo.py",)
+# What rests on lerobot's own code: tests with a checkpoint that lerobot made, and these, which make theirs.
+_LEROBOT_FIXTURES = {"tiny_checkpoint", "family_checkpoint"}
+_LEROBOT = ("test_lerobot_train.py", "test_plugin.py", "test_layouts.py", "test_base_models.py")
+# Not these: reading headers and splitting work over processes know nothing of lerobot.
+_NOT_LEROBOT = ("test_checkpoint.py", "test_processes.py")
 
 _bag_numbers = itertools.count()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests in real time, which want the machine to themselves: ``make test`` runs them after the others.
+    """Marks the tests that rest on lerobot, and those in real time.
 
+    The latter want the machine to themselves: ``make test`` runs them after the others.
     Where a test plays the robot, a machine that stops it for some tenths of a second makes a camera die. Such a test
     is tried up to twice more, and reported as rerun.
     """
     items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
     for item in items:
-        if "ros_domain" in getattr(item, "fixturenames", ()) or item.path.name in _REAL_TIME:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        rests = item.path.parent.name == "vla" or item.path.name in _LEROBOT or fixtures & _LEROBOT_FIXTURES
+        if rests and item.path.name not in _NOT_LEROBOT:
+            item.add_marker(pytest.mark.lerobot)
+        if "ros_domain" in fixtures or item.path.name in _REAL_TIME:
             item.add_marker(pytest.mark.real_time)
             item.add_marker(pytest.mark.flaky(reruns=2))
 

@@ -414,17 +414,32 @@ exit {codes[1]}
     assert [f"exit code {code}" in result.stderr for code in codes if code] == [True for code in codes if code]
 
 
-def test_ci_runs_every_part_whatever_fails(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_idle_scheduling", [True, False])
+def test_ci_runs_every_part_whatever_fails(tmp_path: Path, has_idle_scheduling: bool) -> None:
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
-    targets = "lint", "test", "test-lerobot-0.5"
+    chrt = tmp_path / "bin" / "chrt"
+    chrt.parent.mkdir()
+    chrt.write_text('#!/bin/sh\nshift 2\nexec "$@"\n' if has_idle_scheduling else "#!/bin/sh\nexit 1\n")
+    chrt.chmod(0o755)
+    env = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}
+    env["PATH"] = f"{chrt.parent}:{env['PATH']}"
+    targets = "setup", "setup-lerobot-0.5", "lint", "test-parallel", "test-real-time", "test-lerobot-0.5"
     for failing in (*targets, None):
         rules = "\n".join(f"{name}:\n\t@echo ran {name}; exit {int(name == failing)}" for name in targets)
         (tmp_path / "Makefile").write_text(rules + "\n")
-        env = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}
         result = subprocess.run([tmp_path / ".ci" / "run"], env=env, capture_output=True, text=True, check=False)
         assert [line for line in result.stdout.splitlines() if line.startswith("ran")] == [f"ran {x}" for x in targets]
         assert (result.returncode == 0) == (failing is None)
+
+
+def test_what_is_slow_runs_in_test_all_only(makefile: Path) -> None:
+    for target in ("test", "test-lerobot-0.5"):
+        commands = make(makefile, "-n", target, PYTHON="python3").stdout
+        assert commands.count("-m pytest") == commands.count("and not slow") > 0
+    commands = make(makefile, "-n", "test-all", PYTHON="python3").stdout
+    assert commands.count("-m pytest") == 3
+    assert "not slow" not in commands
 
 
 def test_make_says_what_is_missing(makefile: Path) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 import torch
 
-# Imported by the server; the first that is not installed here is skipped, like every module that imports it.
+# Imported by the server, where they are installed.
 LIBRARIES = (
     "torch",
     "torchvision",

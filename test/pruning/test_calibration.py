@@ -217,6 +217,7 @@ def test_a_layer_that_gives_nan_is_named(tiny_policy, recording, module, layer):
             weight.copy_(before)
 
 
+@pytest.mark.lerobot
 @pytest.mark.parametrize("seed", [1, 2])
 def test_layers_that_do_little_rank_as_redundant_and_the_best_allowed_set_goes(tmp_path, recording, seed):
     from clp_ros.robots.features import embodiment_features
@@ -251,6 +252,7 @@ def test_layers_that_do_little_rank_as_redundant_and_the_best_allowed_set_goes(t
     assert np.median(gains[removed - 1]) < np.median(np.delete(gains, removed - 1))
 
 
+@pytest.mark.lerobot
 def test_a_robot_that_does_not_fit_the_policy_is_refused(tmp_path, recording):
     with quiet():
         family_named("smolvla").make_checkpoint("tiny", tmp_path, tmp_path, LIBERO, 0)

@@ -593,7 +593,9 @@ def test_killed_at_any_file_operation_it_leaves_nothing_that_loads(source: Path,
     assert [path.name for path in output.parent.iterdir()] == ["pruned"]  # what the killed ones left is gone
 
 
-def test_clp_prune_killed_at_any_time_leaves_nothing_that_loads(source: Path, tmp_path: Path):
+# At every file operation the test above kills it; this one, in between as well.
+@pytest.mark.parametrize("kills", [6, pytest.param(24, marks=pytest.mark.slow)])
+def test_clp_prune_killed_at_any_time_leaves_nothing_that_loads(source: Path, tmp_path: Path, kills: int):
     tensors, rng = synthetic_tensors(), np.random.default_rng(0)
     for layer in range(LAYERS):
         tensors[layer_key("vlm", layer, "wide")] = rng.integers(-128, 127, 10 * 2**20, np.int8)
@@ -610,7 +612,7 @@ def test_clp_prune_killed_at_any_time_leaves_nothing_that_loads(source: Path, tm
     seconds = time.monotonic() - start
     whole = _listing(output)
     killed = []
-    for part in np.linspace(0.2, 1.0, 24):
+    for part in np.linspace(0.2, 1.0, kills):
         shutil.rmtree(output, ignore_errors=True)
         with _process(command, *arguments) as process:
             time.sleep(part * seconds)

@@ -48,10 +48,12 @@ def run(arguments: Sequence[str] | None = None) -> None:
         SystemExit: Wrong usage, or --help.
     """
     from clp_ros.cli.parser import make_parser
+    from clp_ros.vla.threads import using_threads
 
     options = make_parser().parse_args(arguments)
     output = getattr(options, "output", None)
     if output is not None and not output.name.strip("."):
         # "." has no name to make another of, and is no place to stand once the folder has been put in its place.
         options.output = output.resolve()
-    options.run(options)
+    with using_threads(getattr(options, "threads", 0)):
+        options.run(options)

@@ -111,6 +111,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     demo = _command(commands, "demo", jobs.demo, "all of the above on the recorded demonstration")
     demo.add_argument("--output", type=Path, default=Path("demo_output"), help="folder (default: %(default)s)")
+    for command in (calibrate, bench, make, check, demo):
+        _threads(command)
     for command in (calibrate, prune, make, record, demo):
         command.add_argument("--overwrite", action="store_true", help="replace an output folder that is not empty")
     for command in (calibrate, prune, inspect, bench, make, check, record):
@@ -122,6 +124,12 @@ def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], None]
     command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     command.set_defaults(run=run)
     return command
+
+
+def _threads(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--threads", type=_at_least_one, default=0, help="torch's threads on the CPU (default: as many as it takes)"
+    )
 
 
 def _device(command: argparse.ArgumentParser, default: str = "auto") -> None:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +25,7 @@ from clp_ros.control.guard import OUTSIDE, Finding, Guard
 from clp_ros.control.inputs import Incomplete, LiveInputs
 from clp_ros.control.output import Planned, TrajectoryOutput
 from clp_ros.control.pace import Pace, Watch
+from clp_ros.control.processor_share import ProcessorShare
 from clp_ros.control.run_log import RunLog
 from clp_ros.control.safety import Outside
 from clp_ros.control.session import Session
@@ -78,6 +80,7 @@ class ChunkRunner:
         failed: Called, by a thread of its own, when there were too many faults or the guard failed. Nothing is sent any
             more then.
         log: Where every chunk and fault is written down.
+        processor: Tells when the policy waits for the processor; None where it does not run on one.
         serialise: Makes of trajectories, one a controller, what is sent. Called as ``send`` is, but the worker calls it
             while others may send.
 
@@ -106,6 +109,7 @@ class ChunkRunner:
         watch: Watch | None = None,
         failed: Callable[[str], None] | None = None,
         log: RunLog | None = None,
+        processor: ProcessorShare | None = None,
         serialise: Callable[[list[Trajectory]], Any] = lambda trajectories: trajectories,
     ) -> None:
         self.instruction = instruction
@@ -120,6 +124,7 @@ class ChunkRunner:
         self._watch = watch or Watch()
         self._failed = failed or (lambda _: None)
         self._log = log or RunLog(None)
+        self._processor = processor
         self._output = TrajectoryOutput(embodiment, self._schedule, send, clock_ns, serialise)
         self._guard = Guard(inputs, self._output, self._watch, clock_ns)
         self._told: dict[str, float] = {}
@@ -285,9 +290,10 @@ class ChunkRunner:
         decoded = time.perf_counter()
         self.statistics.record("decode", (decoded - started) * 1e3)
         self._working_s = begun_s = time.monotonic()
-        chunk = self._policy.predict_chunk(
-            observation.images, observation.state, self.instruction, **self._continuing(session, now)
-        )
+        with self._processor.measured() if self._processor else nullcontext():
+            chunk = self._policy.predict_chunk(
+                observation.images, observation.state, self.instruction, **self._continuing(session, now)
+            )
         self._working_s, worked_s = None, time.monotonic() - begun_s
         predicted = time.perf_counter()
         self.statistics.record("inference", (predicted - decoded) * 1e3)

@@ -54,6 +54,7 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
         "What to normalise by where the checkpoint has no statistics: a LeRobotDataset's folder, or bags for the "
         "demonstrations' own; empty: the checkpoint's",
     ),
+    "threads": (0, "Threads that torch computes with on the CPU; 0: as many as it takes by itself"),
     "idle_timeout": (5.0, "Seconds of silence on all topics, after the first message, that end the listening"),
 }
 _NEXT = "ros2 service call /pruning/prune std_srvs/srv/Trigger"
@@ -112,7 +113,9 @@ class CalibrationNode(Node):
         from clp_ros.pruning.plan import default_plan
         from clp_ros.report.calibration_report import write_calibration
         from clp_ros.vla.policy import load_policy
+        from clp_ros.vla.threads import set_threads
 
+        set_threads(self.get_parameter("threads").value)
         checkpoint = checkpoint_folder(self)
         output = output_folder(self, checkpoint, "calibration")
         overwrite = self.get_parameter("overwrite").value

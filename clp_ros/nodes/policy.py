@@ -37,6 +37,7 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from clp_ros.control.inputs import LiveInputs
+from clp_ros.control.processor_share import ProcessorShare
 from clp_ros.control.runner import TELL_AGAIN_S, ChunkRunner
 from clp_ros.errors import ClpError
 from clp_ros.nodes import policy_settings as settings
@@ -56,6 +57,7 @@ from clp_ros.robots.task import load_task
 from clp_ros.robots.trajectory import Trajectory
 from clp_ros.settings import did_you_mean
 from clp_ros.vla.compilation import compile_policy
+from clp_ros.vla.threads import set_threads
 
 # How long a running inference is waited for when the node is cleaned up or ends.
 _CLOSE_S = 30.0
@@ -201,6 +203,7 @@ class PolicyNode(ManagedNode):
         embodiment = given_embodiment(self)
         task = load_task(self._given("task", "a name under config/tasks, or an instruction"), embodiment)
         self.get_logger().info(f"loading {checkpoint}")
+        set_threads(settings.threads(self))  # before anything computes
         import cv2  # noqa: F401 - takes a second, which the first image would have to wait
 
         self._controllers = ControllerNodes(self, embodiment)  # discovered while the policy is loaded
@@ -243,10 +246,16 @@ class PolicyNode(ManagedNode):
             watch=watch,
             failed=self._fail,
             log=settings.run_log(self),
+            processor=self._processor_share(policy),
             serialise=self._serialise,
         )
         self._listen(embodiment)
         self.get_logger().info(f"{embodiment.name}: {task.instruction}")
+
+    def _processor_share(self, policy: Any) -> ProcessorShare | None:
+        """None on a GPU: there the thread waits for the GPU."""
+        on_cpu = getattr(policy, "device", None) == "cpu"
+        return ProcessorShare(partial(self._tell, logging.WARNING)) if on_cpu else None
 
     def _check_names(self) -> None:
         """Refuses parameters that do not exist: rclpy ignores them, and a misspelt one would do nothing."""

@@ -31,6 +31,7 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
     ),
     "task": ("", "The instruction: a name under config/tasks, a YAML file, or the sentence itself"),
     "device": ("auto", "Where the policy runs: auto, cpu, cuda or cuda:N"),
+    "threads": (0, "Threads that torch computes with on the CPU; 0: as many as it takes by itself"),
     "compile": (False, "Whether to compile the policy's denoising step with torch.compile, while configuring"),
     "replan_steps": (-1, "Control steps between chunks; 0: as fast as frames come; -1: the task's execution length"),
     "rate_hz": (0.0, "Most chunks a second; 0: no limit"),
@@ -113,6 +114,15 @@ def watch(node: Node) -> Watch:
         _number(node, "policy_timeout", above=0),
         _number(node, "max_faults", 0),
     )
+
+
+def threads(node: Node) -> int:
+    """How many threads torch computes with: ``threads``.
+
+    Raises:
+        ClpError: It is negative.
+    """
+    return _number(node, "threads", 0)
 
 
 def run_log(node: Node) -> RunLog:

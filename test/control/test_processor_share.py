@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a policy is said to wait for the processor."""
+
+import pytest
+
+from clp_ros.control.processor_share import IN_A_ROW, RATIO, ProcessorShare
+
+
+class Clocks:
+    """Two clocks that the test moves."""
+
+    def __init__(self) -> None:
+        self.wall_s, self.cpu_s = 100.0, 7.0
+        self.told: list[str] = []
+        self.share = ProcessorShare(self.told.append, lambda: self.wall_s, lambda: self.cpu_s)
+
+    def chunk(self, wall_s: float, cpu_s: float) -> None:
+        with self.share.measured():
+            self.wall_s += wall_s
+            self.cpu_s += cpu_s
+
+
+@pytest.fixture
+def clocks() -> Clocks:
+    return Clocks()
+
+
+def test_it_is_told_once(clocks: Clocks) -> None:
+    for _ in range(IN_A_ROW - 1):
+        clocks.chunk(2.1, 0.7)
+    assert clocks.told == []
+    clocks.chunk(2.1, 0.7)
+    (told,) = clocks.told
+    assert "took 2.10 s, its thread ran for 0.70 s" in told
+    assert "threads" in told
+    for _ in range(3 * IN_A_ROW):
+        clocks.chunk(1, 1)
+        clocks.chunk(2.1, 0.7)
+    assert len(clocks.told) == 1
+
+
+def test_a_policy_that_gets_the_processor_is_not_told(clocks: Clocks) -> None:
+    for _ in range(10):
+        clocks.chunk(1, 1)
+        clocks.chunk(1, 1.01 / RATIO)
+        clocks.chunk(0.001, 0)  # too short to judge
+    assert clocks.told == []
+
+
+def test_what_lasts_is_told_and_not_what_happens_now_and_then(clocks: Clocks) -> None:
+    for _ in range(10):
+        clocks.chunk(3, 0.1)
+        clocks.chunk(1, 1)
+    assert clocks.told == []
+
+
+def test_a_chunk_that_fails_does_not_count(clocks: Clocks) -> None:
+    for _ in range(10):
+        with pytest.raises(RuntimeError), clocks.share.measured():
+            clocks.wall_s += 5
+            raise RuntimeError
+    assert clocks.told == []

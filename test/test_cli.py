@@ -97,7 +97,9 @@ def test_calibrate_prune_verify_benchmark(there, tiny_calibration, recording):
     found = prints_json("verify", "my calibration_pruned", cwd=there)
     assert (found["pruned"], found["source"], found["chunk"]) == (True, "unchanged", [50, 14])
     assert found["parameters"] == pruned["parameters"]["after"]
-    result = prints_json("benchmark", "base", "my calibration_pruned", "--runs", "1", "--no-train-step", cwd=there)
+    quick = ["--runs", "1", "--no-train-step", "--threads", "2"]
+    result = prints_json("benchmark", "base", "my calibration_pruned", *quick, cwd=there)
+    assert [each["threads"] for each in result["checkpoints"]] == [2, 2]
     assert [each["parameters"] for each in result["checkpoints"]] == [
         pruned["parameters"][k] for k in ("before", "after")
     ]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop without ROS: a clock that tests set, messages that tests add. What it does on a robot is in test_policy."""
 
+import itertools
 import json
 import logging
 import threading
@@ -19,6 +20,7 @@ from clp_ros.control.chunk_schedule import ScheduleSettings
 from clp_ros.control.inputs import Incomplete, LiveInputs
 from clp_ros.control.output import TrajectoryOutput
 from clp_ros.control.pace import Pace, Watch
+from clp_ros.control.processor_share import ProcessorShare
 from clp_ros.control.run_log import RunLog
 from clp_ros.control.runner import ChunkRunner
 from clp_ros.control.statistics import WINDOW, Statistics
@@ -48,6 +50,7 @@ class Rig:
         predict: Callable[..., np.ndarray] | None = None,
         log: RunLog | None = None,
         schedule: ScheduleSettings | None = None,
+        processor: ProcessorShare | None = None,
     ) -> None:
         self.now = START_NS
         self.cameras = [camera.topic for camera in embodiment.cameras.values()]
@@ -73,6 +76,7 @@ class Rig:
             failed=self.failures.append,
             log=log,
             schedule=schedule,
+            processor=processor,
         )
 
     def _predict(self, images: dict[str, np.ndarray], state: np.ndarray, task: str, **continuing: int) -> np.ndarray:
@@ -151,6 +155,19 @@ def test_a_chunk_is_made_of_a_set_of_frames_that_is_new_in_every_camera(make: Ca
     assert rig.sent[0][0].start_ns == rig.now
     np.testing.assert_allclose(rig.sent[0][0].velocities, 0.0, atol=1e-6)
     rig.quiet()
+
+
+def test_a_policy_that_waits_for_the_processor_is_told_once(embodiment: Embodiment) -> None:
+    told: list[str] = []
+    wall = itertools.count(0, 2).__next__  # each chunk takes 2 s, in which its thread does not run
+    rig = Rig(embodiment, Pace(0), processor=ProcessorShare(told.append, wall, lambda: 0.0)).started()
+    try:
+        for number in range(1, 6):
+            rig.frames()
+            until(lambda number=number: len(rig.sent) == number)
+            assert len(told) == (number >= 3)
+    finally:
+        assert rig.runner.close(20)
 
 
 def test_a_frame_older_than_its_cameras_period_waits_for_the_next(make: Callable[..., Rig]) -> None:

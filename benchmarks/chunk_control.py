@@ -19,7 +19,8 @@ sends each chunk whole, with velocities and without the steps that have passed, 
 clp_ros's modes: a chunk every 40 steps, every 10, and at once when the last is sent.
 
 With --results, each run is a line of JSON in a file, and runs that are there already are not made again: a long matrix
-can be split by its arguments, interrupted, and gone on with. --summary prints the table of a file.
+can be split by its arguments, interrupted, and gone on with. --summary prints the table of a file. --series follows the
+recorded chunks of a trained policy instead.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ from pathlib import Path
 
 import numpy as np
 
-from clp_ros.control.chunk_schedule import MODES, Mode, ScheduleSettings
-from clp_ros.control.safety import Limits
+from clp_ros.control.chunk_schedule import MODES, ChunkSchedule, Mode, ScheduleSettings
+from clp_ros.control.safety import Limits, excess
+from clp_ros.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
 from clp_ros.robots.trajectory import split_trajectory
 from clp_ros.simulation.closed_loop import START_NS, Controllers, Expert, Run, ScheduledSender, Sender, play
@@ -348,6 +350,43 @@ def table(runs: list[dict]) -> int:
     return len(missed)
 
 
+def series(file: Path) -> int:
+    """Prints how the recorded chunks of a trained policy are followed; returns how many were refused.
+
+    Each run's chunks come in a row, from a robot that is where the last ones led it. They were recorded without limits:
+    wrist_3 is asked for more than its velocity limit.
+
+    Args:
+        file: An archive with ``run``, ``step``, ``state`` and ``chunk``, of a ur5.
+    """
+    embodiment = load_embodiment("ur5")
+    limits, period = Limits.of(embodiment), embodiment.period_ns
+    with np.load(file) as archive:
+        runs, steps, states, chunks = (archive[name] for name in ("run", "step", "state", "chunk"))
+    print("| mode | latency ms | chunks | refused | limits used | largest distance to the chunk, by joint rad |")
+    print("| --- " * 6 + "|")
+    refused = 0
+    for mode, latency_ms in product(MODES, LATENCIES_MS):
+        largest, distances, failed = 0.0, [], 0
+        for one in np.unique(runs):
+            schedule = ChunkSchedule(limits, period, ScheduleSettings(mode=mode))
+            for number in np.flatnonzero(runs == one):
+                observed = START_NS + int(steps[number]) * period
+                now = observed + latency_ms * 1_000_000
+                followed = schedule.reference
+                here = states[number] if followed is None else followed.sample(now)[0]
+                try:
+                    distances.append(schedule.add(chunks[number], observed, now, here).deviation)
+                except ClpError:
+                    failed += 1
+                else:
+                    largest = max(largest, excess(schedule.reference, limits).factor)
+        joints = " ".join(f"{distance:.2f}" for distance in np.max(distances, axis=0))
+        print(f"| {mode} | {latency_ms} | {len(runs)} | {failed} | {largest:.4f} | {joints} |", flush=True)
+        refused += failed
+    return refused
+
+
 _KEYS = ("robot", "seed", "latency", "noise", "way", "pace")
 
 
@@ -361,7 +400,10 @@ def main() -> int:
     parser.add_argument("--ways", nargs="+", choices=sorted({way for way, _ in WAYS}), help="(default: all)")
     parser.add_argument("--results", type=Path, help="a file of JSON lines that is gone on with")
     parser.add_argument("--summary", action="store_true", help="run nothing, print what is in --results")
+    parser.add_argument("--series", type=Path, help="run nothing, follow the recorded chunks of this .npz")
     options = parser.parse_args()
+    if options.series is not None:
+        return 1 if series(options.series) else 0
     done: dict[tuple, dict] = {}
     if options.results is not None and options.results.exists():
         for line in options.results.read_text().splitlines():

@@ -286,7 +286,8 @@ class ChunkSchedule:
         gap = np.abs(wanted - begins[0])
         # It begins where the arm was when it was observed, or goes on as the last one did. How far the limits have kept
         # the arm from it since then is not its fault.
-        gaps = [gap, np.abs(chunk.positions[0] - old.reference.sample(observed_ns + self._period_ns)[0])]
+        first = (chunk.at(time)[0] - old.reference.sample(time)[0] for time in (observed_ns, chunk.first_ns))
+        gaps = [gap, *map(np.abs, first)]
         gaps += [np.abs(wanted - one.at(splice_ns)[0]) for one in old.chunks[-1:] if one.last_ns >= splice_ns]
         self._check_distance(np.min(gaps, axis=0), "the chunk begins {} from where the arm is", _BRING)
         head, started_ns = Head.going_on(feasible[:ORDER]), old.started_ns

@@ -30,6 +30,11 @@ class Chunk:
     period_ns: int
 
     @property
+    def first_ns(self) -> int:
+        """When its first step is."""
+        return self.observed_ns + self.period_ns
+
+    @property
     def last_ns(self) -> int:
         """When its last step is."""
         return self.observed_ns + len(self.positions) * self.period_ns

@@ -5,8 +5,8 @@
 
 Two ALOHA arms (14 joints), chunks of 100 steps of a scripted expert with white noise (mrad), a chunk each control step
 (`at once`) or every 10, in every mode; an ensemble at once is of up to 98 chunks. `join` is from the chunk to the
-messages' content; `locked` is what is done while the lock is held that the guard and ~/stop need. Milliseconds of wall
-and of processor time: the computer's other work counts in the first alone.
+messages' content, in wall and in processor time: the computer's other work counts in the first alone. `locked` is the
+processor time that is spent with the lock held that the guard and ~/stop need, less what publishing takes.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def measured(mode: str, every: int, chunks: int, noise: float) -> tuple[float, .
         planned = output.plan(chunk, now, (here - offset) / scale)
         joined, done = time.perf_counter(), time.thread_time()
         output.send(planned)
-        times.append((joined - begun, done - worked, time.perf_counter() - joined))
+        times.append((joined - begun, done - worked, time.thread_time() - done))
         here = planned.plan.after.reference.sample(now + every * embodiment.period_ns)[0]
     wall, processor, locked = 1e3 * np.array(times[20:]).T
     return (*np.percentile(wall, [50, 99]), *np.percentile(processor, [50, 99]), float(np.percentile(locked, 99)))

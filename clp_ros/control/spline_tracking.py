@@ -28,8 +28,9 @@ _CUT_OFF_HZ = 4.5
 # Bounds of the penalty. Below, the program is badly conditioned; above, a chunk is smoothed over all of its length.
 _LEAST_PENALTY, _LARGEST_PENALTY = 0.1, 1e4
 # After the last target the change of acceleration counts by this share, and the squared velocity so much that it fades
-# within about twice this time: else the spline would swing back rather than change its acceleration.
-_TAIL_SHARE, _SLOWING_S = 0.01, 0.08
+# within about twice this time, or four control steps. Else the spline would swing back rather than change its
+# acceleration.
+_TAIL_SHARE, _SLOWING_S = 0.001, 0.04
 # Share of the velocity and acceleration limits that the programs use; what is left is for rounding.
 INNER = 1 - 1e-4
 # Tolerance of the solver, and of adding a bound that was left out: far below what INNER leaves.
@@ -235,7 +236,7 @@ def _objective(
     last = len(targets.weights)
     matrix[last:, last:] -= (1 - _TAIL_SHARE) * change * _gram(count - last, 3)
     last += ORDER - 1
-    matrix[last:, last:] += _TAIL_SHARE * change * (period_s / _SLOWING_S) ** 4 * _gram(count - last, 1)
+    matrix[last:, last:] += _TAIL_SHARE * change * min(period_s / _SLOWING_S, 0.5) ** 4 * _gram(count - last, 1)
     weights, shares = targets.weights, basis(targets.shares)
     # (intervals, 4, joints): the sources' weighted positions, by the coefficient they act on.
     pulls = (weights[:, None, :] * shares.T) @ (targets.positions - origin)

@@ -76,8 +76,8 @@ def test_the_program_is_solved(seed: int, noise: float, share: float, speed: flo
     count = len(found)
     design = BSpline.design_matrix((np.arange(12) + share) * PERIOD, (np.arange(count + 4) - 3) * PERIOD, 3).toarray()
     third, first = np.diff(np.eye(count), n=3, axis=0), np.diff(np.eye(count), axis=0)[14:]
-    weight = penalty(PERIOD) * np.where(np.arange(count - 3) < 12, 1.0, 0.01)
-    slowing = weight[-1] * (PERIOD / 0.08) ** 4  # after the last target
+    weight = penalty(PERIOD) * np.where(np.arange(count - 3) < 12, 1.0, 0.001)
+    slowing = weight[-1] * 0.5**4  # after the last target
 
     def objective(c: np.ndarray) -> float:
         off, changes, speeds = design @ c - wanted[:, 0], third @ c, first @ c
@@ -176,6 +176,20 @@ def test_a_stop_is_as_short_as_the_deceleration_allows() -> None:
     seconds = (len(braked) - 3) * PERIOD
     assert speed / 5.0 <= seconds <= speed / 5.0 + 3 * PERIOD
     assert (np.diff(braked, n=2, axis=0) <= 1e-15).all()  # it only ever brakes
+
+
+def test_it_comes_to_rest_where_its_last_target_is() -> None:
+    """Though it has to brake hard at the end, as a gripper that is told to close and hears no more."""
+    bound = limits(acceleration=np.inf, reach=0.8)
+    head = np.zeros((3, 1))
+    way = track(Head.going_on(head), head, one(np.full((45, 1), 0.8)), bound, PERIOD, 25)[:, 0]
+    assert way[47] > 0.77
+    assert way[47:].min() > 0.73
+    assert np.abs(np.diff(way[60:])).max() < 0.05 * PERIOD
+    # And from a motion it goes on little.
+    at = np.arange(50) * PERIOD
+    way = track(Head.going_on(head), head, one(0.5 * (1 - np.cos(2 * at))[:, None]), bound, PERIOD, 25)[:, 0]
+    assert -0.01 < way[-1] - way[52] < 0.05
 
 
 def test_without_a_way_it_is_said_which_joint() -> None:

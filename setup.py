@@ -36,6 +36,7 @@ setup(
     install_requires=[
         "backports.zstd; python_version < '3.14'",
         "daqp>=0.8,<0.12",
+        "huggingface_hub>=1.0,<2",
         "Jinja2>=3",
         "lerobot[pi,smolvla,training]>=0.5.1,<0.7",
         "lz4",

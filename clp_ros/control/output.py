@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes to the controllers: chunks joined by the schedule, and the stop when there is no chunk to follow."""
+"""What goes to the controllers: chunks joined by the schedule, and the stop when there is no chunk to follow.
+
+A message begins with points that have passed already: those that the robot has just followed. A
+joint_trajectory_controller with ``interpolate_from_desired_state: false``, its default, begins a new trajectory at the
+measured state, and goes from there to the first point that is still to come: a step as large as the joints' lag. It
+uses the measured state only before the first point of the message. Where that has passed, the controller is on the
+trajectory at once, which is the one that it has followed so far, whatever the parameter says.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +28,11 @@ REST_S = 1.0
 MAX_PLANNING_NS = 20_000_000
 
 
+# A message begins so long before it is sent, or two control steps before: more than the clocks of both hosts may
+# differ by.
+PAST_NS = 100_000_000
+
+
 @dataclass(frozen=True)
 class Planned:
     """A chunk that has been joined and is ready to be sent.
@@ -28,11 +40,13 @@ class Planned:
     Attributes:
         plan: What the schedule is to become.
         messages: What is to be sent.
-        stamp_ns: The messages' stamp.
+        followed: What the robot has followed of late, and is to follow.
+        stamp_ns: When it is sent.
     """
 
     plan: Plan
     messages: Any
+    followed: Reference
     stamp_ns: int
 
 
@@ -47,7 +61,7 @@ class TrajectoryOutput:
         serialise: Makes messages of trajectories; called without a lock where that may take its time.
 
     Attributes:
-        stamp_ns: Stamp of what was sent last, nanoseconds; None before the first.
+        stamp_ns: When the last message was made, nanoseconds; None before the first.
     """
 
     def __init__(
@@ -65,10 +79,22 @@ class TrajectoryOutput:
         self._clock_ns = clock_ns
         # How long the last plan took. The next one's splice is so much later: its message is sent by then.
         self._planning_ns = 0
+        self._past_ns = max(PAST_NS, 2 * embodiment.period_ns)
+        self._from_measured: frozenset[str] = frozenset()
+        # The reference since some time before now, and when the first point of it may be sent.
+        self._followed: Reference | None = None
+        self._started_ns = 0
         self.stamp_ns: int | None = None
 
-    def start(self) -> None:
-        """Begins anew, from where the robot is."""
+    def start(self, from_measured: Collection[str] = ()) -> None:
+        """Begins anew, from where the robot is.
+
+        Args:
+            from_measured: The controllers, by their names in the embodiment, that begin a new trajectory at the
+                measured state. Their first message, too, begins with points that have passed, at the measured state.
+                Any other controller is given time to come from its last command, which may be somewhere else.
+        """
+        self._from_measured = frozenset(from_measured)
         self._schedule.reset()
 
     def check_state(self, state: np.ndarray) -> None:
@@ -98,7 +124,8 @@ class TrajectoryOutput:
         begun = self._clock_ns()
         now = begun + self._planning_ns
         plan = self._schedule.plan(positions, observed_ns, now, joint_positions(state, self._embodiment))
-        planned = Planned(plan, self._messages(plan.ahead, now), now)
+        followed = self._following(plan, now)
+        planned = Planned(plan, self._messages(followed, plan, plan.ahead, now), followed, now)
         # The clock may jump meanwhile.
         self._planning_ns = min(max(0, self._clock_ns() - begun), MAX_PLANNING_NS)
         return planned
@@ -112,7 +139,7 @@ class TrajectoryOutput:
         if not self._schedule.is_current(planned.plan):
             return False
         self._send(planned.messages)
-        self._schedule.commit(planned.plan)
+        self._commit(planned.plan, planned.followed)
         self.stamp_ns = planned.stamp_ns
         return True
 
@@ -131,15 +158,42 @@ class TrajectoryOutput:
         now = self._clock_ns()
         if jumped_ns:
             self._schedule.shift(jumped_ns)
+            if self._followed is not None:
+                self._followed, self._started_ns = self._followed.shifted(jumped_ns), self._started_ns + jumped_ns
         plan = self._schedule.plan_hold(now)
-        if plan.ahead is not None:
-            self._send(self._messages(plan.ahead.resting(round(REST_S * 1e9)), now))
-            self.stamp_ns = now
-        self._schedule.commit(plan)
-        return plan.ahead is not None
+        if plan.ahead is None:
+            self._schedule.commit(plan)
+            return False
+        followed = self._following(plan, now)
+        self._send(self._messages(followed, plan, plan.ahead.resting(round(REST_S * 1e9)), now))
+        self._commit(plan, followed)
+        self.stamp_ns = now
+        return True
 
-    def _messages(self, reference: Reference, now: int) -> Any:
-        times = (reference.times_ns - now) / 1e9
-        return self._serialise(
-            split_trajectory(times, reference.positions, self._embodiment, reference.velocities, now)
-        )
+    def _commit(self, plan: Plan, followed: Reference) -> None:
+        self._schedule.commit(plan)
+        self._followed, self._started_ns = followed, plan.after.started_ns
+
+    def _following(self, plan: Plan, now: int) -> Reference:
+        """The reference of a plan, and what was followed before it, as far as a message needs it."""
+        new = plan.after.reference
+        if self._followed is None or plan.after.started_ns != self._started_ns:
+            return new  # it begins at rest where the robot is
+        return self._followed.since(now - self._past_ns).then(new)
+
+    def _messages(self, followed: Reference, plan: Plan, ahead: Reference, now: int) -> Any:
+        past = followed.before(int(ahead.times_ns[0]))
+        begin_ns = now - self._past_ns
+        sent = ahead if past is None else past.resting_since(begin_ns).since(begin_ns).then(ahead)
+        if int(sent.times_ns[0]) >= plan.after.started_ns:
+            return self._serialise(self._split(sent, now))
+        # The first moments: no point is before the one at which the controllers have come from their last command.
+        others = ahead if past is None else (past.from_time(plan.after.started_ns - 1) or ahead).then(ahead)
+        both = zip(self._split(sent, now), self._split(others, now), strict=True)
+        return self._serialise([one if one.controller in self._from_measured else other for one, other in both])
+
+    def _split(self, reference: Reference, now: int) -> list[Trajectory]:
+        # Not at the first point: a time from the start is positive.
+        start_ns = min(now, int(reference.times_ns[0]) - self._embodiment.period_ns)
+        times = (reference.times_ns - start_ns) / 1e9
+        return split_trajectory(times, reference.positions, self._embodiment, reference.velocities, start_ns)

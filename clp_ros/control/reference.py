@@ -68,6 +68,24 @@ class Reference:
             return None
         return Reference(self.times_ns[later], self.positions[later], self.velocities[later])
 
+    def before(self, time_ns: int) -> Reference | None:
+        """The knots before a time; None where there is none."""
+        earlier = self.times_ns < time_ns
+        if not earlier.any():
+            return None
+        return Reference(self.times_ns[earlier], self.positions[earlier], self.velocities[earlier])
+
+    def shifted(self, offset_ns: int) -> Reference:
+        """The same at other times, as when the clock has jumped by so much."""
+        return Reference(self.times_ns + offset_ns, self.positions, self.velocities)
+
+    def resting_since(self, time_ns: int) -> Reference:
+        """With a knot at rest at a time before the first one, if that is at rest."""
+        if self.times_ns[0] <= time_ns or self.velocities[0].any():
+            return self
+        resting = Reference(np.array([time_ns], dtype=np.int64), self.positions[:1], self.velocities[:1])
+        return resting.then(self)
+
     def since(self, time_ns: int) -> Reference:
         """The part that is still of use at a time: from the last knot on that is not after it."""
         first = max(0, int(np.searchsorted(self.times_ns, time_ns, side="right")) - 1)

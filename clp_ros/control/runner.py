@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -171,8 +171,12 @@ class ChunkRunner:
         with self._gate:
             self._stopped = False
 
-    def activate(self) -> bool:
+    def activate(self, from_measured: Collection[str] = ()) -> bool:
         """Starts sending. The first chunk is made of frames that came after this.
+
+        Args:
+            from_measured: The controllers that begin a new trajectory at the measured state: see
+                :meth:`TrajectoryOutput.start`.
 
         Returns:
             Whether it did: not after a :meth:`stop`, which lasts until :meth:`allow`.
@@ -181,7 +185,7 @@ class ChunkRunner:
             if self._stopped:
                 return False
             now = self._clock_ns()
-            self._output.start()
+            self._output.start(from_measured)
             self._session = Session(now, now, self._inputs.newest_frames(), now, time.monotonic())
             self._log.write("activated", now, instruction=self.instruction)
             self._gate.notify_all()

@@ -145,13 +145,14 @@ class PolicyNode(ManagedNode):
                 return TransitionCallbackReturn.FAILURE
             time.sleep(_POLL_S)
         try:
-            self._controllers.check(lambda: self.runner.stopped or not self.context.ok())
+            controllers = self._controllers.check(lambda: self.runner.stopped or not self.context.ok())
         except ClpError as error:
             self._fault = str(error)
             self.get_logger().error(f"not activated: {error}")
             return TransitionCallbackReturn.FAILURE
         result = super().on_activate(state)
-        if not self.runner.activate():  # stopped meanwhile
+        from_measured = [name for name, facts in controllers.items() if facts.from_desired is False]
+        if not self.runner.activate(from_measured):  # stopped meanwhile
             super().on_deactivate(state)
             return TransitionCallbackReturn.FAILURE
         return result

@@ -76,15 +76,44 @@ class Robot(Protocol):
 
 
 class Controllers:
-    """An embodiment's controllers alone: joints that are wherever they are commanded to be."""
+    """An embodiment's controllers alone, and joints that follow what they are commanded.
 
-    def __init__(self, embodiment: Embodiment, positions: np.ndarray) -> None:
+    Args:
+        embodiment: The robot.
+        positions: (joints,) where they are.
+        interpolate_from_desired_state: The controllers' parameter of that name, whose own default is false.
+        lag_s: Time constant with which the joints follow; 0: they are wherever they are commanded to be.
+        noise: Standard deviation of what is measured, rad or m.
+        seed: Of the noise.
+    """
+
+    def __init__(
+        self,
+        embodiment: Embodiment,
+        positions: np.ndarray,
+        *,
+        interpolate_from_desired_state: bool = True,
+        lag_s: float = 0.0,
+        noise: float = 0.0,
+        seed: int = 0,
+    ) -> None:
         self.embodiment = embodiment
         self.controllers: dict[str, TrajectoryController] = {}
+        self.from_measured = () if interpolate_from_desired_state else tuple(embodiment.controllers)
+        self._lag_s, self._noise, self._rng = lag_s, noise, np.random.default_rng(seed)
+        self._joints = np.array(positions, dtype=np.float64)
+        self._speeds = np.zeros_like(self._joints)
+        self._time_ns: int | None = None
+        self._parts: dict[str, slice] = {}
         start = 0
         for name, controller in embodiment.controllers.items():
             joints = [joint.name for joint in controller.joints]
-            self.controllers[name] = TrajectoryController(joints, positions[start : start + len(joints)])
+            self._parts[name] = slice(start, start + len(joints))
+            self.controllers[name] = TrajectoryController(
+                joints,
+                positions[self._parts[name]],
+                interpolate_from_desired_state=interpolate_from_desired_state,
+            )
             start += len(joints)
 
     def receive(self, trajectory: Trajectory, now_ns: int) -> None:
@@ -92,9 +121,16 @@ class Controllers:
         self.controllers[trajectory.controller].receive(Command.of(trajectory), now_ns)
 
     def step(self, time_ns: int) -> None:
-        """Commands the joints."""
-        for controller in self.controllers.values():
-            controller.sample(time_ns)
+        """Commands the joints, and lets them follow."""
+        measured = self.measured()
+        for name, controller in self.controllers.items():
+            part = self._parts[name]
+            controller.sample(time_ns, measured[part], self._speeds[part])
+        commanded, passed_s = self.commanded().positions, (time_ns - (self._time_ns or time_ns)) / 1e9
+        share = -np.expm1(-passed_s / self._lag_s) if self._lag_s else 1.0
+        way = share * (commanded - self._joints)
+        self._speeds = way / passed_s if passed_s else np.zeros_like(way)
+        self._joints, self._time_ns = self._joints + way, time_ns
 
     def commanded(self) -> State:
         """What all joints were commanded last."""
@@ -107,8 +143,9 @@ class Controllers:
         )
 
     def measured(self) -> np.ndarray:
-        """(joints,) where they are, rad or m."""
-        return self.commanded().positions
+        """(joints,) where they are, as it is measured, rad or m."""
+        noise = self._rng.normal(scale=self._noise, size=len(self._joints)) if self._noise else 0.0
+        return self._joints + noise
 
 
 class Sender(Protocol):
@@ -144,7 +181,7 @@ class ScheduledSender:
         self._robot = robot
         self._now_ns = self._due_ns = START_NS
         self._output = TrajectoryOutput(robot.embodiment, settings, self._send, lambda: self._now_ns)
-        self._output.start()
+        self._output.start(getattr(robot, "from_measured", ()))
         self._pace = Pace(replan_steps)
         self._expected_s = latency_s + settings.send_lead_time_s
         joints = robot.embodiment.joints

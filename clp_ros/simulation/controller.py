@@ -125,12 +125,18 @@ class TrajectoryController:
         self._check(command, now_ns)
         self._next = command
 
-    def sample(self, time_ns: int, measured: Sequence[float] | np.ndarray | None = None) -> np.ndarray:
+    def sample(
+        self,
+        time_ns: int,
+        measured: Sequence[float] | np.ndarray | None = None,
+        speeds: Sequence[float] | np.ndarray | None = None,
+    ) -> np.ndarray:
         """Commands the joints, as the controller's update does: positions (joints,) float64, rad or m.
 
         Args:
             time_ns: The time.
             measured: (joints,), where the joints are; needed without ``interpolate_from_desired_state`` only.
+            speeds: (joints,), how fast they are, where the hardware has velocity state interfaces.
         """
         if self._next is not None:
             before_ns, before = self._commanded_ns, self.commanded
@@ -138,6 +144,8 @@ class TrajectoryController:
                 if measured is None:
                     raise ValueError("this controller begins from where the joints are: give measured")
                 before_ns, before = time_ns, State.resting(measured)
+                if speeds is not None:
+                    before = State(before.positions, np.array(speeds, dtype=np.float64), before.accelerations)
             before_ns = time_ns if before_ns is None else before_ns
             self._following = _Following(self._in_order(self._next), self._next.stamp_ns or time_ns, before_ns, before)
             self._next = None

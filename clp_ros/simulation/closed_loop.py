@@ -84,7 +84,8 @@ class Controllers:
         interpolate_from_desired_state: The controllers' parameter of that name, whose own default is false.
         lag_s: Time constant with which the joints follow; 0: they are wherever they are commanded to be.
         noise: Standard deviation of what is measured, rad or m.
-        seed: Of the noise.
+        transport_s: Longest time that a message takes to its controller; each takes any time up to it.
+        seed: Of the noise and of the times.
     """
 
     def __init__(
@@ -95,12 +96,15 @@ class Controllers:
         interpolate_from_desired_state: bool = True,
         lag_s: float = 0.0,
         noise: float = 0.0,
+        transport_s: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.embodiment = embodiment
         self.controllers: dict[str, TrajectoryController] = {}
         self.from_measured = () if interpolate_from_desired_state else tuple(embodiment.controllers)
-        self._lag_s, self._noise, self._rng = lag_s, noise, np.random.default_rng(seed)
+        self._lag_s, self._noise, self._transport_s = lag_s, noise, transport_s
+        self._rng = np.random.default_rng(seed)
+        self._on_the_way: list[tuple[int, Trajectory]] = []
         self._joints = np.array(positions, dtype=np.float64)
         self._speeds = np.zeros_like(self._joints)
         self._time_ns: int | None = None
@@ -117,11 +121,18 @@ class Controllers:
             start += len(joints)
 
     def receive(self, trajectory: Trajectory, now_ns: int) -> None:
-        """Gives a trajectory to its controller."""
-        self.controllers[trajectory.controller].receive(Command.of(trajectory), now_ns)
+        """Gives a trajectory to its controller, or sends it on its way."""
+        if self._transport_s:
+            self._on_the_way.append((now_ns + round(self._rng.uniform(0, self._transport_s) * 1e9), trajectory))
+        else:
+            self.controllers[trajectory.controller].receive(Command.of(trajectory), now_ns)
 
     def step(self, time_ns: int) -> None:
         """Commands the joints, and lets them follow."""
+        for due_ns, trajectory in self._on_the_way:
+            if due_ns <= time_ns:
+                self.controllers[trajectory.controller].receive(Command.of(trajectory), time_ns)
+        self._on_the_way = [entry for entry in self._on_the_way if entry[0] > time_ns]
         measured = self.measured()
         for name, controller in self.controllers.items():
             part = self._parts[name]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A scripted expert's chunks, late, through the node's own schedule to simulated robots: its task gets done."""
 
+import dataclasses
 import importlib.util
 
 import numpy as np
@@ -43,6 +44,56 @@ def test_waypoints_are_reached_without_a_jump(mode: str, latency_ms: int, replan
     np.testing.assert_allclose(result.positions[-1], waypoints[-1], atol=1e-3)
     for seam in waypoints[1:-1]:  # each on the way, too
         assert np.abs(result.positions - seam).max(axis=1).min() < 0.03
+
+
+class Noisy(Expert):
+    """An expert as a trained policy is: 1 mrad of white noise a step."""
+
+    rng = np.random.default_rng(0)
+
+    def chunk(self, positions, now_ns):
+        chunk = super().chunk(positions, now_ns)
+        return chunk + self.rng.normal(scale=1e-3, size=chunk.shape)
+
+
+@pytest.mark.parametrize("from_desired", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_new_message_makes_no_step_whatever_the_controllers_begin_with(mode: str, from_desired: bool) -> None:
+    embodiment = load_embodiment("ur5")
+    waypoints = np.array([[0.3] * 7, [-0.3] * 6 + [0.6], [0.4] * 7])
+    motion = through(embodiment, waypoints)
+
+    def driven(crops: bool) -> tuple[Run, ScheduledSender]:
+        robot = Controllers(
+            embodiment,
+            waypoints[0],
+            interpolate_from_desired_state=from_desired,
+            lag_s=0.04,
+            noise=1e-4,
+            transport_s=0.015,
+        )
+        receive = robot.receive
+
+        def cropped(trajectory, now_ns):
+            ahead = trajectory.start_ns + trajectory.times * 1e9 > now_ns
+            parts = {key: getattr(trajectory, key)[ahead] for key in ("times", "positions", "velocities")}
+            receive(dataclasses.replace(trajectory, **parts), now_ns)
+
+        robot.receive = cropped if crops else receive
+        settings = ScheduleSettings(mode=mode)
+        sender = ScheduledSender(robot, settings, replan_steps=0, latency_s=0.1)
+        expert = Noisy(motion, embodiment, STEPS)
+        return play(robot, expert, sender, lambda: 90_000_000, 2_000_000, 2 * motion.seconds), sender
+
+    result, sender = driven(crops=False)
+    position, velocity = result.jumps()
+    assert position < 1e-3
+    assert velocity < 0.05
+    assert not sender.counts["late"] + sender.counts["refused"]
+    assert sender.counts["chunks"] > 20
+    assert result.finished_s < motion.seconds + 0.2
+    if mode == "replace":  # without the points that have passed, the parameter matters
+        assert (driven(crops=True)[0].jumps()[0] > 5e-3) == (not from_desired)
 
 
 @pytest.mark.parametrize("latency_ms", [50, 300])

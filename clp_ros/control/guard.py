@@ -15,6 +15,9 @@ from clp_ros.control.session import Session
 from clp_ros.robots.observation import NotReady
 
 OUTSIDE = "outside"
+PAUSED = "paused"
+# A robot that is paused for longer does not go on with an old chunk.
+_PAUSE_S = 0.5
 # A clock that runs ahead of the computer's own by more than this from one look to the next has jumped.
 JUMP_NS = 2 * 10**9
 
@@ -49,6 +52,9 @@ class Guard:
         self._output = output
         self._watch = watch
         self._clock_ns = clock_ns
+        # When the speed scaling came in last, and since when it has been 0, on time.monotonic.
+        self.scaling_s: float | None = None
+        self._paused_s: float | None = None
 
     def look(self, session: Session, working_s: float | None) -> Finding | None:
         """What is wrong now; None where all is well.
@@ -67,6 +73,11 @@ class Guard:
         for one in missing:
             if now - session.missing[one.topic] > self._watch.input_timeout_s * 1e9:
                 return Finding(f"{one.topic} {one.kind}", str(one))
+        if self.scaling_s is not None and now_s - self.scaling_s > self._watch.input_timeout_s:
+            return Finding("speed scaling", f"no speed scaling for {now_s - self.scaling_s:.1f} s")
+        self._paused_s = (self._paused_s or now_s) if self._output.is_paused else None
+        if self._paused_s is not None and now_s - self._paused_s > _PAUSE_S:
+            return Finding(PAUSED, "the robot is paused, or in a protective stop: its speed scaling is 0")
         try:
             self._output.check_state(self._inputs.state(now))
         except Outside as outside:

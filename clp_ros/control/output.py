@@ -6,6 +6,11 @@ joint_trajectory_controller with ``interpolate_from_desired_state: false``, its 
 measured state, and goes from there to the first point that is still to come: a step as large as the joints' lag. It
 uses the measured state only before the first point of the message. Where that has passed, the controller is on the
 trajectory at once, which is the one that it has followed so far, whatever the parameter says.
+
+A robot may scale its speed (Universal Robots: the speed slider, safety limits, a pause). A controller that knows of it
+passes through its trajectory as much more slowly, until a new message sets it back to the time of the clock. So the
+schedule goes by trajectory time (:mod:`clp_ros.control.scaled_clock`), and a message puts the point at which the robot
+is now at the present time of the clock. What goes to a controller that does not know of the scaling is stretched.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import numpy as np
 from clp_ros.control.chunk_schedule import ChunkSchedule, Joined, Plan, ScheduleSettings
 from clp_ros.control.reference import Reference
 from clp_ros.control.safety import Limits, check_measured
+from clp_ros.control.scaled_clock import PAUSED_BELOW, ScaledClock
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.trajectory import Trajectory, joint_positions, split_trajectory
 
@@ -28,6 +34,8 @@ REST_S = 1.0
 MAX_PLANNING_NS = 20_000_000
 
 
+# A change of the speed scaling for which a controller that does not know of it is given what it follows anew.
+_RESCALED = 0.02
 # A message begins so long before it is sent, or two control steps before: more than the clocks of both hosts may
 # differ by.
 PAST_NS = 100_000_000
@@ -84,7 +92,24 @@ class TrajectoryOutput:
         # The reference since some time before now, and when the first point of it may be sent.
         self._followed: Reference | None = None
         self._started_ns = 0
+        self._time = ScaledClock()
+        scaling = embodiment.speed_scaling
+        self._scaled = frozenset(embodiment.controllers if scaling is None else scaling.controllers)
+        self._sent_scaling = 1.0
         self.stamp_ns: int | None = None
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the robot stands still because its speed scaling is 0."""
+        return self._time.is_paused
+
+    def set_speed_scaling(self, scaling: float) -> None:
+        """Takes note of the robot's speed scaling, 1 at full speed. Any thread may call it."""
+        self._time.set(scaling, self._clock_ns())
+
+    def trajectory_ns(self, time_ns: int) -> int:
+        """Trajectory time at a time of the robot's clock: it passes as slowly as the robot is."""
+        return self._time.at(time_ns)
 
     def start(self, from_measured: Collection[str] = ()) -> None:
         """Begins anew, from where the robot is.
@@ -96,6 +121,21 @@ class TrajectoryOutput:
         """
         self._from_measured = frozenset(from_measured)
         self._schedule.reset()
+        self._followed = None
+        self._time.restart(self._clock_ns())
+
+    def refresh(self) -> None:
+        """Sends what is followed anew to controllers that do not know of the speed scaling, where that has changed."""
+        scaling, now = self._time.scaling, self._clock_ns()
+        if self._followed is None or len(self._scaled) == len(self._embodiment.controllers):
+            return
+        place_ns = self._time.at(now)
+        if abs(scaling - self._sent_scaling) < _RESCALED or not self._started_ns < place_ns < self._followed.end_ns:
+            return
+        sent = self._resting(now) if self._time.is_paused else self._followed.since(place_ns - self._past_ns)
+        messages = [one for one in self._split(sent, now, scaling) if one.controller not in self._scaled]
+        self._send(self._serialise(messages))
+        self._sent_scaling = scaling
 
     def check_state(self, state: np.ndarray) -> None:
         """Takes note of where the robot is, and refuses to drive one that reports to be outside its limits.
@@ -108,7 +148,7 @@ class TrajectoryOutput:
         """
         measured = joint_positions(state, self._embodiment)
         check_measured(measured, self._schedule.limits)
-        self._schedule.observe(measured, self._clock_ns())
+        self._schedule.observe(measured, self._time.at(self._clock_ns()))
 
     def plan(self, positions: np.ndarray, observed_ns: int, state: np.ndarray) -> Planned:
         """Joins a chunk to what the robot follows. Changes nothing and sends nothing: no lock need be held.
@@ -123,7 +163,9 @@ class TrajectoryOutput:
         """
         begun = self._clock_ns()
         now = begun + self._planning_ns
-        plan = self._schedule.plan(positions, observed_ns, now, joint_positions(state, self._embodiment))
+        plan = self._schedule.plan(
+            positions, self._time.at(observed_ns), self._time.at(now), joint_positions(state, self._embodiment)
+        )
         followed = self._following(plan, now)
         planned = Planned(plan, self._messages(followed, plan, plan.ahead, now), followed, now)
         # The clock may jump meanwhile.
@@ -158,9 +200,12 @@ class TrajectoryOutput:
         now = self._clock_ns()
         if jumped_ns:
             self._schedule.shift(jumped_ns)
+            self._time.shift(jumped_ns)
             if self._followed is not None:
                 self._followed, self._started_ns = self._followed.shifted(jumped_ns), self._started_ns + jumped_ns
-        plan = self._schedule.plan_hold(now)
+        if self._time.is_paused:
+            return self._stay(now)
+        plan = self._schedule.plan_hold(self._time.at(now))
         if plan.ahead is None:
             self._schedule.commit(plan)
             return False
@@ -170,30 +215,67 @@ class TrajectoryOutput:
         self.stamp_ns = now
         return True
 
+    def _stay(self, now: int) -> bool:
+        """Keeps a robot that is paused where it is, also when it goes on; returns whether it was on its way.
+
+        It stands still, however fast it was. So the message leads to no other place, whenever it comes.
+        """
+        followed, place_ns = self._followed, self._time.at(now)
+        if followed is None or place_ns >= followed.end_ns:
+            return False
+        self._send(self._serialise(self._split(self._resting(now), now, 1.0)))
+        self._schedule.reset()
+        self._followed = None
+        self.stamp_ns = now
+        return True
+
+    def _resting(self, now: int) -> Reference:
+        """At rest where the robot is now, for some time."""
+        place_ns = self._time.at(now)
+        times = np.array([place_ns - self._past_ns, place_ns + round(REST_S * 1e9)], dtype=np.int64)
+        positions = np.repeat(self._followed.sample(place_ns)[0][None], 2, axis=0)
+        return Reference(times, positions, np.zeros_like(positions))
+
     def _commit(self, plan: Plan, followed: Reference) -> None:
         self._schedule.commit(plan)
         self._followed, self._started_ns = followed, plan.after.started_ns
+        self._sent_scaling = self._time.scaling
 
     def _following(self, plan: Plan, now: int) -> Reference:
         """The reference of a plan, and what was followed before it, as far as a message needs it."""
         new = plan.after.reference
         if self._followed is None or plan.after.started_ns != self._started_ns:
             return new  # it begins at rest where the robot is
-        return self._followed.since(now - self._past_ns).then(new)
+        return self._followed.since(self._time.at(now) - self._past_ns).then(new)
 
     def _messages(self, followed: Reference, plan: Plan, ahead: Reference, now: int) -> Any:
-        past = followed.before(int(ahead.times_ns[0]))
-        begin_ns = now - self._past_ns
+        scaling = self._time.scaling
+        past, begin_ns = followed.before(int(ahead.times_ns[0])), self._time.at(now) - self._past_ns
         sent = ahead if past is None else past.resting_since(begin_ns).since(begin_ns).then(ahead)
         if int(sent.times_ns[0]) >= plan.after.started_ns:
-            return self._serialise(self._split(sent, now))
+            return self._serialise(self._split(sent, now, scaling))
         # The first moments: no point is before the one at which the controllers have come from their last command.
         others = ahead if past is None else (past.from_time(plan.after.started_ns - 1) or ahead).then(ahead)
-        both = zip(self._split(sent, now), self._split(others, now), strict=True)
+        both = zip(self._split(sent, now, scaling), self._split(others, now, scaling), strict=True)
         return self._serialise([one if one.controller in self._from_measured else other for one, other in both])
 
-    def _split(self, reference: Reference, now: int) -> list[Trajectory]:
-        # Not at the first point: a time from the start is positive.
-        start_ns = min(now, int(reference.times_ns[0]) - self._embodiment.period_ns)
-        times = (reference.times_ns - start_ns) / 1e9
-        return split_trajectory(times, reference.positions, self._embodiment, reference.velocities, start_ns)
+    def _split(self, reference: Reference, now: int, scaling: float) -> list[Trajectory]:
+        """One trajectory a controller: what the robot is at now, in trajectory time, is at ``now`` of the clock."""
+        after_ns = reference.times_ns - self._time.at(now)
+        trajectories = self._stamped(after_ns, reference, 1.0, now)
+        if scaling == 1.0 or len(self._scaled) == len(trajectories):
+            return trajectories
+        slower = self._stamped(after_ns, reference, max(scaling, PAUSED_BELOW), now)
+        both = zip(trajectories, slower, strict=True)
+        return [one if one.controller in self._scaled else other for one, other in both]
+
+    def _stamped(self, after_ns: np.ndarray, reference: Reference, speed: float, now: int) -> list[Trajectory]:
+        if speed != 1.0:
+            after_ns = np.round(after_ns / speed).astype(np.int64)
+        # A time from the start is positive. The stamp is always as long before now, to be read by a person.
+        period, before_ns = self._embodiment.period_ns, 0
+        if after_ns[0] <= 0:
+            before_ns = min(-self._past_ns - 2 * period, int(after_ns[0]) - period)
+        times = (after_ns - before_ns) / 1e9
+        velocities = reference.velocities * speed
+        return split_trajectory(times, reference.positions, self._embodiment, velocities, now + before_ns)

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from clp_ros.control.chunk_schedule import Late, ScheduleSettings
-from clp_ros.control.guard import OUTSIDE, Finding, Guard
+from clp_ros.control.guard import OUTSIDE, PAUSED, Finding, Guard
 from clp_ros.control.inputs import Incomplete, LiveInputs
 from clp_ros.control.output import Planned, TrajectoryOutput
 from clp_ros.control.pace import Pace, Watch
@@ -127,6 +127,7 @@ class ChunkRunner:
         self._processor = processor
         self._output = TrajectoryOutput(embodiment, self._schedule, send, clock_ns, serialise)
         self._guard = Guard(inputs, self._output, self._watch, clock_ns)
+        self._scaling: float | None = None
         self._told: dict[str, float] = {}
         self._latencies: deque[float] = deque(maxlen=_RECENT_CHUNKS)
         self._cameras = tuple(camera.topic for camera in embodiment.cameras.values())
@@ -165,6 +166,23 @@ class ChunkRunner:
         """What a chunk is expected to take from its observation until it is sent: the 90th percentile of the last."""
         latencies = sorted(self._latencies)
         return latencies[math.ceil(0.9 * len(latencies)) - 1] if latencies else 0.0
+
+    @property
+    def speed_scaling(self) -> float | None:
+        """The robot's speed scaling, 1 at full speed; None where it was never published."""
+        return self._scaling
+
+    def set_speed_scaling(self, scaling: float) -> None:
+        """Takes note of the robot's speed scaling, 1 at full speed.
+
+        Raises:
+            ClpError: It is no number of at least 0.
+        """
+        if not 0 <= scaling < math.inf:
+            raise ClpError(f"a speed scaling of {scaling}", where=self._embodiment.name)
+        self._scaling = scaling
+        self._guard.scaling_s = time.monotonic()
+        self._output.set_speed_scaling(scaling)
 
     def allow(self) -> None:
         """Ends a :meth:`stop`: :meth:`activate` may be called again."""
@@ -261,6 +279,9 @@ class ChunkRunner:
     def _step(self, session: Session) -> bool:
         """Makes a chunk if it is time; returns whether it was."""
         now = self._clock_ns()
+        if self._output.is_paused:
+            session.seen = self._inputs.newest_frames()
+            return False
         if now < session.due_ns:
             # The frames that are used come in after the chunk is due: those that are here by then would be older.
             session.seen = self._inputs.newest_frames()
@@ -377,8 +398,9 @@ class ChunkRunner:
             return False
         if (jumped := self._guard.clock(session)) is not None:
             self._found(session, jumped)
-        if session.jumps != jumps:
+        if session.jumps != jumps or self._output.is_paused:
             self.statistics.count("dropped stale")
+            session.observed_ns = None
             return False
         latency = (self._clock_ns() - now) / 1e9
         if worked_s > self._watch.policy_timeout_s:
@@ -396,10 +418,8 @@ class ChunkRunner:
         if self._schedule.mode != "rtc" or session.observed_ns is None:
             return {}
         period, delay_s = self._embodiment.period_ns, self.latency_s + self._schedule.send_lead_time_s
-        return {
-            "elapsed_steps": round((now - session.observed_ns) / period),
-            "delay_steps": math.ceil(delay_s * 1e9 / period),
-        }
+        last, current, then = map(self._output.trajectory_ns, (session.observed_ns, now, now + round(delay_s * 1e9)))
+        return {"elapsed_steps": round((current - last) / period), "delay_steps": math.ceil((then - current) / period)}
 
     # ------------------------------------------------------------------------------------------------ the guard
 
@@ -414,6 +434,7 @@ class ChunkRunner:
                 try:
                     if (found := self._guard.look(session, self._working_s)) is not None:
                         self._found(session, found)
+                    self._output.refresh()
                 except Exception as error:  # noqa: BLE001 - nobody would watch the robot any more, and nobody know
                     try:
                         self._output.hold()
@@ -437,14 +458,14 @@ class ChunkRunner:
                 self._log.write("hold", now, why=why)
             if lasting:
                 return
-            session.faults += 1
+            session.faults += kind != PAUSED
             self._log.write("fault", now, kind=kind, why=why)
             same = _NUMBER.sub("#", why)
             if time.monotonic() - self._told.get(same, -TELL_AGAIN_S) >= TELL_AGAIN_S:
                 self._told[same] = time.monotonic()
                 session.told = True
                 self._tell(logging.WARNING, f"holding: {why}")
-            if self._watch.max_faults and session.faults >= self._watch.max_faults:
+            if kind != PAUSED and self._watch.max_faults and session.faults >= self._watch.max_faults:
                 self._give_up(f"{session.faults} faults since the activation, the last: {why}")
 
     def _give_up(self, why: str) -> None:

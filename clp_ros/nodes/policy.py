@@ -29,10 +29,10 @@ from rclpy.duration import Duration
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from rclpy.time import Time
-from std_msgs.msg import String
+from std_msgs.msg import Float64, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
@@ -61,6 +61,7 @@ from clp_ros.vla.threads import set_threads
 
 # How long a running inference is waited for when the node is cleaned up or ends.
 _CLOSE_S = 30.0
+_NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 _THROTTLE_S = TELL_AGAIN_S
 # How long the controllers are given to acknowledge the last message.
 _ACKNOWLEDGED_S = 0.2
@@ -151,6 +152,9 @@ class PolicyNode(ManagedNode):
             self.get_logger().error(f"not activated: {error}")
             return TransitionCallbackReturn.FAILURE
         result = super().on_activate(state)
+        speed = self._embodiment.speed_scaling
+        if speed is not None and self.runner.speed_scaling is None:
+            self.get_logger().info(f"{speed.topic} is not published: the robot is taken to move at full speed")
         from_measured = [name for name, facts in controllers.items() if facts.from_desired is False]
         if not self.runner.activate(from_measured):  # stopped meanwhile
             super().on_deactivate(state)
@@ -286,6 +290,9 @@ class PolicyNode(ManagedNode):
     def _listen(self, embodiment: Embodiment) -> None:
         topics = {topic: INPUT_TYPES[kind] for topic, kind in embodiment.topics.items()}
         qos = {topic: sensor_input(kind) for topic, kind in embodiment.topics.items()}
+        if embodiment.speed_scaling is not None:
+            topics[embodiment.speed_scaling.topic] = Float64
+            qos[embodiment.speed_scaling.topic] = _NEWEST
         self._listener = Listener(self, topics, qos, partial(self._receive, self._inputs))
         self._tasks = self.create_subscription(String, "~/task", self._set_task, QoSProfile(depth=1))
 
@@ -328,7 +335,11 @@ class PolicyNode(ManagedNode):
 
     def _receive(self, inputs: LiveInputs, topic: str, message: Any) -> None:
         try:
-            inputs.add(topic, message, self._now_ns())
+            if isinstance(message, Float64):
+                if (runner := self.runner) is not None:
+                    runner.set_speed_scaling(message.data / 100)
+            else:
+                inputs.add(topic, message, self._now_ns())
         except ClpError as error:
             self.get_logger().warning(str(error), throttle_duration_sec=_THROTTLE_S)
 
@@ -422,6 +433,7 @@ class PolicyNode(ManagedNode):
         its = {
             "state": state,
             "instruction": runner.instruction,
+            "speed scaling": "not published" if runner.speed_scaling is None else runner.speed_scaling,
             "dry run": self.get_parameter("dry_run").value,
         }
         values = its | report_values(runner, inputs, self._now_ns())

@@ -183,6 +183,18 @@ class Controller(Settings):
         return self
 
 
+class SpeedScaling(Settings):
+    """How fast the robot moves at present, as Universal_Robots_ROS2_Driver's speed_scaling_state_broadcaster says.
+
+    Attributes:
+        topic: std_msgs/Float64, percent.
+        controllers: Those of the embodiment that pass through a trajectory as much more slowly by themselves.
+    """
+
+    topic: TopicName
+    controllers: list[str]
+
+
 class Embodiment(Settings):
     """A robot. Its controllers' joints, in file order, are the components of ``observation.state`` and ``action``."""
 
@@ -192,6 +204,7 @@ class Embodiment(Settings):
     cameras: Annotated[dict[str, Camera], Field(min_length=1)]
     joint_states: Annotated[dict[str, JointStates], Field(min_length=1)]
     controllers: Annotated[dict[str, Controller], Field(min_length=1)]
+    speed_scaling: SpeedScaling | None = None
 
     @model_validator(mode="after")
     def _names_fit_together(self) -> Self:
@@ -203,6 +216,11 @@ class Embodiment(Settings):
                 )
         inputs = [camera.topic for camera in self.cameras.values()]
         inputs += [states.topic for states in self.joint_states.values()]
+        if self.speed_scaling is not None:
+            inputs.append(self.speed_scaling.topic)
+            for name in self.speed_scaling.controllers:
+                if name not in self.controllers:
+                    raise ValueError(f"speed_scaling.controllers: {did_you_mean(name, list(self.controllers))}")
         outputs = [controller.topic for controller in self.controllers.values()]
         slots = [camera.slot for camera in self.cameras.values()]
         for what, names in (("topic", inputs + outputs), ("slot", slots)):
@@ -294,4 +312,6 @@ def _topic_entries(document: Mapping[str, Any]) -> dict[str, tuple[dict[str, Any
     found = {f"{kind}.{name}": (entry, "topic") for kind in kinds for name, entry in document[kind].items()}
     for name, entry in document["joint_states"].items():
         found[f"joint_states.{name}.robot_description"] = (entry, "robot_description")
+    if document.get("speed_scaling"):
+        found["speed_scaling"] = (document["speed_scaling"], "topic")
     return found

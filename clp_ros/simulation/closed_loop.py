@@ -85,6 +85,8 @@ class Controllers:
         lag_s: Time constant with which the joints follow; 0: they are wherever they are commanded to be.
         noise: Standard deviation of what is measured, rad or m.
         transport_s: Longest time that a message takes to its controller; each takes any time up to it.
+        scaling: The robot's speed scaling at a time of the clock, which those of the controllers know that the
+            embodiment's ``speed_scaling`` names.
         seed: Of the noise and of the times.
     """
 
@@ -97,12 +99,14 @@ class Controllers:
         lag_s: float = 0.0,
         noise: float = 0.0,
         transport_s: float = 0.0,
+        scaling: Callable[[int], float] | None = None,
         seed: int = 0,
     ) -> None:
         self.embodiment = embodiment
         self.controllers: dict[str, TrajectoryController] = {}
         self.from_measured = () if interpolate_from_desired_state else tuple(embodiment.controllers)
         self._lag_s, self._noise, self._transport_s = lag_s, noise, transport_s
+        self.scaling = scaling
         self._rng = np.random.default_rng(seed)
         self._on_the_way: list[tuple[int, Trajectory]] = []
         self._joints = np.array(positions, dtype=np.float64)
@@ -135,6 +139,8 @@ class Controllers:
         self._on_the_way = [entry for entry in self._on_the_way if entry[0] > time_ns]
         measured = self.measured()
         for name, controller in self.controllers.items():
+            if self.scaling is not None and name in self.embodiment.speed_scaling.controllers:
+                controller.scaling = self.scaling(time_ns)
             part = self._parts[name]
             controller.sample(time_ns, measured[part], self._speeds[part])
         commanded, passed_s = self.commanded().positions, (time_ns - (self._time_ns or time_ns)) / 1e9
@@ -204,7 +210,7 @@ class ScheduledSender:
 
     def due(self, now_ns: int) -> bool:
         """See :class:`Sender`."""
-        return now_ns >= self._due_ns
+        return now_ns >= self._due_ns and not self._output.is_paused
 
     def chunk(self, positions: np.ndarray, observed_ns: int, now_ns: int, measured: np.ndarray) -> None:
         """See :class:`Sender`."""
@@ -226,6 +232,10 @@ class ScheduledSender:
 
     def tick(self, now_ns: int) -> None:
         """See :class:`Sender`."""
+        if (scaling := getattr(self._robot, "scaling", None)) is not None:
+            self._now_ns = now_ns
+            self._output.set_speed_scaling(scaling(now_ns))
+            self._output.refresh()
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ class TrajectoryController:
 
     Attributes:
         commanded: The state commanded last.
+        scaling: How fast it passes through a trajectory. A new one begins at the time of the clock all the same.
     """
 
     def __init__(
@@ -112,7 +113,9 @@ class TrajectoryController:
         self._partial = allow_partial_joints_goal
         self._moving_end = allow_nonzero_velocity_at_trajectory_end
         self._from_desired = interpolate_from_desired_state
+        self.scaling = 1.0
         self._commanded_ns: int | None = None
+        self._trajectory_ns = 0
         self._following: _Following | None = None
         self._next: Command | None = None
 
@@ -149,8 +152,11 @@ class TrajectoryController:
             before_ns = time_ns if before_ns is None else before_ns
             self._following = _Following(self._in_order(self._next), self._next.stamp_ns or time_ns, before_ns, before)
             self._next = None
+            self._trajectory_ns = time_ns
+        elif self._commanded_ns is not None:
+            self._trajectory_ns += round(self.scaling * (time_ns - self._commanded_ns))
         if self._following is not None:
-            wanted = self._following.state(time_ns)
+            wanted = self._following.state(self._trajectory_ns)
             # What is not a number is not written to the hardware: that joint stays.
             put = np.isnan(wanted.positions)
             self.commanded = State(

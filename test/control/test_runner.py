@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from scipy.interpolate import CubicHermiteSpline
 
 from clp_ros.control.chunk_schedule import ScheduleSettings
 from clp_ros.control.inputs import Incomplete, LiveInputs
@@ -749,7 +750,7 @@ def test_a_chunk_is_joined_anew_if_something_was_sent_meanwhile(embodiment: Embo
     until(lambda: len(rig.sent) == sent + 2)
     assert len(planned) == 2
     np.testing.assert_array_equal(rig.sent[-1][0].positions, planned[1].messages[0].positions)
-    assert_brakes(rig.sent[sent], rig.sent[sent - 1])
+    assert_brakes(from_now(rig.sent[sent], rig.now), rig.sent[sent - 1])
     assert rig.runner.close(20)
 
 
@@ -771,7 +772,7 @@ def test_a_message_that_cannot_be_sent_leaves_the_schedule_as_it_was(embodiment:
     # The brake goes on from what was sent, not from what was not.
     until(lambda: len(rig.sent) == sent + 1)
     assert "no publisher" in rig.runner.holding
-    assert_brakes(rig.sent[sent], rig.sent[sent - 1])
+    assert_brakes(from_now(rig.sent[sent], rig.now), rig.sent[sent - 1])
     assert output.stamp_ns > stamp
     np.testing.assert_array_equal(output._schedule.reference.sample(rig.now), reference.sample(rig.now))
     assert rig.runner.close(20)
@@ -794,3 +795,81 @@ def test_a_brake_that_cannot_be_sent_is_sent_the_next_time(embodiment: Embodimen
     assert output.hold()
     assert not output.hold()
     assert len(sent) == 2
+
+
+@pytest.fixture(scope="module")
+def scaled(embodiment: Embodiment) -> Embodiment:
+    """A robot whose arms' controllers know of its speed scaling, and whose grippers' do not."""
+    document = embodiment.model_dump()
+    document["speed_scaling"] = {"topic": "/speed", "controllers": ["left_arm", "right_arm"]}
+    return Embodiment.model_validate(document)
+
+
+def test_a_robot_that_is_paused_is_sent_nothing_and_stays_where_it_is(scaled: Embodiment) -> None:
+    rig = Rig(scaled, Pace(0), moving).started()
+    rig.runner.set_speed_scaling(1.0)
+    before = in_motion(rig)
+    end = threading.Event()
+
+    def publish() -> None:  # as the robot does, or else it counts as stale
+        while not end.wait(0.05):
+            rig.runner.set_speed_scaling(rig.published)
+
+    rig.published = 0.0
+    rig.runner.set_speed_scaling(0.0)
+    publisher = threading.Thread(target=publish, daemon=True)
+    publisher.start()
+    # The grippers' controllers go on by themselves: they are told at once. The arms' stand still as it is.
+    until(lambda: len(rig.sent) == 2)
+    assert [one.controller for one in rig.sent[1]] == ["left_gripper", "right_gripper"]
+    # A pause that lasts ends what was followed.
+    until(lambda: len(rig.sent) == 3)
+    assert "paused, or in a protective stop" in rig.runner.holding
+    for new, old in zip(rig.sent[2], before, strict=True):
+        assert not new.velocities.any()
+        place = CubicHermiteSpline(old.start_ns / 1e9 - rig.now / 1e9 + old.times, old.positions, old.velocities)(0.0)
+        np.testing.assert_allclose(new.positions, np.tile(place, (2, 1)), atol=1e-6)
+        assert new.start_ns + new.times[0] * 1e9 < rig.now < new.start_ns + new.times[-1] * 1e9
+    assert rig.runner.faults == 0  # somebody has stopped it: nothing is broken
+    chunks = len(rig.continuing)
+    rig.frames(2)
+    rig.quiet()
+    assert len(rig.continuing) == chunks  # nothing is predicted either
+    rig.published = 1.0
+    rig.runner.set_speed_scaling(1.0)
+    rig.frames(2)
+    until(lambda: len(rig.sent) == 4 and rig.runner.holding is None)
+    end.set()
+    publisher.join()
+    rig.runner.close()
+
+
+def test_a_speed_scaling_that_is_published_no_more_stops_the_robot(scaled: Embodiment) -> None:
+    rig = Rig(scaled, Pace(0), moving).started()
+    before = in_motion(rig)  # it was never published: full speed
+    rig.runner.set_speed_scaling(1.0)
+    until(lambda: len(rig.sent) == 2)
+    assert "no speed scaling for" in rig.runner.holding
+    assert_brakes(from_now(rig.sent[1], rig.now), before)
+    for wrong in (np.nan, -1.0, np.inf):
+        with pytest.raises(ClpError, match="speed scaling"):
+            rig.runner.set_speed_scaling(wrong)
+    rig.runner.close()
+
+
+def test_steps_of_a_robot_at_half_its_speed_pass_as_slowly(scaled: Embodiment) -> None:
+    rig = Rig(scaled, Pace(10), moving, schedule=ScheduleSettings(mode="rtc")).started()
+    rig.runner.set_speed_scaling(0.5)
+    rig.frames()
+    until(lambda: len(rig.sent) == 1)
+    for _ in range(20):
+        rig.now += PERIOD_NS
+        rig.add(*rig.joints, *rig.cameras)
+        rig.runner.set_speed_scaling(0.5)
+    until(lambda: len(rig.continuing) == 2)
+    (seen,) = rig.continuing[1:]
+    assert seen["elapsed_steps"] == 10
+    arm, gripper = rig.sent[0][0], rig.sent[0][1]
+    # The gripper's controller does not know of the scaling: its times are twice the arm's.
+    assert np.diff(gripper.times).mean() == pytest.approx(2 * np.diff(arm.times).mean(), rel=1e-6)
+    rig.runner.close()

@@ -96,6 +96,40 @@ def test_a_new_message_makes_no_step_whatever_the_controllers_begin_with(mode: s
         assert (driven(crops=True)[0].jumps()[0] > 5e-3) == (not from_desired)
 
 
+@pytest.mark.parametrize("from_desired", [True, False])
+@pytest.mark.parametrize("scaled", [["arm"], []])
+def test_a_robot_at_half_its_speed_and_paused_follows_without_a_step(scaled: list[str], from_desired: bool) -> None:
+    embodiment = load_embodiment("ur5")
+    speed = embodiment.speed_scaling.model_copy(update={"controllers": scaled})
+    embodiment = embodiment.model_copy(update={"speed_scaling": speed})
+    waypoints = np.array([[0.3] * 7, [-0.3] * 6 + [0.6], [0.4] * 7])
+    motion = through(embodiment, waypoints)
+    half = motion.seconds / 2
+
+    def scaling(time_ns: int) -> float:
+        # It changes with a control step, when this sender is told: on a real robot it is published at 100 to 500 Hz.
+        seconds = (time_ns - START_NS) // embodiment.period_ns * embodiment.period_ns / 1e9
+        return 1.0 if seconds < 0.2 * half else 0.0 if half < seconds < half + 0.4 else 0.5
+
+    robot = Controllers(
+        embodiment, waypoints[0], interpolate_from_desired_state=from_desired, lag_s=0.04, scaling=scaling
+    )
+    sender = ScheduledSender(robot, ScheduleSettings(), replan_steps=10, latency_s=0.1)
+    result = play(robot, Expert(motion, embodiment, STEPS), sender, lambda: 90_000_000, 2_000_000, 4 * motion.seconds)
+    assert not sender.counts["late"] + sender.counts["refused"]
+    position, _ = result.jumps()
+    # A controller that knows of the scaling changes its speed at once; another one is told within a control step.
+    assert position < 1.5e-3
+    seconds = (result.times_ns - START_NS) / 1e9
+    moved = np.abs(np.diff(result.positions[(seconds > half + 0.05) & (seconds < half + 0.4)], axis=0)).sum(axis=0)
+    assert moved.max() < 5e-3  # it stands still
+    # All the rest takes twice as long, and no longer.
+    assert 1.6 * motion.seconds < result.finished_s < 2 * motion.seconds + 0.4
+    np.testing.assert_allclose(result.positions[-1], waypoints[-1], atol=2e-3)
+    for waypoint in waypoints:
+        assert np.abs(result.positions - waypoint).max(axis=1).min() < 0.03
+
+
 @pytest.mark.parametrize("latency_ms", [50, 300])
 @pytest.mark.parametrize("mode", ["replace", "ensemble"])
 def test_a_policy_that_is_too_fast_for_the_robot_gets_there(mode: str, latency_ms: int) -> None:

@@ -124,7 +124,7 @@ def test_a_policy_that_dies_ends_in_a_smooth_stop() -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("latency_ms", [0, 50, 150, 290])
 def test_chunks_of_one_motion_change_nothing_at_the_splices(mode: str, latency_ms: int) -> None:
-    """Not even when the motion takes most of the acceleration there is, and a seam lies where braking had begun."""
+    """Not even when the motion takes most of the acceleration there is, and a splice lies where braking had begun."""
 
     def motion(times_ns: np.ndarray) -> np.ndarray:
         return 0.5 * (1 - np.cos(2.0 * (times_ns - START_NS) / 1e9))[:, None] * np.ones(JOINTS)
@@ -223,7 +223,7 @@ def test_chunks_of_one_step(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_hold_ends_a_takeover(mode: str) -> None:
+def test_a_hold_ends_the_way_to_a_chunk(mode: str) -> None:
     plan = schedule(acceleration=8.0, mode=mode)
     joined = plan.add(chunk_at(0.0), START_NS, START_NS, expert(np.zeros(1))[0])
     now = START_NS + 600_000_000

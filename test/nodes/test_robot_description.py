@@ -17,7 +17,7 @@ from lifecycle_msgs.srv import ChangeState
 from rclpy.qos import qos_profile_sensor_data
 from ros_tools import NodeProcess, Peer, parameter_arguments, running, wait_for
 from sensor_msgs.msg import CompressedImage, JointState
-from std_msgs.msg import String
+from std_msgs.msg import Float64, String
 from trajectory_msgs.msg import JointTrajectory
 
 from clp_ros.nodes.topics import LATCHED
@@ -75,10 +75,12 @@ def robot(peer: Peer) -> Iterator[None]:
         )
         for topic, kind in EMBODIMENT.topics.items()
     }
+    speed = peer.node.create_publisher(Float64, EMBODIMENT.speed_scaling.topic, 10)
     end = threading.Event()
 
     def publish() -> None:
         while not end.wait(1 / 30):
+            speed.publish(Float64(data=50.0))  # percent, as the driver has it
             for topic, publisher in publishers.items():
                 message = JointState() if topic.endswith("joint_states") else CompressedImage(format="jpeg")
                 message.header.stamp.sec, message.header.stamp.nanosec = divmod(time.time_ns(), 10**9)
@@ -165,6 +167,7 @@ def test_a_ur5_with_a_prefix_is_driven_within_its_description(
         assert min(min(point.positions) for point in (*arm.points, *gripper.points)) == pytest.approx(0.1, abs=1e-3)
         values = wait_for(lambda: [s.values for s in node.statuses if len(s.values) > 3], "its diagnostics")[-1]
         assert f"{CAMERA} rate (Hz)" in values
+        assert values["speed scaling"] == "0.5"
         assert process.stop() == 0
 
 

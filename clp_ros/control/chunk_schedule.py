@@ -329,7 +329,10 @@ class ChunkSchedule:
         if steps > 0:
             # The first point to send is still to come: until then the controllers follow one cubic.
             position, speed = (one[0] for one in knots(feasible[:ORDER], 1.0))
-            slowed = track(Head.one_cubic(position, speed, steps), feasible, None, self.limits, period_s, 0)
+            try:
+                slowed = track(Head.one_cubic(position, speed, steps), feasible, None, self.limits, period_s, 0)
+            except ClpError:
+                slowed = feasible  # it goes on until then, and brakes: a brake must not fail
             before, feasible = slowed[:steps], slowed[steps:]
         braked = np.concatenate([before, stop(feasible[:ORDER], self.limits, period_s)])
         spline = Spline(splice_ns, self._period_ns, braked)

@@ -423,7 +423,8 @@ def test_nothing_unsafe_comes_out_whatever_goes_in(
         seconds = (stop.end_ns - now) / 1e9
         slowest = min(acceleration, 2.0 / 0.25)
         first = max(0.04, (begun - now) / 1e9)
-        assert seconds <= first + 2.0 / slowest + 0.02 + 1e-6
+        # Two control steps more than at once: the acceleration of a spline is linear between its knots.
+        assert seconds <= first + 2.0 / slowest + 0.06 + 1e-6
 
 
 @pytest.mark.parametrize("mode", ["replace", "ensemble"])

@@ -59,6 +59,8 @@ setup(
     extras_require={
         "groot": ["diffusers", "dm-tree", "peft", "timm"],
         "simulation": ["gym-aloha>=0.1.1,<0.2", "mujoco>=3.2"],
+        # colcon test takes pytest where it stands here.
+        "test": ["hypothesis", "pytest<9"],
     },
     # Not zipped: ROS and clp_ros.resources look for plain files.
     zip_safe=False,

@@ -63,6 +63,21 @@ def test_promised_arguments(file: str, expected: set[str], launch_arguments: Cal
     assert expected <= set(launch_arguments(ROOT / "launch" / f"{file}.launch.py"))
 
 
+def test_arguments_that_are_parameters_have_the_nodes_types() -> None:
+    pytest.importorskip("launch_ros.actions", reason="launch and launch_ros are not on PyPI")
+    from clp_ros.nodes import calibration, launch_node, policy_settings, pruning
+
+    declared = (calibration.PARAMETERS, pruning.PARAMETERS, policy_settings.PARAMETERS)
+    for name, (kind, _) in launch_node.PARAMETERS.items():
+        defaults = [parameters[name][0] for parameters in declared if name in parameters]
+        assert defaults or name == "use_sim_time", name  # which every node has
+        # A node's parameter bag is one folder or a list of them.
+        assert {type(default) for default in defaults} <= {
+            list if kind == list[str] else kind,
+            *([str] * (name == "bag")),
+        }
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment that colcon's local_setup.bash makes, of a build of this checkout."""

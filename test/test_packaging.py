@@ -13,6 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 
 import clp_ros
 
@@ -24,6 +25,7 @@ EXECUTABLES = {"clp", "calibration", "pruning", "policy", "simulation"}
 # Which rosdep key brings an import. ROS packages are their own key.
 ROSDEP_KEYS = {
     "cv2": "python3-opencv",
+    "huggingface_hub": "python3-huggingface-hub-pip",
     "jinja2": "python3-jinja2",
     "matplotlib": "python3-matplotlib",
     "numpy": "python3-numpy",
@@ -37,7 +39,7 @@ ROSDEP_KEYS = {
     "transformers": "python3-transformers-pip",
     "yaml": "python3-yaml",
 }
-NO_ROSDEP_KEY = {"backports", "daqp", "huggingface_hub", "lerobot", "lz4", "mujoco", "safetensors", "tokenizers"}
+NO_ROSDEP_KEY = {"backports", "daqp", "lerobot", "lz4", "mujoco", "safetensors", "tokenizers"}
 PYPI_NAMES = {"PIL": "pillow", "backports": "backports.zstd", "cv2": "opencv-python-headless", "yaml": "PyYAML"}
 # Python 3.14's, where backports.zstd is not needed.
 LATER_STANDARD_LIBRARY = {"compression"}
@@ -412,6 +414,56 @@ exit {codes[1]}
     assert result.stdout.count("ran: -m pytest") == 2
     assert (result.returncode == 0) == (codes == (0, 0))
     assert [f"exit code {code}" in result.stderr for code in codes if code] == [True for code in codes if code]
+
+
+WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
+
+
+def workflow_commands() -> str:
+    """All that the jobs of the public CI run, with each matrix's targets in place of ``matrix.target``."""
+    commands = []
+    for job in yaml.safe_load(WORKFLOW.read_text())["jobs"].values():
+        targets = " ".join(job.get("strategy", {}).get("matrix", {}).get("target", []))
+        commands += [step["run"].replace("${{ matrix.target }}", targets) for step in job["steps"] if "run" in step]
+    return "\n".join(commands).replace("\\\n", " ")
+
+
+def test_the_public_ci_makes_targets_that_are_there(makefile: Path) -> None:
+    lines = [line for line in workflow_commands().splitlines() if line.strip().startswith("make ")]
+    words = {word for line in lines for word in line.replace("-C src/clp_ros", "").split()[1:]} - {"--keep-going"}
+    assert words == {"setup", "lint", "test", "test-lerobot-0.5"}
+    for target in words:
+        assert make(makefile, "-n", target, PYTHON="python3").returncode == 0, target
+
+
+def test_the_public_ci_names_paths_that_are_there() -> None:
+    paths = set(re.findall(r"src/clp_ros/([\w./*-]+)", workflow_commands())) - {".venv/bin/activate"}
+    paths |= set(re.findall(r"\btest/\w+\.py", workflow_commands()))
+    assert len(paths) >= 2
+    assert all(list(ROOT.glob(path)) for path in paths)
+
+
+def test_rosdep_skips_what_the_requirements_bring() -> None:
+    # On Ubuntu 24.04 pip refuses to install into the system's Python.
+    from_pypi = {element.text for element in manifest() if element.text.endswith("-pip")}
+    readme = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    for text in (readme, workflow_commands()):
+        (skipped,) = re.findall(r'rosdep install [^"\n]*--skip-keys "([^"]+)"', text)
+        assert set(skipped.split()) == from_pypi
+
+
+def test_every_key_is_one_that_rosdep_resolves() -> None:
+    # colcon knows the build type by <export>; rosdep has no key for it and would end with an error.
+    assert "ament_python" not in {element.text for element in manifest()}
+    assert manifest().findtext("export/build_type") == "ament_python"
+
+
+def test_colcon_test_runs_pytest(colcon: str, colcon_prefix: Path, tree: Path) -> None:
+    # Without a requirement named pytest in setup.py colcon runs unittest, which finds nothing.
+    (tree / "test").mkdir()
+    (tree / "test" / "test_one.py").write_text("def test_one():\n    pass\n")
+    arguments = ("--event-handlers", "console_direct+", "--return-code-on-test-failure")
+    assert "1 passed" in run(colcon, "test", *arguments, cwd=tree.parent)
 
 
 @pytest.mark.parametrize("has_idle_scheduling", [True, False])

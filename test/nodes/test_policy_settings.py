@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import rclpy
+import yaml
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
@@ -12,6 +13,7 @@ from clp_ros.control.chunk_schedule import ScheduleSettings
 from clp_ros.errors import ClpError
 from clp_ros.nodes import policy_settings
 from clp_ros.nodes.parameters import declare
+from clp_ros.resources import resource_path
 
 
 @pytest.fixture
@@ -64,3 +66,9 @@ def test_parameters_of_the_release_before_are_accepted_with_a_warning(context: r
 def test_wrong_ones_are_refused(context: rclpy.Context, wrong: dict, words: str) -> None:
     with pytest.raises(ClpError, match=words):
         settings_of(context, **wrong)
+
+
+def test_the_rehearsals_parameter_file_has_todays_parameters_only() -> None:
+    text = resource_path("config/nodes/rehearsal.yaml").read_text(encoding="utf-8")
+    for name, value in yaml.safe_load(text)["/**"]["ros__parameters"].items():
+        assert type(value) is type(policy_settings.PARAMETERS[name][0]), name

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mcap.exceptions import McapError
 from rosbags.interfaces import Nodetype
 from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, TypesysError, get_types_from_idl, get_types_from_msg, get_typestore
@@ -32,9 +33,10 @@ else:
 
 _logger = logging.getLogger(__name__)
 
-# What is met in a damaged file. RuntimeError is lz4's.
+# What is met in a damaged file.
 _DAMAGED = (
     DamagedFile,
+    McapError,
     sqlite3.Error,
     zstd.ZstdError,
     struct.error,
@@ -42,7 +44,6 @@ _DAMAGED = (
     ValueError,
     TypeError,
     LookupError,
-    RuntimeError,
     MemoryError,
     OverflowError,
 )
@@ -218,7 +219,7 @@ def _open(path: Path, storage_id: str, shown: Path | None = None) -> Iterator[Op
         raise ClpError(f"cannot be read ({error.strerror})", where=shown or path, fix="check the disk") from error
     except _DAMAGED as error:
         raise ClpError(
-            f"the bag's file is damaged ({error})",
+            f"the bag's file is damaged ({str(error) or type(error).__name__})",
             where=shown or path,
             fix="copy it again, or repair it (mcap recover, sqlite3's .recover, then ros2 bag reindex)",
         ) from error

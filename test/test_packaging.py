@@ -39,7 +39,7 @@ ROSDEP_KEYS = {
     "transformers": "python3-transformers-pip",
     "yaml": "python3-yaml",
 }
-NO_ROSDEP_KEY = {"backports", "daqp", "lerobot", "lz4", "mujoco", "safetensors", "tokenizers"}
+NO_ROSDEP_KEY = {"backports", "daqp", "lerobot", "mcap", "mujoco", "safetensors", "tokenizers"}
 PYPI_NAMES = {"PIL": "pillow", "backports": "backports.zstd", "cv2": "opencv-python-headless", "yaml": "PyYAML"}
 # Python 3.14's, where backports.zstd is not needed.
 LATER_STANDARD_LIBRARY = {"compression"}

@@ -252,7 +252,7 @@ def _load_backend(name: BackendName | None) -> Backend:
     raise ClpError(
         f"no library that reads bags can be imported ({'; '.join(reasons)})",
         where="reading a bag",
-        fix="pip install rosbags, or source a ROS 2 environment that has rosbag2_py",
+        fix="pip install rosbags mcap, or source a ROS 2 environment that has rosbag2_py",
     )
 
 

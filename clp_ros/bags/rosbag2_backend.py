@@ -114,5 +114,6 @@ def _unreadable(error: Exception, path: Path) -> ClpError:
     return ClpError(
         f"rosbag2 cannot read the bag's file ({error})",
         where=path,
-        fix="read it without ROS (pip install rosbags), copy it again, or repair it (mcap recover, ros2 bag reindex)",
+        fix="read it without ROS (pip install rosbags mcap), copy it again, "
+        "or repair it (mcap recover, ros2 bag reindex)",
     )

@@ -170,6 +170,15 @@ def test_other_topics_do_not_matter(tmp_path, name, chunked):
             assert len(list(bag.messages())) == 121
 
 
+@pytest.mark.parametrize("layout", ["plain", "no chunks", "no summary"])
+def test_text_that_is_not_utf_8(tmp_path, layout):
+    extras = (("/caf__", "caf__.Event", "jsonschema", b"{}", "json", b"{}"),)
+    path = write_mcap(tmp_path / "a.mcap", extras=extras, enable_crcs=False, **LAYOUTS[layout])
+    path.write_bytes(path.read_bytes().replace(b"caf__", b"caf\xe9\xe9"))
+    with open_bag(path, "rosbags") as bag:
+        check(bag)
+
+
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
 @pytest.mark.parametrize("alone", [False, True])
 def test_other_topics_of_a_folder_do_not_matter(write_bag, storage, alone):

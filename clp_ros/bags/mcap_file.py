@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """MCAP files (https://mcap.dev/spec) as any program writes them; the mcap package parses records, decompresses chunks.
 
-Its readers of whole files are not used. They refuse a file for another channel's text that is not UTF-8; without a
-chunk index they hold all messages in memory to sort them; with one they pass over messages outside chunks. Which parts
-of a file are read is decided here: by the summary where it is complete, otherwise by one pass through the file. What
-is not ROS is told by its channel, and left to the caller.
+The package's readers of whole files are not used. They refuse a file if any channel's text is not UTF-8. Without a
+chunk index they sort all messages in memory; with one they miss messages outside chunks. This module therefore decides
+which parts of a file are read: it uses the summary if that is complete, otherwise it reads the file through once.
+Channels that do not hold ROS 2 messages are listed as well; the caller decides about them.
 """
 
 import heapq
@@ -27,7 +27,7 @@ from mcap.stream_reader import MAGIC_SIZE, get_chunk_data_stream
 from clp_ros.bags.storage_file import Channel, DamagedFile
 from clp_ros.errors import ClpError
 
-_HEAD = struct.Struct("<BQ")  # of a record: its kind, and its content's length
+_HEAD = struct.Struct("<BQ")  # a record begins with its kind and the length of its content
 _MESSAGE_FIELDS_SIZE = 22  # channel, sequence, log time and publish time, before the data
 # Messages outside chunks are read in runs of this size, so that memory does not grow with the file.
 _RUN_SIZE = 4 << 20
@@ -42,7 +42,14 @@ _PARSERS: dict[int, Callable[[ReadDataStream], records.McapRecord]] = {
 
 @dataclass(frozen=True)
 class _Segment:
-    """A chunk, or a run of messages outside chunks: its times, where it lies, and its channels (none: not known)."""
+    """A chunk, or a run of messages outside chunks.
+
+    Attributes:
+        start_ns: Log time of its earliest message, nanoseconds.
+        begin: Offset of its first byte in the file.
+        end: Offset behind its last byte.
+        channels: Channels of its messages; empty if the file does not list them.
+    """
 
     start_ns: int
     begin: int
@@ -104,7 +111,7 @@ class McapFile:
                 yield message.channel_id, receive_ns, message.data
 
     def _from_segment(self, segment: _Segment, wanted: frozenset[int]) -> Iterator[tuple[int, records.Message | None]]:
-        # The first item only says when the segment begins, so that the merge reads none before its time has come.
+        # The first item carries the start time only: the merge then reads a segment no earlier than it needs to.
         yield segment.start_ns, None
         found = [
             record
@@ -172,7 +179,7 @@ class McapFile:
         return True
 
     def _holds_messages(self, at: int, end: int) -> bool:
-        # at > end: the summary contradicts itself
+        # If at > end, the summary contradicts itself and cannot be used.
         return at > end or any(kind in (Opcode.MESSAGE, Opcode.CHUNK) for kind, _, _ in _places(self._stream, at, end))
 
     def _scan(self, end: int) -> None:
@@ -210,7 +217,7 @@ class McapFile:
             self._declared.setdefault(record.id, record)
 
     def _parse(self, source: BinaryIO, kind: int, at: int, after: int) -> Iterator[records.McapRecord]:
-        """One record, or those in a chunk; none of a kind that is not needed."""
+        """Yields the record, or the records inside if it is a chunk; skips kinds that are not needed."""
         source.seek(at + _HEAD.size)
         stream = _Stream(source)
         if kind == Opcode.MESSAGE:
@@ -228,7 +235,7 @@ class McapFile:
                 yield record
 
     def _decompress(self, chunk: records.Chunk) -> bytes:
-        if chunk.compression not in ("", "lz4", "zstd"):  # the package takes it for none
+        if chunk.compression not in ("", "lz4", "zstd"):  # the package would read it as uncompressed
             raise ClpError(
                 f"the file's chunks are compressed with {chunk.compression!r}, which cannot be read",
                 where=self._path,
@@ -236,7 +243,7 @@ class McapFile:
             )
         try:
             stream, size = get_chunk_data_stream(chunk, validate_crc=True)
-        except Exception as error:  # each decompressor has its own kind
+        except Exception as error:  # each decompressor raises its own exceptions
             raise DamagedFile(f"a chunk: {error}") from error
         if size != chunk.uncompressed_size:
             raise DamagedFile(f"a chunk holds {size} bytes, not {chunk.uncompressed_size}")
@@ -244,7 +251,7 @@ class McapFile:
 
 
 class _Stream(ReadDataStream):
-    """The package's, which takes fewer bytes for all of them, and refuses a file for any text that is not UTF-8."""
+    """The package's stream, but a short read raises DamagedFile, and text that is not UTF-8 does not raise."""
 
     def read(self, length: int) -> bytes:
         data = super().read(length)
@@ -257,7 +264,7 @@ class _Stream(ReadDataStream):
 
 
 def _places(source: BinaryIO, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Kind, begin and end of each record; what is in them is not read."""
+    """Yields kind, begin and end of each record without reading its content."""
     while at < end:
         source.seek(at)
         kind, length = _HEAD.unpack(source.read(_HEAD.size))

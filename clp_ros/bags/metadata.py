@@ -19,17 +19,12 @@ _MCAP_MAGIC = b"\x89MCAP0\r\n"
 _SQLITE_MAGIC = b"SQLite format 3\x00"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 """How zstd's data begins; a message in CDR begins with a zero."""
-_MAGICS = {
-    "an mcap file": _MCAP_MAGIC,
-    "an sqlite3 file": _SQLITE_MAGIC,
-    "a ROS 1 bag": b"#ROSBAG",
-    "a Git LFS pointer": b"version https://git-lfs",
-}
-_OTHER_FIXES = {
-    "a ROS 1 bag": "convert it: rosbags-convert --src IN.bag --dst OUT",
-    "a Git LFS pointer": "fetch the file: git lfs pull",
-    "an mcap file": "name it .mcap, with storage_identifier: mcap in metadata.yaml",
-    "an sqlite3 file": "name it .db3, with storage_identifier: sqlite3 in metadata.yaml",
+CONVERT_ROS_1 = "convert it: rosbags-convert --src IN.bag --dst OUT"
+_KINDS = {
+    _MCAP_MAGIC: ("an mcap file", "name it .mcap, with storage_identifier: mcap in metadata.yaml"),
+    _SQLITE_MAGIC: ("an sqlite3 file", "name it .db3, with storage_identifier: sqlite3 in metadata.yaml"),
+    b"#ROSBAG": ("a ROS 1 bag", CONVERT_ROS_1),
+    b"version https://git-lfs": ("a Git LFS pointer", "fetch the file: git lfs pull"),
 }
 _REINDEX = (
     "its recorder was killed or the copy is incomplete: copy it again, or repair it (mcap recover, ros2 bag reindex)"
@@ -134,7 +129,7 @@ def read_metadata(folder: Path) -> BagInfo:
     """
     path = folder / "metadata.yaml"
     if not path.is_file():
-        parts = sorted(part.name for part in folder.iterdir() if {".mcap", ".db3"}.intersection(part.suffixes))
+        parts = sorted(part.name for part in folder.iterdir() if SUFFIXES.keys() & {*part.suffixes})
         if parts:
             raise ClpError(
                 f"metadata.yaml is missing beside {parts[0]}: the recorder did not end properly, or it was not copied",
@@ -205,7 +200,7 @@ def read_metadata(folder: Path) -> BagInfo:
 def collect_topics(entries: Iterable[tuple[str, str, str, int]]) -> dict[str, Topic]:
     """Gathers (name, type, serialization format, count) entries by topic.
 
-    What cannot be read is a fault of its topic, and none of the bag: no one may want that topic.
+    A topic that cannot be read gets a fault. The bag is not refused: the caller may not need that topic.
     """
     topics: dict[str, Topic] = {}
     for recorded, recorded_type, serialization, count in entries:
@@ -274,11 +269,11 @@ def check_whole(path: Path, kind: str) -> None:
             raise ClpError(f"truncated bag: the {kind} file has no content", where=path, fix=_REINDEX)
         if head.startswith(ZSTD_MAGIC):
             raise part_of_compressed(path)
-        other = next((name for name, other in _MAGICS.items() if head.startswith(other)), None)
+        other, fix = next((known for start, known in _KINDS.items() if head.startswith(start)), ("", ""))
         raise ClpError(
             f"this is not a {kind} file" + (f" but {other}" if other else ""),
             where=path,
-            fix=_OTHER_FIXES.get(other, "give the bag `ros2 bag record` wrote"),
+            fix=fix or "give the bag `ros2 bag record` wrote",
         )
     if kind == "mcap" and (tail != _MCAP_MAGIC or size < 2 * len(_MCAP_MAGIC)):
         raise ClpError("truncated bag: the mcap file has no end", where=path, fix=_REINDEX)

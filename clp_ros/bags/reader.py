@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from clp_ros.bags.metadata import (
+    CONVERT_ROS_1,
     SUFFIXES,
     ZSTD_MAGIC,
     BagInfo,
@@ -174,7 +175,7 @@ class BagReader:
     def _from_file(
         self, file: StorageFile, wanted: frozenset[str]
     ) -> Iterator[tuple[int, tuple[str, int, bytes] | None]]:
-        # The first item only says when the file begins, so that the merge opens no file before its time has come.
+        # The first item carries the start time only: the merge then opens a file no earlier than it needs to.
         yield file.start_ns or 0, None
         with closing(self._backend.read(self._info, file, wanted)) as messages:
             for message in messages:
@@ -223,7 +224,7 @@ def open_bag(path: str | PathLike[str], backend: BackendName | None = None) -> B
     elif path.suffix in (".zstd", ".zst") and path.with_suffix("").suffix in SUFFIXES:
         raise part_of_compressed(path)
     elif path.suffix == ".bag":
-        raise ClpError("this is a bag of ROS 1", where=path, fix="convert it: rosbags-convert --src IN.bag --dst OUT")
+        raise ClpError("this is a bag of ROS 1", where=path, fix=CONVERT_ROS_1)
     elif path.suffix in SUFFIXES:
         storage_id = SUFFIXES[path.suffix]
         check_whole(path, storage_id)

@@ -74,7 +74,7 @@ def test_joints_are_the_robots_in_its_units_and_do_the_task(name: str) -> None:
     closed, opened = (0.0, 1.0) if name.startswith("aloha") else (1.0, 0.0)
     shares = (positions[:, 6] - embodiment.joints[6].offset) / embodiment.joints[6].scale
     assert abs(shares[500] - opened) < 0.2
-    assert abs(shares[-1] - closed) < 0.6  # around the cube
+    assert abs(shares[-1] - closed) < 0.62  # around the cube, which is 24 mm from where the finger closes
 
 
 @pytest.mark.parametrize("name", ROBOTS)

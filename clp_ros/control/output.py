@@ -87,6 +87,7 @@ class TrajectoryOutput:
         self._clock_ns = clock_ns
         # How long the last plan took. The next one's splice is so much later: its message is sent by then.
         self._planning_ns = 0
+        self._period_ns = embodiment.period_ns
         self._past_ns = max(PAST_NS, 2 * embodiment.period_ns)
         self._from_measured: frozenset[str] = frozenset()
         # The reference since some time before now, and when the first point of it may be sent.
@@ -132,7 +133,8 @@ class TrajectoryOutput:
         place_ns = self._time.at(now)
         if abs(scaling - self._sent_scaling) < _RESCALED or not self._started_ns < place_ns < self._followed.end_ns:
             return
-        sent = self._resting(now) if self._time.is_paused else self._followed.since(place_ns - self._past_ns)
+        begin_ns = place_ns - self._past_ns
+        sent = self._resting(now) if self._time.is_paused else self._followed.beginning(begin_ns, self._period_ns)
         messages = [one for one in self._split(sent, now, scaling) if one.controller not in self._scaled]
         self._send(self._serialise(messages))
         self._sent_scaling = scaling
@@ -251,7 +253,7 @@ class TrajectoryOutput:
     def _messages(self, followed: Reference, plan: Plan, ahead: Reference, now: int) -> Any:
         scaling = self._time.scaling
         past, begin_ns = followed.before(int(ahead.times_ns[0])), self._time.at(now) - self._past_ns
-        sent = ahead if past is None else past.resting_since(begin_ns).since(begin_ns).then(ahead)
+        sent = ahead if past is None else past.beginning(begin_ns, self._period_ns).then(ahead)
         if int(sent.times_ns[0]) >= plan.after.started_ns:
             return self._serialise(self._split(sent, now, scaling))
         # The first moments: no point is before the one at which the controllers have come from their last command.
@@ -273,9 +275,9 @@ class TrajectoryOutput:
         if speed != 1.0:
             after_ns = np.round(after_ns / speed).astype(np.int64)
         # A time from the start is positive. The stamp is always as long before now, to be read by a person.
-        period, before_ns = self._embodiment.period_ns, 0
+        before_ns = 0
         if after_ns[0] <= 0:
-            before_ns = min(-self._past_ns - 2 * period, int(after_ns[0]) - period)
+            before_ns = min(-self._past_ns - 2 * self._period_ns, int(after_ns[0]) - self._period_ns)
         times = (after_ns - before_ns) / 1e9
         velocities = reference.velocities * speed
         return split_trajectory(times, reference.positions, self._embodiment, velocities, now + before_ns)

@@ -79,17 +79,26 @@ class Reference:
         """The same at other times, as when the clock has jumped by so much."""
         return Reference(self.times_ns + offset_ns, self.positions, self.velocities)
 
-    def resting_since(self, time_ns: int) -> Reference:
-        """With a knot at rest at a time before the first one, if that is at rest."""
-        if self.times_ns[0] <= time_ns or self.velocities[0].any():
-            return self
-        resting = Reference(np.array([time_ns], dtype=np.int64), self.positions[:1], self.velocities[:1])
-        return resting.then(self)
-
     def since(self, time_ns: int) -> Reference:
         """The part that is still of use at a time: from the last knot on that is not after it."""
         first = max(0, int(np.searchsorted(self.times_ns, time_ns, side="right")) - 1)
         return Reference(self.times_ns[first:], self.positions[first:], self.velocities[first:])
+
+    def beginning(self, time_ns: int, period_ns: int) -> Reference:
+        """The same curve from a knot on that is at a time, or less than ``period_ns`` before it.
+
+        That knot is a whole number of periods before the next one. Where a time is before the first knot, what begins
+        at rest is taken to have rested there; what does not begins as it is.
+        """
+        if time_ns < self.times_ns[0] and self.velocities[0].any():
+            return self
+        later, first_ns = self.from_time(time_ns), time_ns
+        if later is not None:
+            next_ns = int(later.times_ns[0])
+            first_ns = next_ns + (time_ns - next_ns) // period_ns * period_ns
+        position, velocity = self.sample(first_ns)
+        first = Reference(np.array([first_ns], dtype=np.int64), position[None], velocity[None])
+        return first if later is None else first.then(later)
 
     def resting(self, duration_ns: int) -> Reference:
         """With one more knot, so much later at the same place."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from checkpoint_tools import put_into_hub_cache
 from diagnostic_msgs.msg import DiagnosticStatus
 from ros_tools import NodeProcess, Peer, parameter_arguments, running, wait_for
 from std_msgs.msg import String
@@ -126,6 +127,34 @@ def test_it_prunes_and_says_what_it_did(
         prune_by_plan(checkpoint, tmp_path / "reference", plan)
         assert (output / "model.safetensors").read_bytes() == (tmp_path / "reference/model.safetensors").read_bytes()
         assert node.stop() == 0
+        assert "Traceback" not in node.log
+
+
+# The node with a hub cache of the test's own, and no network; started in the test's folder.
+CACHED_NODE = """
+import os, sys
+from huggingface_hub import constants
+constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = sys.argv[1], True
+os.chdir(sys.argv[2])
+from clp_ros.nodes.pruning import main
+sys.exit(main())
+"""
+
+
+def test_a_repository_on_the_hub_is_a_checkpoint_too(
+    peer: Peer, start: StartNode, checkpoint: Path, calibration: Path, tmp_path: Path
+) -> None:
+    snapshot = put_into_hub_cache(checkpoint, tmp_path / "hub", "someone/base")
+    (here := tmp_path / "here").mkdir()
+    places = (str(tmp_path / "hub"), str(here))
+    with start(CACHED_NODE, *places, checkpoint="someone/base@main", calibration=calibration) as node:
+        result = json.loads(prune(peer).message)
+        assert (result["checkpoint"], result["output"]) == (str(snapshot), str(here / "base_pruned"))
+        assert Checkpoint.open(here / "base_pruned").manifest["source"]["path"] == str(snapshot)
+        assert peer.set_parameters("/pruning", checkpoint="someone/other") == [""]
+        response = prune(peer)
+        assert not response.success
+        assert response.message.endswith("hf download someone/other")
         assert "Traceback" not in node.log
 
 

@@ -377,6 +377,21 @@ def test_the_head_alone_may_stand_for_both_of_the_tied_matrices(name, family_che
         load_with_the_plugin(folder)
 
 
+def test_weights_from_before_lerobot_0_4_are_refused_by_their_names(name, family_checkpoint, tmp_path):
+    """transformers has since put its `model.` between PaliGemma and the towers."""
+
+    def rename(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        old = {"paligemma.model.language_model.": "paligemma.language_model.model.", "paligemma.model.": "paligemma."}
+        for now, before in old.items():
+            weights = {key.replace(now, before): value for key, value in weights.items()}
+        return weights
+
+    folder = rewrite(family_checkpoint(name), tmp_path / "old", rename)
+    with pytest.raises(ClpError, match=rf"named as in lerobot before 0\.4.*start from lerobot/{name}_base") as caught:
+        Checkpoint.open(folder)
+    assert caught.value.where == str(folder)
+
+
 def test_what_would_not_load_is_not_written(name, family_checkpoint, tmp_path, capsys):
     """Nothing but the tensors of the layers is known without lerobot's model."""
 

@@ -141,7 +141,10 @@ class PolicyNode(ManagedNode):
                 return TransitionCallbackReturn.FAILURE
             if time.monotonic() > deadline:
                 kinds = self._embodiment.topics
-                self._fault = "; ".join(f"{one}{published_otherwise(self, one.topic, kinds)}" for one in missing)
+                if self._now_ns() == 0:
+                    self._fault = "no time on /clock, which use_sim_time asks for: publish it (ros2 bag play --clock)"
+                else:
+                    self._fault = "; ".join(f"{one}{published_otherwise(self, one.topic, kinds)}" for one in missing)
                 self.get_logger().error(f"not activated: {self._fault}")
                 return TransitionCallbackReturn.FAILURE
             time.sleep(_POLL_S)
@@ -338,8 +341,8 @@ class PolicyNode(ManagedNode):
             if isinstance(message, Float64):
                 if (runner := self.runner) is not None:
                     runner.set_speed_scaling(message.data / 100)
-            else:
-                inputs.add(topic, message, self._now_ns())
+            elif now_ns := self._now_ns():  # 0 with use_sim_time, before the first /clock
+                inputs.add(topic, message, now_ns)
         except ClpError as error:
             self.get_logger().warning(str(error), throttle_duration_sec=_THROTTLE_S)
 

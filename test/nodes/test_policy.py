@@ -133,6 +133,14 @@ def test_a_real_checkpoint_drives_the_robot(
         assert "Traceback" not in node.log
 
 
+def test_a_clock_that_never_came_is_named(start: StartNode, driver: Driver, robot: Robot) -> None:
+    with start(use_sim_time=True, activate_timeout=1.0) as node:
+        assert driver.change(Transition.TRANSITION_CONFIGURE)
+        assert not driver.change(Transition.TRANSITION_ACTIVATE)
+        driver.expect_status(DiagnosticStatus.ERROR, "not activated", "no time on /clock", "use_sim_time")
+        assert "different clocks" not in node.log
+
+
 def test_an_input_that_never_came_is_named(
     start: StartNode, driver: Driver, robot: Robot, embodiment: Embodiment
 ) -> None:

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -42,6 +43,7 @@ from clp_ros.robots.embodiment import Embodiment, load_embodiment
 from clp_ros.robots.trajectory import split_trajectory
 from clp_ros.simulation.closed_loop import START_NS, Controllers, Expert, Run, ScheduledSender, Sender, play
 from clp_ros.simulation.motion import Motion, through
+from clp_ros.vla.rtc import MARGIN_STEPS
 
 LATENCIES_MS = (0, 50, 150, 300)
 NOISES = ("0", "0.5", "1", "2", "5", "bfloat16")
@@ -221,12 +223,35 @@ class Unblocked(Chunks):
         self._end_ns = observed_ns + 10 * period
 
 
+class Guided(ScheduledSender):
+    """Mode ``rtc``, with a policy whose last chunk guides it by lerobot's linear weights, as far as they go."""
+
+    def __init__(self, robot: Controllers, settings: ScheduleSettings, *, replan_steps: int, latency_s: float) -> None:
+        super().__init__(robot, settings, replan_steps=replan_steps, latency_s=latency_s)
+        self._period_ns = robot.embodiment.period_ns
+        delay = math.ceil((latency_s + settings.send_lead_time_s) * 1e9 / self._period_ns)
+        # RTCProcessor.get_prefix_weights; the horizon is the node's, see clp_ros.vla.rtc.
+        self._weights = np.concatenate([np.ones(delay), np.linspace(1, 0, MARGIN_STEPS + 2)[1:-1]])[:, None]
+        self._last: tuple[int, np.ndarray] | None = None
+
+    def chunk(self, positions: np.ndarray, observed_ns: int, now_ns: int, measured: np.ndarray) -> None:
+        """See :class:`Sender`."""
+        if self._last is not None:
+            left = self._last[1][round((observed_ns - self._last[0]) / self._period_ns) :]
+            count = min(len(left), len(self._weights), len(positions))
+            weights = self._weights[:count]
+            positions = positions.copy()
+            positions[:count] = weights * left[:count] + (1 - weights) * positions[:count]
+        super().chunk(positions, observed_ns, now_ns, measured)
+        self._last = observed_ns, positions
+
+
 def scheduled(mode: Mode, replan_steps: int) -> Callable[[Controllers, float], Sender]:
     """clp_ros's own way."""
 
     def make(robot: Controllers, latency_s: float) -> Sender:
-        settings = ScheduleSettings(mode=mode)
-        return ScheduledSender(robot, settings, replan_steps=replan_steps, latency_s=1.2 * latency_s)
+        kind, settings = Guided if mode == "rtc" else ScheduledSender, ScheduleSettings(mode=mode)
+        return kind(robot, settings, replan_steps=replan_steps, latency_s=1.2 * latency_s)
 
     return make
 

@@ -112,6 +112,11 @@ class TrajectoryOutput:
         """Trajectory time at a time of the robot's clock: it passes as slowly as the robot is."""
         return self._time.at(time_ns)
 
+    def clock_ns(self, trajectory_ns: int) -> int:
+        """The robot's clock at a trajectory time that is not long past, if the robot goes on as fast as it does now."""
+        now = self._clock_ns()
+        return now + round((trajectory_ns - self._time.at(now)) / max(self._time.scaling, PAUSED_BELOW))
+
     def start(self, from_measured: Collection[str] = ()) -> None:
         """Begins anew, from where the robot is.
 

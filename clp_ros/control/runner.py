@@ -303,12 +303,6 @@ class ChunkRunner:
             session.since_ns = max(session.due_ns, self._clock_ns())
         return True
 
-    def _interval_ns(self, steps: int) -> int:
-        """From one observation to the next: by the pace, but so that the next chunk comes before this one ends."""
-        period = self._embodiment.period_ns
-        spare = (steps - 2) * period - round((self.latency_s + self._schedule.send_lead_time_s) * 1e9)
-        return max(0, min(self._pace.interval_ns(period), spare))
-
     def _chunk(self, session: Session, now: int, selected: dict[str, tuple[int, Any]]) -> None:
         started, jumps = time.perf_counter(), session.jumps
         observation = self._inputs.decode(now, selected)
@@ -383,13 +377,20 @@ class ChunkRunner:
                     return None
                 if not self._output.send(planned):
                     continue  # something else was sent meanwhile
-                session.observed_ns, session.due_ns = now, now + self._interval_ns(len(positions))
+                session.observed_ns, session.due_ns = now, self._due_ns(now, len(positions), planned)
                 told, session.told, session.fault, session.holding = session.told, False, None, None
             if told:
                 self._tell(logging.INFO, "sending again")
             return planned
         self.statistics.count("dropped stale")
         return None
+
+    def _due_ns(self, observed_ns: int, steps: int, sent: Planned) -> int:
+        """When the next observation may be made, on the robot's clock."""
+        expected_s = self.latency_s + self._schedule.send_lead_time_s
+        splice_ns = self._output.clock_ns(sent.plan.joined.splice_ns)
+        period_ns = self._embodiment.period_ns
+        return self._pace.due_ns(self._schedule.mode, observed_ns, splice_ns, steps, period_ns, expected_s)
 
     def _is_wanted(self, session: Session, now: int, jumps: int, worked_s: float) -> bool:
         """Whether a chunk may still be sent; counts one that may not. The gate must be held."""

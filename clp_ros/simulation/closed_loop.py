@@ -199,7 +199,7 @@ class ScheduledSender:
         self._now_ns = self._due_ns = START_NS
         self._output = TrajectoryOutput(robot.embodiment, settings, self._send, lambda: self._now_ns)
         self._output.start(getattr(robot, "from_measured", ()))
-        self._pace = Pace(replan_steps)
+        self._pace, self._mode = Pace(replan_steps), settings.mode
         self._expected_s = latency_s + settings.send_lead_time_s
         joints = robot.embodiment.joints
         self._offset, self._scale = (np.array([getattr(one, part) for one in joints]) for part in ("offset", "scale"))
@@ -215,10 +215,8 @@ class ScheduledSender:
     def chunk(self, positions: np.ndarray, observed_ns: int, now_ns: int, measured: np.ndarray) -> None:
         """See :class:`Sender`."""
         self._now_ns = now_ns
-        # As the node: by the pace, but so that the next chunk comes before this one ends.
-        period = self._robot.embodiment.period_ns
-        spare = (len(positions) - 2) * period - round(self._expected_s * 1e9)
-        self._due_ns = observed_ns + max(0, min(self._pace.interval_ns(period), spare))
+        period, expected_s = self._robot.embodiment.period_ns, self._expected_s
+        splice_ns = observed_ns
         try:
             joined = self._output.chunk(positions, observed_ns, (measured - self._offset) / self._scale)
         except Late:
@@ -228,7 +226,9 @@ class ScheduledSender:
             self._output.hold()
         else:
             self.counts["chunks"] += 1
-            self.splices.append(joined.splice_ns)
+            splice_ns = self._output.clock_ns(joined.splice_ns)
+            self.splices.append(splice_ns)
+        self._due_ns = self._pace.due_ns(self._mode, observed_ns, splice_ns, len(positions), period, expected_s)
 
     def tick(self, now_ns: int) -> None:
         """See :class:`Sender`."""

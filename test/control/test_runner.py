@@ -103,6 +103,11 @@ class Rig:
             self.now += PERIOD_NS
             self.add(*self.joints, *self.cameras)
 
+    def due_frames(self) -> None:
+        """All inputs, once the robot follows the last chunk: then the next one may be made."""
+        self.now += 200 * MS
+        self.frames()
+
     def started(self) -> "Rig":
         self.frames(2)
         self.runner.activate()
@@ -165,7 +170,7 @@ def test_a_policy_that_waits_for_the_processor_is_told_once(embodiment: Embodime
     rig = Rig(embodiment, Pace(0), processor=ProcessorShare(told.append, wall, lambda: 0.0)).started()
     try:
         for number in range(1, 6):
-            rig.frames()
+            rig.due_frames()
             until(lambda number=number: len(rig.sent) == number)
             assert len(told) == (number >= 3)
     finally:
@@ -184,6 +189,29 @@ def test_a_frame_older_than_its_cameras_period_waits_for_the_next(make: Callable
     ages = {name: its.maximum for name, its in rig.runner.statistics.spreads().items() if name.startswith("age")}
     assert set(ages.values()) == {0.0}
     assert len(ages) == 5
+
+
+@pytest.mark.parametrize("mode", ["replace", "ensemble"])
+def test_the_newest_chunk_alone_counts_so_the_next_is_made_when_it_is_in_effect(
+    embodiment: Embodiment, mode: str
+) -> None:
+    rig = Rig(embodiment, Pace(0), moving, schedule=ScheduleSettings(mode=mode)).started()
+    try:
+        rig.frames()
+        until(lambda: len(rig.sent) == 1)
+        for _ in range(3):  # 99 ms: it is 20 ms to the splice and 100 ms more
+            rig.frames()
+            if mode == "replace":
+                time.sleep(0.1)
+                assert len(rig.sent) == 1
+            else:
+                number = len(rig.sent)
+                until(lambda number=number: len(rig.sent) == number + 1)
+        rig.due_frames()
+        number = 2 if mode == "replace" else 5
+        until(lambda: len(rig.sent) == number)
+    finally:
+        assert rig.runner.close(20)
 
 
 def test_the_next_chunk_comes_replan_steps_later_of_frames_from_then_on(make: Callable[..., Rig]) -> None:
@@ -553,7 +581,7 @@ def test_after_too_many_faults_the_owner_is_told_and_nothing_is_sent(make: Calla
 def test_chunks_follow_on_from_each_other(make: Callable[..., Rig]) -> None:
     rig = make(moving)
     for _ in range(20):
-        rig.frames()
+        rig.due_frames()
         number = len(rig.sent)
         until(lambda number=number: len(rig.sent) > number)
     # There is no point in the first 200 ms, however many chunks come by then.
@@ -650,7 +678,7 @@ def test_the_instruction_holds_from_the_next_chunk_on(make: Callable[..., Rig]) 
     rig.frames()
     until(lambda: len(rig.sent) == 1)
     rig.runner.instruction = "do that"
-    rig.frames()
+    rig.due_frames()
     until(lambda: len(rig.sent) == 2)
     assert rig.tasks == ["do it", "do that"]
 
@@ -722,8 +750,8 @@ def test_whoever_stops_the_robot_does_not_wait_for_a_chunk_that_is_being_joined(
     # The guard goes on looking: a joint that leaves its limits is noticed meanwhile.
     rig.now += PERIOD_NS
     rig.add(*rig.joints, position=3.0)
-    until(lambda: rig.runner.holding is not None)
-    assert len(rig.sent) == sent + 1  # the brake
+    until(lambda: len(rig.sent) == sent + 1)  # the brake
+    assert rig.runner.holding is not None
     started = time.perf_counter()
     rig.runner.stop()
     assert time.perf_counter() - started < 0.1

@@ -20,7 +20,8 @@ again at once. With --awake a loop of the lowest priority (SCHED_IDLE: whatever 
 them has always something to do, which is what a robot's computer is given with /dev/cpu_dma_latency or idle=poll.
 
 Two runs: all cameras at the same moment, and a third of a period apart. The node makes a chunk of every new set of
-frames (replan_steps 0), which is its hardest case.
+frames (replan_steps 0, mode ensemble), which is its hardest case. The policy wants the arms where they are, with white
+noise of 5 mrad at each step.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ BLOCK, BITS = 16, 16
 CYCLE = 90
 CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
 WARM_UP_S = 3.0
+NOISE = 0.005  # of the policy's chunks, rad
 # Most that the node's memory may grow from the first quarter of a run to the last, MB: less than one set of frames a
 # minute.
 FLAT_MB = 5.0
@@ -398,6 +400,7 @@ def node(folder: str, end: Any, kind: Load) -> None:
 
     used: list[tuple[int, ...]] = []
     times: list[int] = []
+    rng = np.random.default_rng(0)
 
     class Reader:
         chunk_size = 50
@@ -409,10 +412,10 @@ def node(folder: str, end: Any, kind: Load) -> None:
             times.append(time.time_ns())
             numbers = tuple(number_of(images[f"observation.images.{camera}"]) for camera in CAMERAS)
             used.append(numbers)
-            return np.repeat(state[None], self.chunk_size, axis=0)
+            return state + rng.normal(scale=NOISE, size=(self.chunk_size, len(state)))
 
     parameters = {"checkpoint": folder, "embodiment": kind.embodiment(folder), "task": "hold still", "replan_steps": 0}
-    parameters |= {"log_folder": folder, "robot_description_wait": 0.0}
+    parameters |= {"mode": "ensemble", "log_folder": folder, "robot_description_wait": 0.0}
     rclpy.init(args=["--ros-args", *(x for k, v in parameters.items() for x in ("-p", f"{k}:={v}"))])
     policy_node = PolicyNode(lambda *_: Reader())
     executor = SingleThreadedExecutor()  # as the policy node's main() has it

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How chunks reach the joints: clp_ros's schedule against the usual ways, with policies that are not noise-free.
 
-    python benchmarks/chunk_control.py [--robots ur5 ...] [--noise 0 5 bfloat16 ...] [--latency 0 150 ...]
+    python benchmarks/chunk_control.py [--robots ur5 ...] [--noise 0 5 bfloat16 ...] [--latency 0 150 ...] [--lag 40]
         [--ways replace ensemble ...] [--motions 1] [--results FILE.jsonl]
 
 A scripted expert moves through random waypoints and answers with chunks of 50 steps after a latency (plus or minus a
@@ -17,6 +17,9 @@ inference: a queue, half of which is asked for anew, and a weighted mean of step
 ensembling: at each control step the mean of all chunks for it, asked for as often as the latency allows. `unblocked`
 sends each chunk whole, with velocities and without the steps that have passed, every 10 steps.
 clp_ros's modes: a chunk every 40 steps, every 10, and at once when the last is sent.
+
+With --lag, the joints lag behind their commands, and the controllers have interpolate_from_desired_state: false, which
+is their default: a new trajectory begins at the measured state, unless it has points that have passed.
 
 With --results, each run is a line of JSON in a file, and runs that are there already are not made again: a long matrix
 can be split by its arguments, interrupted, and gone on with. --summary prints the table of a file. --series follows the
@@ -303,11 +306,11 @@ def off_path(run: Run, motion: Motion, scale: np.ndarray) -> float:
     return float(np.sqrt(np.mean(squares)))
 
 
-def run(robot_name: str, seed: int, latency_ms: int, noise: str, way: str, pace: str) -> dict[str, float]:
+def run(robot_name: str, seed: int, latency_ms: int, noise: str, way: str, pace: str, lag_ms: int) -> dict[str, float]:
     """One run's figures."""
     embodiment = load_embodiment(robot_name)
     motion, start = motion_of(embodiment, seed)
-    robot = Controllers(embodiment, start)
+    robot = Controllers(embodiment, start, interpolate_from_desired_state=not lag_ms, lag_s=lag_ms / 1e3)
     sender = WAYS[way, pace](robot, latency_ms / 1e3)
     rng = np.random.default_rng(seed)
     expert = NoisyExpert(motion, embodiment, noise, seed)
@@ -338,35 +341,48 @@ def run(robot_name: str, seed: int, latency_ms: int, noise: str, way: str, pace:
     }
 
 
-def table(runs: list[dict]) -> int:
-    """Prints a row a noise, latency, way and pace, over all robots and motions; returns the number of missed goals."""
+def table(runs: list[dict], worst: bool) -> int:
+    """Prints a row a noise, latency, way and pace, over all robots and motions; returns the number of missed goals.
+
+    Args:
+        runs: What :func:`run` returned, with what it was given.
+        worst: Print a row a noise and way instead: the worst of its latencies and paces.
+    """
+    grouped: dict[tuple, list[dict]] = defaultdict(list)
+    for one in runs:
+        grouped[one["noise"], one["latency"], one["way"], one["pace"]].append(one)
+    missed, rows = [], {}
+    order = {key: number for number, key in enumerate(product(NOISES, LATENCIES_MS, WAYS))}
+    for key in sorted(grouped, key=lambda key: order[key[0], key[1], key[2:]]):
+        its = grouped[key]
+        row = {name: max(one[name] for one in its) for name in ("position_jump", "velocity_jump", "limits_used")}
+        # Against 1 mrad where there is no noise.
+        row["path"] = float(np.sqrt(np.mean([one["off_path"] ** 2 for one in its])))
+        row["time"] = float(np.mean([one["time"] for one in its]))
+        row["refused"] = sum(one["refused"] for one in its)
+        row["all"] = row["refused"] + sum(one["chunks"] for one in its)
+        rows[key] = row
+        good = row["position_jump"] <= GOAL_POSITION and row["velocity_jump"] <= GOAL_VELOCITY
+        good &= row["limits_used"] <= 1 + 1e-6 and not row["refused"] and row["path"] < 1
+        if key[2] in MODES and not (good and row["time"] <= GOAL_TIME):
+            missed.append(" ".join(map(str, key)))
+    if worst:
+        by_way: dict[tuple, list[dict]] = defaultdict(list)
+        for (noise, _, way, _), row in rows.items():
+            by_way[noise, "all", way, "all"].append(row)
+        rows = {
+            key: {name: (sum if name in ("refused", "all") else max)(row[name] for row in its) for name in its[0]}
+            for key, its in by_way.items()
+        }
     print(
         "| noise mrad | latency ms | way | a chunk every | position jump rad | velocity jump rad/s | limits used "
         "| off the path / noise | refused | time / expert's |\n" + "| --- " * 10 + "|"
     )
-    rows: dict[tuple, list[dict]] = defaultdict(list)
-    for one in runs:
-        rows[one["noise"], one["latency"], one["way"], one["pace"]].append(one)
-    missed = []
-    order = {key: number for number, key in enumerate(product(NOISES, LATENCIES_MS, WAYS))}
-    for key in sorted(rows, key=lambda key: order[key[0], key[1], key[2:]]):
-        its = rows[key]
-        largest = {name: max(one[name] for one in its) for name in its[0] if name not in ("robot", *_KEYS)}
-        # Against 1 mrad where there is none.
-        path = np.sqrt(np.mean([one["off_path"] ** 2 for one in its]))
-        time = np.mean([one["time"] for one in its])
+    for key, row in rows.items():
         print(
-            f"| {key[0]} | {key[1]} | {key[2]} | {key[3]} | {largest['position_jump']:.1e} "
-            f"| {largest['velocity_jump']:.3f} | {largest['limits_used']:.3f} | {path:.2f} "
-            f"| {sum(one['refused'] for one in its)} of {sum(one['refused'] + one['chunks'] for one in its)} "
-            f"| {time:.3f} |",
-            flush=True,
+            f"| {' | '.join(map(str, key))} | {row['position_jump']:.1e} | {row['velocity_jump']:.3f} "
+            f"| {row['limits_used']:.3f} | {row['path']:.2f} | {row['refused']} of {row['all']} | {row['time']:.3f} |"
         )
-        if key[2] in MODES:
-            good = largest["position_jump"] <= GOAL_POSITION and largest["velocity_jump"] <= GOAL_VELOCITY
-            good &= largest["limits_used"] <= 1 + 1e-6 and not largest["refused"] and path < 1
-            if not (good and time <= GOAL_TIME):
-                missed.append(" ".join(map(str, key)))
     print(
         f"\njumps of at most {GOAL_POSITION:g} rad and {GOAL_VELOCITY:g} rad/s, inside the limits, no chunk late or "
         f"refused, nearer to the expert's path than the noise, time / expert's at most {GOAL_TIME:g}: "
@@ -412,7 +428,7 @@ def series(file: Path) -> int:
     return refused
 
 
-_KEYS = ("robot", "seed", "latency", "noise", "way", "pace")
+_KEYS = ("robot", "seed", "latency", "noise", "way", "pace", "lag")
 
 
 def main() -> int:
@@ -422,9 +438,11 @@ def main() -> int:
     parser.add_argument("--robots", nargs="+", choices=ROBOTS, default=ROBOTS, help="(default: all)")
     parser.add_argument("--noise", nargs="+", choices=NOISES, default=NOISES, help="mrad, or bfloat16 (default: all)")
     parser.add_argument("--latency", nargs="+", type=int, choices=LATENCIES_MS, default=LATENCIES_MS, help="ms")
+    parser.add_argument("--lag", type=int, default=0, help="ms by which the joints lag, as controllers come: see above")
     parser.add_argument("--ways", nargs="+", choices=sorted({way for way, _ in WAYS}), help="(default: all)")
     parser.add_argument("--results", type=Path, help="a file of JSON lines that is gone on with")
     parser.add_argument("--summary", action="store_true", help="run nothing, print what is in --results")
+    parser.add_argument("--worst", action="store_true", help="print the worst of all latencies and paces")
     parser.add_argument("--series", type=Path, help="run nothing, follow the recorded chunks of this .npz")
     options = parser.parse_args()
     if options.series is not None:
@@ -433,19 +451,20 @@ def main() -> int:
     if options.results is not None and options.results.exists():
         for line in options.results.read_text().splitlines():
             one = json.loads(line)
+            one.setdefault("lag", 0)
             done[tuple(one[key] for key in _KEYS)] = one
     if not options.summary:
         ways = [key for key in WAYS if not options.ways or key[0] in options.ways]
         wanted = product(options.noise, options.latency, options.robots, range(options.motions), ways)
         for noise, latency, robot, seed, (way, pace) in wanted:
-            key = (robot, seed, latency, noise, way, pace)
+            key = (robot, seed, latency, noise, way, pace, options.lag)
             if key in done:
                 continue
-            done[key] = dict(zip(_KEYS, key, strict=True)) | run(robot, seed, latency, noise, way, pace)
+            done[key] = dict(zip(_KEYS, key, strict=True)) | run(*key)
             if options.results is not None:
                 with options.results.open("a") as file:
                     file.write(json.dumps(done[key]) + "\n")
-    return 1 if table(list(done.values())) else 0
+    return 1 if table([one for one in done.values() if one["lag"] == options.lag], options.worst) else 0
 
 
 if __name__ == "__main__":

@@ -91,7 +91,8 @@ def test_an_active_node_sends_trajectories_and_only_an_active_one(
                 np.testing.assert_allclose(sent, np.tile([positions[name] for name in ARM], (len(sent), 1)), atol=1e-6)
             else:  # opening, in metres
                 assert sent[-1, 0] == pytest.approx(0.058, abs=5e-4)  # at its limit, smoothed
-                assert (np.diff(sent[30:, 0]) >= -1e-5).all()
+                back = np.maximum.accumulate(sent[30:, 0]) - sent[30:, 0]
+                assert back.max() < 5e-4  # it comes to rest a little short of where it turned
             assert all(not point.accelerations and not point.effort for point in message.points)
         values = driver.expect_status(DiagnosticStatus.OK, "active")
         assert values["instruction"] == TASK

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 # So long after its splice, the robot follows a new chunk: about three time constants of the tracking.
 _IN_EFFECT_S = 0.1
+# A policy takes long if a chunk takes over so much later than its observation was made.
+_SLOW_S = 0.12
 # Steps of a chunk that are left when the next one comes, at least.
 _SPARE_STEPS = 2
 
@@ -33,10 +35,10 @@ class Pace:
     def due_ns(self, mode: str, observed_ns: int, splice_ns: int, steps: int, period_ns: int, expected_s: float) -> int:
         """When the next observation may be made, after a chunk has been sent.
 
-        Not before :meth:`interval_ns` has passed. In mode ``replace``, not before the robot follows the chunk either:
-        before that the policy would see a robot that follows an older chunk, and the next chunk, which alone counts
-        then, would contradict this one. The other modes bring both together. In any case so early that the next chunk
-        comes before this one ends.
+        Not before :meth:`interval_ns` has passed. In mode ``replace`` with a policy that takes long, not before the
+        robot follows the chunk either: before that the policy would see a robot that follows an older chunk, and the
+        next chunk, which alone counts then, would contradict this one. The other modes bring both together. In any case
+        so early that the next chunk comes before this one ends.
 
         Args:
             mode: See :class:`~clp_ros.control.chunk_schedule.ScheduleSettings`.
@@ -47,7 +49,7 @@ class Pace:
             expected_s: What the next chunk is expected to take, from its observation until its splice.
         """
         earliest = observed_ns + self.interval_ns(period_ns)
-        if mode == "replace":
+        if mode == "replace" and splice_ns - observed_ns > _SLOW_S * 1e9:
             earliest = max(earliest, splice_ns + round(_IN_EFFECT_S * 1e9))
         spare = (steps - _SPARE_STEPS) * period_ns - round(expected_s * 1e9)
         return min(earliest, observed_ns + max(0, spare))

@@ -194,7 +194,7 @@ def report(name: str, folder: Path, memory: np.ndarray, quiet: np.ndarray, kind:
     """Joins what the processes wrote, and prints it."""
     sent = np.load(folder / "cameras.npy")  # (frames, cameras) stamps
     used = np.load(folder / "node.npy")  # (chunks, cameras + 1): frame numbers, when the policy got them
-    received = np.load(folder / "receiver.npy")  # (chunks, 2): the trajectories' stamps, when they were received
+    received = np.load(folder / "receiver.npy")  # (chunks, 2): when trajectories were made, when they were received
     statistics = json.loads((folder / "node.json").read_text())
     began = used[0, -1] + WARM_UP_S * 1e9
     used, received = used[used[:, -1] > began], received[received[:, -1] > began]
@@ -374,11 +374,16 @@ def receiver(folder: str, end: Any) -> None:
     import rclpy
     from trajectory_msgs.msg import JointTrajectory
 
+    from clp_ros.control.output import PAST_NS
+    from clp_ros.robots.embodiment import load_embodiment
+
     heard: list[tuple[int, int]] = []
+    # A message is stamped so long before it is made: it begins with what the robot has just followed.
+    early_ns = PAST_NS + 2 * load_embodiment("aloha_bimanual").period_ns
 
     def hear(message: JointTrajectory) -> None:
         now = time.time_ns()
-        heard.append((message.header.stamp.sec * 10**9 + message.header.stamp.nanosec, now))
+        heard.append((message.header.stamp.sec * 10**9 + message.header.stamp.nanosec + early_ns, now))
 
     rclpy.init()
     receiving = rclpy.create_node("receiver")

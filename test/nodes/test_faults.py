@@ -226,6 +226,8 @@ def test_on_a_fault_the_robot_is_braked_to_rest_until_it_is_over(
 ) -> None:
     fault = FAULTS[name]
     before = told(node, fault.words)
+    # A message begins 100 ms before now: the arms have been on their way for so long.
+    wait_for(lambda: max(np.abs(knots(driver.last()[topic])[2][0]).max() for topic in ARMS) > 0.05, "moving arms")
     try:
         robot.spoil = {topic: make() for topic, make in fault.spoil.items()}
         driver.set_task(fault.task)

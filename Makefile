@@ -30,7 +30,7 @@ READY := $(VENV)/.ready-$(ROS)
 VENV_05 := .venv-lerobot-0.5
 READY_05 := $(VENV_05)/.ready
 REQUIREMENTS_05 := requirements-lerobot-0.5.txt
-TESTS_05 := test/vla test/pruning test/test_base_models.py test/test_cli.py test/test_layouts.py test/test_lerobot_train.py test/test_plugin.py
+TESTS_05 := test/policies test/calibration test/evaluation test/pruning test/test_base_models.py test/test_cli.py test/test_layouts.py test/test_lerobot_train.py test/test_plugin.py
 
 PACKAGES := setup.py setup.cfg package.xml lerobot_policy_clp/pyproject.toml
 

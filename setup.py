@@ -62,7 +62,7 @@ setup(
         # colcon test takes pytest where it stands here.
         "test": ["hypothesis", "pytest<9"],
     },
-    # Not zipped: ROS and clp_ros.resources look for plain files.
+    # Not zipped: ROS and clp_ros.core.resources look for plain files.
     zip_safe=False,
     entry_points={
         "console_scripts": [

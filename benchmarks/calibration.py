@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clp_ros.pruning.calibration import Calibrator
-from clp_ros.vla.policy import LoadedPolicy, load_policy
+from clp_ros.calibration.calibrate import Calibrator
+from clp_ros.policies.lerobot_policy import LoadedPolicy, load_policy
 
 TASK = "Pick up the cube and put it into the box."
 

@@ -42,7 +42,7 @@ from typing import Any
 
 import numpy as np
 
-from clp_ros.resources import resource_path
+from clp_ros.core.resources import resource_path
 
 RATE_HZ, JOINT_RATE_HZ = 30.0, 100.0
 PERIOD_MS = 1e3 / RATE_HZ

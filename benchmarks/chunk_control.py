@@ -41,12 +41,12 @@ import numpy as np
 
 from clp_ros.control.chunk_schedule import MODES, ChunkSchedule, Mode, ScheduleSettings
 from clp_ros.control.safety import Limits, excess
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
+from clp_ros.policies.rtc import MARGIN_STEPS
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
 from clp_ros.robots.trajectory import split_trajectory
 from clp_ros.simulation.closed_loop import START_NS, Controllers, Expert, Run, ScheduledSender, Sender, play
 from clp_ros.simulation.motion import Motion, through
-from clp_ros.vla.rtc import MARGIN_STEPS
 
 LATENCIES_MS = (0, 50, 150, 300)
 NOISES = ("0", "0.5", "1", "2", "5", "bfloat16")
@@ -233,7 +233,7 @@ class Guided(ScheduledSender):
         super().__init__(robot, settings, replan_steps=replan_steps, latency_s=latency_s)
         self._period_ns = robot.embodiment.period_ns
         delay = math.ceil((latency_s + settings.send_lead_time_s) * 1e9 / self._period_ns)
-        # RTCProcessor.get_prefix_weights; the horizon is the node's, see clp_ros.vla.rtc.
+        # RTCProcessor.get_prefix_weights; the horizon is the node's, see clp_ros.policies.rtc.
         self._weights = np.concatenate([np.ones(delay), np.linspace(1, 0, MARGIN_STEPS + 2)[1:-1]])[:, None]
         self._last: tuple[int, np.ndarray] | None = None
 

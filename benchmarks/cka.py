@@ -24,7 +24,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from clp_ros.pruning.similarity import LinearCKA
+from clp_ros.calibration.similarity import LinearCKA
 
 FRAME_TOKENS = 241  # of one SmolVLA frame: 3 cameras x 64, 48 of language, 1 of state
 

@@ -26,10 +26,10 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from clp_ros.files import atomic_folder
+from clp_ros.core.files import atomic_folder
+from clp_ros.policies.checkpoint import Checkpoint
 from clp_ros.pruning.selection import allowed_budgets, criterion_scores, select_layers
 from clp_ros.pruning.surgery import plan_surgery
-from clp_ros.vla.checkpoint import Checkpoint
 
 # arXiv 2606.20246v2, Table 5: the layers each stack has, and those that go. π0.5 is not in it: π0's.
 TABLE_5 = {
@@ -116,17 +116,17 @@ def _removal(checkpoint: Checkpoint) -> dict[str, list[int]]:
     for module in {module.group: module for module in checkpoint.modules}.values():
         budget = max(
             size
-            for size in allowed_budgets(module.layers, module.period, module.fixed)
+            for size in allowed_budgets(module.layers, module.pattern_period, module.protected_layers)
             if size <= budgets[module.group]
         )
         scores = criterion_scores("keep-first", module.layers)
-        removal[module.name] = list(select_layers(scores, budget, None, module.period, module.fixed))
+        removal[module.name] = list(select_layers(scores, budget, None, module.pattern_period, module.protected_layers))
     return removal
 
 
 def _make_checkpoint(family: str, folder: Path) -> None:
-    from clp_ros.vla.family import family_named
-    from clp_ros.vla.features import LIBERO
+    from clp_ros.policies.family import family_named
+    from clp_ros.policies.features import LIBERO
 
     with atomic_folder(folder) as temporary:
         family_named(family).make_checkpoint("full", temporary, folder, LIBERO, 0)

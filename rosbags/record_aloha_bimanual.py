@@ -19,10 +19,10 @@ import numpy as np
 from aloha_transfer import JOINT_NAMES, SECOND, Scene
 from tqdm import tqdm
 
-from clp_ros.bags.images import JPEG_FORMAT, encode_jpeg
 from clp_ros.bags.writer import STORE, header, write_bag
-from clp_ros.errors import ClpError
-from clp_ros.files import atomic_folder, check_output_folder
+from clp_ros.core.errors import ClpError
+from clp_ros.core.files import atomic_folder, check_output_folder
+from clp_ros.messages.images import JPEG_FORMAT, encode_jpeg
 from clp_ros.simulation.recording import CAMERA_DELAY_MS, EPOCH_NS, JOINT_DELAY_MS
 
 MILLISECOND = SECOND // 1000

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from clp_ros.vla.family import Module
+from clp_ros.checkpoints.layer_stack import LayerStack
 
 ROOT = Path(__file__).resolve().parents[1]
 TOWERS = {
@@ -380,7 +380,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
-def remove_in_memory(policy: Any, modules: Sequence[Module], removal: Mapping[str, Collection[int]]) -> Any:
+def remove_in_memory(policy: Any, modules: Sequence[LayerStack], removal: Mapping[str, Collection[int]]) -> Any:
     """A copy of a policy without some of its layers: what a checkpoint without them must act like.
 
     Nothing of surgery's is used: layers are taken out of their ``nn.ModuleList``, and whatever the model's own classes

@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
-        rests = item.path.parent.name == "vla" or item.path.name in _LEROBOT or fixtures & _LEROBOT_FIXTURES
+        rests = item.path.parent.name == "policies" or item.path.name in _LEROBOT or fixtures & _LEROBOT_FIXTURES
         if rests and item.path.name not in _NOT_LEROBOT:
             item.add_marker(pytest.mark.lerobot)
         if "ros_domain" in fixtures or item.path.name in _REAL_TIME:
@@ -95,8 +95,8 @@ def family_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     Tests read it and write elsewhere. A family whose lerobot is not installed skips the test, with the reason.
     """
     from clp_ros.cli import main
-    from clp_ros.errors import ClpError
-    from clp_ros.vla.family import check_lerobot, family_named
+    from clp_ros.core.errors import ClpError
+    from clp_ros.policies.family import check_lerobot, family_named
 
     made: dict[tuple[str, str | None], Path] = {}
 
@@ -136,7 +136,7 @@ def recording() -> Path:
 @pytest.fixture(scope="session")
 def tiny_policy(tiny_checkpoint: Path) -> Any:
     """The tiny checkpoint, loaded on the CPU. A test that changes it puts it back."""
-    from clp_ros.vla.policy import load_policy
+    from clp_ros.policies.lerobot_policy import load_policy
 
     return load_policy(tiny_checkpoint, "cpu")
 
@@ -144,7 +144,7 @@ def tiny_policy(tiny_checkpoint: Path) -> Any:
 @pytest.fixture(scope="session")
 def mapped_policy(tiny_checkpoint: Path) -> Any:
     """The same, as calibration loads it: the last bits of its results may differ."""
-    from clp_ros.vla.policy import load_policy
+    from clp_ros.policies.lerobot_policy import load_policy
 
     return load_policy(tiny_checkpoint, "cpu", mapped=True)
 

@@ -26,7 +26,7 @@ from clp_ros.robots.embodiment import Embodiment
 NODE = """
 import sys, time
 import numpy as np
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 from clp_ros.nodes.policy import PolicyNode
 from clp_ros.nodes.spin import main
 

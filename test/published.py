@@ -7,10 +7,10 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from clp_ros.files import rewrite_json
-from clp_ros.vla.family import family_named
-from clp_ros.vla.features import PolicyFeatures
-from clp_ros.vla.policy import quiet
+from clp_ros.core.files import rewrite_json
+from clp_ros.policies.family import family_named
+from clp_ros.policies.features import PolicyFeatures
+from clp_ros.policies.lerobot_policy import quiet
 
 Documents = Mapping[str, dict[str, Any]]
 
@@ -31,7 +31,7 @@ def make(family: str, folder: Path, wanted: PolicyFeatures) -> Path:
 
 
 def processors(change: Callable[[dict[str, Any]], None]) -> Callable[[Documents], None]:
-    """Changes each normaliser step of a checkpoint's processors, for :func:`clp_ros.files.rewrite_json`."""
+    """Changes each normaliser step of a checkpoint's processors, for :func:`clp_ros.core.files.rewrite_json`."""
 
     def apply(documents: Documents) -> None:
         for name in ("policy_preprocessor.json", "policy_postprocessor.json"):

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from clp_ros.bags.reader import open_bag
 from clp_ros.cli import main
-from clp_ros.resources import resource_path
+from clp_ros.core.resources import resource_path
+from clp_ros.datasets.episodes import read_frames, usable_ticks
+from clp_ros.policies.lerobot_policy import load_policy, quiet
 from clp_ros.robots.embodiment import load_embodiment
-from clp_ros.robots.episode import read_frames, usable_ticks
-from clp_ros.vla.policy import load_policy, quiet
 
 BAG = resource_path("rosbags/ur5")
 STATE, ACTION = "observation.state", "action"

@@ -308,7 +308,7 @@ def test_a_simulated_robot_is_driven_and_all_ends_on_ctrl_c(
 ) -> None:
     if not all(importlib.util.find_spec(package) for package in ("mujoco", "gym_aloha")):
         pytest.skip("the simulation's packages are in requirements-simulation.txt")
-    from clp_ros.errors import ClpError
+    from clp_ros.core.errors import ClpError
     from clp_ros.robots.embodiment import load_embodiment
     from clp_ros.simulation.robot import SimulatedRobot
 

@@ -21,10 +21,10 @@ from checkpoint_tools import put_into_hub_cache
 from safetensors.torch import load_file, save_file
 
 from clp_ros.cli import main
-from clp_ros.errors import ClpError
-from clp_ros.vla.family import check_lerobot, family_named
-from clp_ros.vla.plugin import register_plugin
-from clp_ros.vla.policy import load_policy, quiet
+from clp_ros.core.errors import ClpError
+from clp_ros.policies.family import check_lerobot, family_named
+from clp_ros.policies.lerobot_policy import load_policy, quiet
+from clp_ros.policies.plugin import register_plugin
 
 ROOT = Path(__file__).resolve().parents[1]
 ROBOT = "ur5"

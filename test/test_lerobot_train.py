@@ -22,15 +22,15 @@ import warm_processes
 import yaml
 
 from clp_ros.cli import main
-from clp_ros.errors import ClpError
-from clp_ros.files import rewrite_json
+from clp_ros.core.errors import ClpError
+from clp_ros.core.files import rewrite_json
+from clp_ros.core.resources import resource_path
+from clp_ros.policies.checkpoint import Checkpoint
+from clp_ros.policies.family import check_lerobot, families
+from clp_ros.policies.features import PolicyFeatures
+from clp_ros.policies.lerobot_policy import LoadedPolicy, load_policy, quiet
 from clp_ros.pruning.surgery import prune_checkpoint
-from clp_ros.resources import resource_path
 from clp_ros.robots.embodiment import load_embodiment
-from clp_ros.vla.checkpoint import Checkpoint
-from clp_ros.vla.family import check_lerobot, families
-from clp_ros.vla.features import PolicyFeatures
-from clp_ros.vla.policy import LoadedPolicy, load_policy, quiet
 
 CAMERA = "observation.image"
 TASK = "Push the T-shaped block onto the target."
@@ -93,8 +93,8 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
                 family.make_checkpoint("tiny", base, base, PUSHT, 0)
             removal = {}
             for module in Checkpoint.open(base).modules:
-                first = 1 + max(module.fixed, default=0)
-                removal[module.name] = tuple(range(first, first + max(2, module.period)))
+                first = 1 + max(module.protected_layers, default=0)
+                removal[module.name] = tuple(range(first, first + max(2, module.pattern_period)))
             prune_checkpoint(base, folder / "pruned", removal)
             rewrite_json(folder / "pruned", fast)
             made[name] = folder / "pruned"

@@ -15,12 +15,12 @@ import warm_processes
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
+from clp_ros.policies.checkpoint import Checkpoint
+from clp_ros.policies.family import check_lerobot, family_named
+from clp_ros.policies.lerobot_policy import LoadedPolicy, load_policy, quiet
+from clp_ros.policies.plugin import PLUGIN, register_plugin
 from clp_ros.pruning.surgery import prune_checkpoint
-from clp_ros.vla.checkpoint import Checkpoint
-from clp_ros.vla.family import check_lerobot, family_named
-from clp_ros.vla.plugin import PLUGIN, register_plugin
-from clp_ros.vla.policy import LoadedPolicy, load_policy, quiet
 
 FAMILIES = ("pi0", "pi05", "groot", "groot_n1_7")
 TASK = "Open the drawer."
@@ -37,8 +37,10 @@ def removed(made) -> dict[str, tuple[int, ...]]:
     """One run of layers a module: the first that may go."""
     sets = {}
     for module in Checkpoint.open(made).modules:
-        runs = [range(start, start + module.period) for start in range(1, module.layers - module.period)]
-        sets[module.name] = tuple(next(run for run in runs if not set(run) & module.fixed))
+        runs = [
+            range(start, start + module.pattern_period) for start in range(1, module.layers - module.pattern_period)
+        ]
+        sets[module.name] = tuple(next(run for run in runs if not set(run) & module.protected_layers))
     return sets
 
 

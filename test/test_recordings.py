@@ -11,9 +11,10 @@ from rosbags.highlevel import AnyReader
 from rosbags.interfaces import QosReliability
 from rosbags.typesys import Stores, get_typestore
 
-from clp_ros.bags.images import decode_image
-from clp_ros.bags.reader import header_stamp_ns, open_bag
+from clp_ros.bags.reader import open_bag
 from clp_ros.cli import main
+from clp_ros.messages.images import decode_image
+from clp_ros.messages.stamps import header_stamp_ns
 from clp_ros.robots.embodiment import JOINT_STATE_TYPE, load_embodiment
 
 ROBOTS = ("ur5", "ur10e", "aloha_single")

@@ -25,7 +25,7 @@ from mcap.reader import FOOTER_SIZE
 from mcap.stream_reader import MAGIC_SIZE, get_chunk_data_stream
 
 from clp_ros.bags.storage_file import Channel, DamagedFile
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 
 _HEAD = struct.Struct("<BQ")  # a record begins with its kind and the length of its content
 _MESSAGE_FIELDS_SIZE = 22  # channel, sequence, log time and publish time, before the data

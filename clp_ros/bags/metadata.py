@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, Field
 
 from clp_ros.bags.names import absolute_topic, full_type
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 
 SUFFIXES = {".mcap": "mcap", ".db3": "sqlite3"}
 """Suffix of a storage file -> rosbag2 storage id."""

@@ -30,10 +30,10 @@ from clp_ros.bags.metadata import (
 )
 from clp_ros.bags.names import absolute_topic
 from clp_ros.bags.storage import Backend, CorruptMessage
-from clp_ros.errors import ClpError
-from clp_ros.settings import did_you_mean
+from clp_ros.core.errors import ClpError
+from clp_ros.core.settings import did_you_mean
 
-__all__ = ["BagReader", "Message", "Topic", "header_stamp_ns", "open_bag"]
+__all__ = ["BagReader", "Message", "Topic", "open_bag"]
 
 BackendName = Literal["rosbag2_py", "rosbags"]
 
@@ -255,9 +255,3 @@ def _load_backend(name: BackendName | None) -> Backend:
         where="reading a bag",
         fix="pip install rosbags mcap, or source a ROS 2 environment that has rosbag2_py",
     )
-
-
-def header_stamp_ns(message: Any) -> int | None:
-    """The message's own time stamp (``header.stamp``) in nanoseconds; None where its type has no header."""
-    stamp = getattr(getattr(message, "header", None), "stamp", None)
-    return None if stamp is None else stamp.sec * 1_000_000_000 + stamp.nanosec

@@ -15,7 +15,7 @@ from rosidl_runtime_py.utilities import get_message
 from clp_ros.bags.metadata import BagInfo, StorageFile, collect_topics
 from clp_ros.bags.names import absolute_topic
 from clp_ros.bags.storage import CorruptMessage
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 
 # Written against rosbag2's jazzy branch: rosbag2_py/src/rosbag2_py/_reader.cpp, _storage.cpp.
 _CDR = rosbag2_py.ConverterOptions(input_serialization_format="cdr", output_serialization_format="cdr")

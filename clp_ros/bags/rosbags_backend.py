@@ -24,7 +24,7 @@ from clp_ros.bags.names import absolute_topic, full_type
 from clp_ros.bags.sqlite_file import SqliteFile
 from clp_ros.bags.storage import CorruptMessage
 from clp_ros.bags.storage_file import Channel, DamagedFile, OpenFile
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 
 if sys.version_info >= (3, 14):
     from compression import zstd

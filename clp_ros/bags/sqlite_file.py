@@ -9,7 +9,7 @@ from typing import Self
 from urllib.parse import quote
 
 from clp_ros.bags.storage_file import Channel, DamagedFile
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 
 
 class SqliteFile:

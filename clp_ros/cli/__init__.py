@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         SystemExit: Wrong usage, or --help.
     """
     from clp_ros.cli.parser import make_parser
-    from clp_ros.vla.threads import using_threads
+    from clp_ros.core.threads import using_threads
 
     options = make_parser().parse_args(arguments)
     output = getattr(options, "output", None)

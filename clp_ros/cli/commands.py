@@ -20,12 +20,12 @@ from clp_ros.cli.output import (
     status_line,
     stdout_console,
 )
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 
 
 def calibrate(options: argparse.Namespace) -> None:
     """Replays bags through a policy, in each of the processes there are, and compares its layers."""
-    from clp_ros.pruning import processes
+    from clp_ros.core import processes
 
     with processes.together():
         _calibrate_together(options)
@@ -34,15 +34,15 @@ def calibrate(options: argparse.Namespace) -> None:
 def _calibrate_together(options: argparse.Namespace) -> None:
     """Calibrates, in each of the processes there are (one, but for torchrun's); the first writes and prints."""
     from clp_ros.bags.reader import open_bag
-    from clp_ros.files import check_apart, check_output_folder
-    from clp_ros.pruning import processes
-    from clp_ros.pruning.calibration import calibrate_bags, given_statistics
+    from clp_ros.calibration.calibrate import calibrate_bags, given_statistics
+    from clp_ros.core import processes
+    from clp_ros.core.files import check_apart, check_output_folder
+    from clp_ros.datasets.episodes import check_topics
+    from clp_ros.policies.lerobot_policy import load_policy
     from clp_ros.pruning.plan import default_plan
     from clp_ros.report.calibration_report import write_calibration
     from clp_ros.robots.embodiment import load_embodiment
-    from clp_ros.robots.episode import check_topics
     from clp_ros.robots.task import load_task
-    from clp_ros.vla.policy import load_policy
 
     check_apart(options.output, [options.checkpoint, *options.bag])
     check_output_folder(options.output, options.overwrite)
@@ -83,9 +83,9 @@ def _calibrate_together(options: argparse.Namespace) -> None:
 
 def prune(options: argparse.Namespace) -> None:
     """Writes a checkpoint without its redundant layers."""
-    from clp_ros.files import check_apart
-    from clp_ros.pruning.arguments import parse_budgets, parse_removals
-    from clp_ros.pruning.prune import plan_from_calibration, prune_by_plan, prune_layers
+    from clp_ros.core.files import check_apart
+    from clp_ros.jobs.arguments import parse_budgets, parse_removals
+    from clp_ros.jobs.prune import plan_from_calibration, prune_by_plan, prune_layers
 
     if options.output is None and not options.dry_run:
         options.usage("the following arguments are required: --output")
@@ -132,8 +132,8 @@ def _print_removal(result: dict[str, Any], options: argparse.Namespace) -> None:
 
 def inspect(options: argparse.Namespace) -> None:
     """Shows a checkpoint's modules, or a calibration's scores."""
-    from clp_ros.pruning.calibration_file import JSON_FILE
-    from clp_ros.pruning.inspection import inspect_calibration, inspect_checkpoint
+    from clp_ros.calibration.calibration_file import JSON_FILE
+    from clp_ros.jobs.inspect import inspect_calibration, inspect_checkpoint
 
     is_calibration = (options.path / JSON_FILE).is_file()
     found = inspect_calibration(options.path) if is_calibration else inspect_checkpoint(options.path)
@@ -147,7 +147,7 @@ def inspect(options: argparse.Namespace) -> None:
 
 def benchmark(options: argparse.Namespace) -> None:
     """Measures checkpoints side by side."""
-    from clp_ros.pruning.benchmark import benchmark
+    from clp_ros.evaluation.benchmark import benchmark
     from clp_ros.report.tables import benchmark_setting, comparison_table, paper_table, to_markdown
 
     with status_line() as say:
@@ -177,13 +177,13 @@ def make_checkpoint(options: argparse.Namespace) -> None:
     """Makes a checkpoint with random weights, offline."""
     from safetensors import SafetensorError
 
-    from clp_ros.files import atomic_folder
+    from clp_ros.core.files import atomic_folder
+    from clp_ros.jobs.embodiment_features import embodiment_features
+    from clp_ros.policies.checkpoint import Checkpoint
+    from clp_ros.policies.family import check_lerobot, family_named
+    from clp_ros.policies.features import LIBERO
+    from clp_ros.policies.lerobot_policy import quiet
     from clp_ros.robots.embodiment import load_embodiment
-    from clp_ros.robots.features import embodiment_features
-    from clp_ros.vla.checkpoint import Checkpoint
-    from clp_ros.vla.family import check_lerobot, family_named
-    from clp_ros.vla.features import LIBERO
-    from clp_ros.vla.policy import quiet
 
     family = family_named(options.family)
     check_lerobot(family)
@@ -206,8 +206,8 @@ def make_checkpoint(options: argparse.Namespace) -> None:
 
 def verify(options: argparse.Namespace) -> None:
     """Loads a checkpoint strictly with stock lerobot, and runs it."""
-    from clp_ros.pruning.verify import verify
-    from clp_ros.vla.policy import raw_values
+    from clp_ros.evaluation.verify import verify
+    from clp_ros.policies.lerobot_policy import raw_values
 
     result = verify(options.checkpoint, options.device, options.compile)
     if options.json:
@@ -269,6 +269,6 @@ def record(options: argparse.Namespace) -> None:
 
 def demo(options: argparse.Namespace) -> None:
     """All of it on the recorded demonstration."""
-    from clp_ros.demo import run_demo
+    from clp_ros.cli.demo import run_demo
 
     run_demo(options.output, options.overwrite)

@@ -70,7 +70,7 @@ def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr, where that is a terminal, fed with (done, total)."""
     from tqdm import tqdm
 
-    from clp_ros.pruning import processes
+    from clp_ros.core import processes
 
     hidden = True if processes.rank() > 0 else None  # None: where it is no terminal
     with tqdm(desc=title, unit=unit, unit_scale=unit == "B", disable=hidden, leave=False) as bar:

@@ -23,7 +23,7 @@ from clp_ros.control.chunks import Chunk, targets
 from clp_ros.control.reference import Reference
 from clp_ros.control.safety import Limits, check, check_measured
 from clp_ros.control.spline_tracking import ORDER, Head, extended, knots, positions_at, stop, track
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 
 Mode = Literal["replace", "ensemble", "rtc"]
 MODES: tuple[Mode, ...] = ("replace", "ensemble", "rtc")

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 
 
 class RunLog:

@@ -30,7 +30,7 @@ from clp_ros.control.run_log import RunLog
 from clp_ros.control.safety import Outside
 from clp_ros.control.session import Session
 from clp_ros.control.statistics import Statistics, largest_by_unit
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.observation import NotReady
 from clp_ros.robots.trajectory import Trajectory, chunk_positions
@@ -48,14 +48,15 @@ _RECENT_CHUNKS = 20
 
 
 class Policy(Protocol):
-    """What the runner needs of a policy; :class:`clp_ros.vla.policy.LoadedPolicy` has it."""
+    """What the runner needs of a policy; :class:`clp_ros.policies.lerobot_policy.LoadedPolicy` has it."""
 
     def predict_chunk(
         self, images: Mapping[str, np.ndarray], state: np.ndarray, task: str, **continuing: Any
     ) -> np.ndarray:
         """An action chunk, (steps, action_size), in the policy's units.
 
-        ``continuing`` is given in mode ``rtc`` only: see :meth:`clp_ros.vla.policy.LoadedPolicy.predict_chunk`.
+        ``continuing`` is given in mode ``rtc`` only: see
+        :meth:`clp_ros.policies.lerobot_policy.LoadedPolicy.predict_chunk`.
         """
 
 

@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 
 from clp_ros.control.reference import Reference
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment
 
 # Braking of a joint without an acceleration limit: from its velocity limit to rest in so many seconds.

@@ -21,7 +21,7 @@ import numpy as np
 from scipy.linalg.lapack import dpbtrf, dpbtrs, dtbtrs
 
 from clp_ros.control.safety import Limits
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 
 # Motion of a chunk that is faster than this is taken for noise. Demonstrated motion of arms is below 2 Hz.
 _CUT_OFF_HZ = 4.5

@@ -19,8 +19,9 @@ from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import Trigger
 
 from clp_ros.bags.reader import open_bag
-from clp_ros.errors import ClpError
-from clp_ros.files import check_apart, check_output_folder
+from clp_ros.core.errors import ClpError
+from clp_ros.core.files import check_apart, check_output_folder
+from clp_ros.datasets.episodes import check_topics
 from clp_ros.nodes.job import Cancelled, Job
 from clp_ros.nodes.live_frames import LiveFrames
 from clp_ros.nodes.messages import image_message, matrix_message
@@ -28,14 +29,13 @@ from clp_ros.nodes.parameters import checkpoint_folder, declare, given_embodimen
 from clp_ros.nodes.spin import main as run_node
 from clp_ros.nodes.topics import LATCHED
 from clp_ros.robots.embodiment import Embodiment
-from clp_ros.robots.episode import check_topics
 from clp_ros.robots.task import load_task
 
 if TYPE_CHECKING:
-    from clp_ros.pruning.calibration_file import Calibration
+    from clp_ros.calibration.calibration_file import Calibration
+    from clp_ros.policies.lerobot_policy import LoadedPolicy
+    from clp_ros.policies.statistics import Statistics
     from clp_ros.pruning.plan import Plan
-    from clp_ros.vla.policy import LoadedPolicy
-    from clp_ros.vla.statistics import Statistics
 
 PARAMETERS: dict[str, tuple[Any, str]] = {
     "checkpoint": ("", "Folder of the policy's checkpoint, or a repository on the hub"),
@@ -109,11 +109,11 @@ class CalibrationNode(Node):
             self.context.try_shutdown()
 
     def _calibrate(self) -> None:
-        from clp_ros.pruning.calibration import given_statistics
+        from clp_ros.calibration.calibrate import given_statistics
+        from clp_ros.core.threads import set_threads
+        from clp_ros.policies.lerobot_policy import load_policy
         from clp_ros.pruning.plan import default_plan
         from clp_ros.report.calibration_report import write_calibration
-        from clp_ros.vla.policy import load_policy
-        from clp_ros.vla.threads import set_threads
 
         set_threads(self.get_parameter("threads").value)
         checkpoint = checkpoint_folder(self)
@@ -154,7 +154,7 @@ class CalibrationNode(Node):
         task: str,
         statistics: Statistics | str | None,
     ) -> Calibration:
-        from clp_ros.pruning.calibration import calibrate_bags
+        from clp_ros.calibration.calibrate import calibrate_bags
 
         def calibrated(done: int, total: int) -> None:
             if done:
@@ -181,7 +181,7 @@ class CalibrationNode(Node):
     def _calibrate_live(
         self, policy: LoadedPolicy, embodiment: Embodiment, task: str, statistics: Statistics | str | None
     ) -> Calibration:
-        from clp_ros.pruning.live_calibration import calibrate_live, make_reservoir
+        from clp_ros.calibration.live import calibrate_live, make_reservoir
 
         samples, seed = self.get_parameter("samples").value, self.get_parameter("seed").value
         reservoir = make_reservoir(policy, embodiment, samples, seed, statistics, self._notify)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from rclpy.node import Node
 
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 from clp_ros.nodes.diagnostics import Diagnostics, Level, Report
 
 

@@ -10,7 +10,7 @@ from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration, TextSubstitution
 from launch_ros.parameter_descriptions import ParameterFile, ParameterValue
 
-from clp_ros.resources import resource_path
+from clp_ros.core.resources import resource_path
 
 # Arguments that are parameters of the node too: the parameter's type, and what --show-args says.
 PARAMETERS: dict[str, tuple[type, str]] = {

@@ -19,8 +19,8 @@ from launch_ros.events.lifecycle import ChangeState
 from launch_ros.parameter_descriptions import ParameterFile
 from lifecycle_msgs.msg import Transition
 
+from clp_ros.core.resources import resource_path
 from clp_ros.nodes.launch_node import NodeArguments, node_description
-from clp_ros.resources import resource_path
 from clp_ros.robots.embodiment import load_embodiment
 from clp_ros.robots.task import read_task
 

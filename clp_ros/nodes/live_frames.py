@@ -11,10 +11,10 @@ from typing import Any
 
 from rclpy.node import Node
 
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
+from clp_ros.datasets.reservoir import FrameReservoir
 from clp_ros.nodes.messages import INPUT_TYPES
 from clp_ros.nodes.topics import sensor_input
-from clp_ros.robots.reservoir import FrameReservoir
 
 _POLL_S = 0.1
 # Images kept until they are taken: every tick may be drawn, not only the newest.

@@ -10,9 +10,9 @@ from typing import Any
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.node import Node
 
-from clp_ros.errors import ClpError
+from clp_ros.checkpoints.hub import is_repository, local_folder
+from clp_ros.core.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
-from clp_ros.vla.hub import is_repository, local_folder
 
 
 def declare(node: Node, parameters: Mapping[str, tuple[Any, str]], *, read_only: bool, untyped: str = "") -> None:

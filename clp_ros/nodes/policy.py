@@ -39,7 +39,9 @@ from trajectory_msgs.msg import JointTrajectory
 from clp_ros.control.inputs import LiveInputs
 from clp_ros.control.processor_share import ProcessorShare
 from clp_ros.control.runner import TELL_AGAIN_S, ChunkRunner
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
+from clp_ros.core.settings import did_you_mean
+from clp_ros.core.threads import set_threads
 from clp_ros.nodes import policy_settings as settings
 from clp_ros.nodes.controllers import ControllerNodes
 from clp_ros.nodes.diagnostics import Diagnostics, Level, Report
@@ -52,12 +54,10 @@ from clp_ros.nodes.policy_report import report_values
 from clp_ros.nodes.robot_description import RobotDescriptions
 from clp_ros.nodes.spin import main as run_node
 from clp_ros.nodes.topics import sensor_input
+from clp_ros.policies.compilation import compile_policy
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.task import load_task
 from clp_ros.robots.trajectory import Trajectory
-from clp_ros.settings import did_you_mean
-from clp_ros.vla.compilation import compile_policy
-from clp_ros.vla.threads import set_threads
 
 # How long a running inference is waited for when the node is cleaned up or ends.
 _CLOSE_S = 30.0
@@ -72,7 +72,9 @@ LoadPolicy = Callable[[Path, str], Any]
 
 
 def _load_policy(folder: Path, device: str) -> Any:
-    from clp_ros.vla.policy import load_policy  # torch and lerobot: seconds, and only a node that runs needs them
+    from clp_ros.policies.lerobot_policy import (
+        load_policy,  # torch and lerobot: seconds, and only a node that runs needs them
+    )
 
     policy = load_policy(folder, device)
     policy.check_normalised()
@@ -91,7 +93,8 @@ class PolicyNode(ManagedNode):
 
     Args:
         load: From the checkpoint's folder and the device to a policy with the interface of
-            :class:`clp_ros.vla.policy.LoadedPolicy`: ``chunk_size``, ``check_features`` and ``predict_chunk``.
+            :class:`clp_ros.policies.lerobot_policy.LoadedPolicy`: ``chunk_size``, ``check_features`` and
+            ``predict_chunk``.
 
     Attributes:
         runner: The loop, while the node is configured.

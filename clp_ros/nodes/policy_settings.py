@@ -12,9 +12,9 @@ from rclpy.node import Node
 from clp_ros.control.chunk_schedule import MODES, ScheduleSettings
 from clp_ros.control.pace import Pace, Watch
 from clp_ros.control.run_log import RunLog
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
+from clp_ros.core.settings import did_you_mean
 from clp_ros.robots.task import Task
-from clp_ros.settings import did_you_mean
 
 PARAMETERS: dict[str, tuple[Any, str]] = {
     "checkpoint": ("", "Folder of the policy's checkpoint, or a repository on the hub"),

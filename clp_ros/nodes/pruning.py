@@ -14,8 +14,8 @@ from rclpy.node import Node
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
-from clp_ros.errors import ClpError
-from clp_ros.files import check_apart
+from clp_ros.core.errors import ClpError
+from clp_ros.core.files import check_apart
 from clp_ros.nodes.job import Cancelled, Job
 from clp_ros.nodes.parameters import checkpoint_folder, declare, output_folder, texts
 from clp_ros.nodes.spin import main as run_node
@@ -78,8 +78,8 @@ class PruningNode(Node):
         return response
 
     def _write_checkpoint(self) -> dict[str, Any]:
-        from clp_ros.pruning.arguments import parse_budgets
-        from clp_ros.pruning.prune import plan_from_calibration, prune_by_plan
+        from clp_ros.jobs.arguments import parse_budgets
+        from clp_ros.jobs.prune import plan_from_calibration, prune_by_plan
 
         value = {name: self.get_parameter(name).value for name in PARAMETERS}
         checkpoint = checkpoint_folder(self)

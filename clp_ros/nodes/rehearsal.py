@@ -28,7 +28,7 @@ from rclpy.signals import SignalHandlerOptions
 from trajectory_msgs.msg import JointTrajectory
 
 from clp_ros.bags.reader import open_bag
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 from clp_ros.nodes.replay import Replay
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
 

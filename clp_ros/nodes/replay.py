@@ -23,7 +23,7 @@ from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 
 from clp_ros.bags.reader import BagReader, open_bag
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 from clp_ros.nodes.messages import INPUT_TYPES, NANOSECONDS
 
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 from rclpy.node import Node
 from std_msgs.msg import String
 
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 from clp_ros.nodes.topics import LATCHED
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.urdf_limits import narrow

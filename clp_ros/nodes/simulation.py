@@ -25,14 +25,14 @@ from std_msgs.msg import Header, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from clp_ros.bags.images import JPEG_FORMAT, encode_jpeg
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
+from clp_ros.core.settings import did_you_mean
+from clp_ros.messages.images import JPEG_FORMAT, encode_jpeg
 from clp_ros.nodes.messages import INPUT_TYPES, NANOSECONDS, image_message
 from clp_ros.nodes.parameters import declare, given_embodiment
 from clp_ros.nodes.spin import main as run_node
 from clp_ros.nodes.topics import LATCHED
 from clp_ros.robots.embodiment import Camera
-from clp_ros.settings import did_you_mean
 from clp_ros.simulation.controller import Command, Point, Rejected
 from clp_ros.simulation.description import robot_description
 from clp_ros.simulation.robot import SimulatedRobot

@@ -15,7 +15,7 @@ from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 
 # One for a long callback (loading a model), the others for services, parameters and diagnostics meanwhile.
 THREADS = 4

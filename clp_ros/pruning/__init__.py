@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper, a file a step: calibration, similarity, selection, surgery; and what a checkpoint costs."""
+"""What to remove from a checkpoint, and how: selection and surgery."""

@@ -8,7 +8,7 @@ import errno
 import os
 from collections.abc import Callable
 
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 
 PAGE = 4096
 """What the kernel copies files in. A range that lies at the same place within a page in both files goes from page to

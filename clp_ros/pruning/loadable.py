@@ -8,10 +8,10 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from clp_ros.errors import ClpError, NotHereError
+from clp_ros.core.errors import ClpError, NotHereError
+from clp_ros.policies.checkpoint import CONFIG_FILE, model_names
+from clp_ros.policies.family import check_lerobot
 from clp_ros.pruning.surgery import SurgeryPlan
-from clp_ros.vla.checkpoint import CONFIG_FILE, model_names
-from clp_ros.vla.family import check_lerobot
 
 
 def check_loadable(plan: SurgeryPlan) -> str | None:
@@ -37,8 +37,8 @@ def check_loadable(plan: SurgeryPlan) -> str | None:
         return error.what
     if not checkpoint.family.loads(plan.config):
         return "lerobot loads this layout only as the base model of a fine-tuning"
-    from clp_ros.vla.policy import build_model, quiet
-    from clp_ros.vla.tensor_check import check_tensors
+    from clp_ros.checkpoints.tensor_check import check_tensors
+    from clp_ros.policies.lerobot_policy import build_model, quiet
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

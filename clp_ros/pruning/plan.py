@@ -9,9 +9,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from clp_ros.errors import ClpError
-from clp_ros.pruning.calibration import check_seed
-from clp_ros.pruning.calibration_file import Calibration
+from clp_ros.calibration.calibrate import check_seed
+from clp_ros.calibration.calibration_file import Calibration
+from clp_ros.checkpoints.layer_stack import LayerStack
+from clp_ros.core.errors import ClpError
+from clp_ros.core.settings import did_you_mean
+from clp_ros.policies.checkpoint import Checkpoint
 from clp_ros.pruning.selection import (
     CRITERIA,
     allowed_budgets,
@@ -21,9 +24,6 @@ from clp_ros.pruning.selection import (
     group_scores,
     select_layers,
 )
-from clp_ros.settings import did_you_mean
-from clp_ros.vla.checkpoint import Checkpoint
-from clp_ros.vla.family import Module
 
 
 @dataclass(frozen=True)
@@ -149,13 +149,13 @@ def default_plan(calibration: Calibration, checkpoint: Checkpoint, criterion: st
     notes say so. Args and errors as :func:`make_plan`.
     """
     budgets, notes = {}, []
-    groups: dict[str, list[Module]] = {}
+    groups: dict[str, list[LayerStack]] = {}
     for module in checkpoint.modules:
         groups.setdefault(module.group, []).append(module)
     for group, share in checkpoint.family.default_budget(checkpoint.config).items():
         members = groups[group]
-        fixed = frozenset().union(*(module.fixed for module in members))
-        allowed = allowed_budgets(members[0].layers, members[0].period, fixed)
+        fixed = frozenset().union(*(module.protected_layers for module in members))
+        allowed = allowed_budgets(members[0].layers, members[0].pattern_period, fixed)
         budget = max(size for size in allowed if size <= share)
         budgets |= {module.name: budget for module in members}
         if budget < share:

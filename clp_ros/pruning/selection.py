@@ -19,7 +19,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import ArrayLike
 
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 
 CRITERIA = ("cka", "mse", "cosine", "random", "keep-first")
 """What layers can be chosen by: the paper's criterion, and those it is compared with (RQ2)."""

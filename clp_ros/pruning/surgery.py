@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import clp_ros
-from clp_ros.errors import ClpError
-from clp_ros.files import atomic_folder, clear_leftovers, rewrite_json
-from clp_ros.json_object import read_json_object
+from clp_ros.checkpoints.layer_keys import LayerKeys
+from clp_ros.checkpoints.layer_stack import LayerStack
+from clp_ros.checkpoints.safetensors_header import DTYPE_BITS, TensorInfo, encode_header
+from clp_ros.core.errors import ClpError
+from clp_ros.core.files import atomic_folder, clear_leftovers, rewrite_json
+from clp_ros.core.json_object import read_json_object
+from clp_ros.policies.checkpoint import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, WEIGHTS_FILE, Checkpoint
 from clp_ros.pruning.byte_ranges import PAGE, RangeCopier, reserve
-from clp_ros.vla.checkpoint import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, WEIGHTS_FILE, Checkpoint
-from clp_ros.vla.family import Module
-from clp_ros.vla.layer_keys import LayerKeys
-from clp_ros.vla.safetensors_header import DTYPE_BITS, TensorInfo, encode_header
 
 Progress = Callable[[int, int], None]
 
@@ -166,7 +166,7 @@ def plan_surgery(checkpoint: Checkpoint, removal: Mapping[str, Sequence[int]]) -
         named = {
             module.name: _checked_layers(module, removal[module.name]) for module in modules if module.name in removal
         }
-        fixed = frozenset().union(*(module.fixed for module in modules))
+        fixed = frozenset().union(*(module.protected_layers for module in modules))
         if len(set(named.values())) > 1:
             sets = {one for layers in named.values() if layers for one in _nearest(modules[0], fixed, layers, 1)}
             raise ClpError(
@@ -250,7 +250,7 @@ def build_manifest(
     thresholds: Mapping[str, float | None],
     scores: Mapping[str, Sequence[float]],
 ) -> dict[str, Any]:
-    """The clp.json of a plan (:class:`clp_ros.manifest.Manifest`); a pruned source's own is continued."""
+    """The clp.json of a plan (:class:`clp_ros.checkpoints.manifest.Manifest`); a pruned source's own is continued."""
     checkpoint = plan.checkpoint
     records = {}
     for name, layers in checkpoint.layers.items():
@@ -297,7 +297,7 @@ def _since_first(earlier: Mapping[str, Any], record: Mapping[str, Any]) -> dict[
     return {**record, "original_layers": layers, "removed": removed, "kept": kept}
 
 
-def _checked_layers(module: Module, layers: Sequence[int]) -> tuple[int, ...]:
+def _checked_layers(module: LayerStack, layers: Sequence[int]) -> tuple[int, ...]:
     where = f"module {module.name}"
     for layer in layers:
         if isinstance(layer, bool) or not hasattr(layer, "__index__"):
@@ -312,13 +312,13 @@ def _checked_layers(module: Module, layers: Sequence[int]) -> tuple[int, ...]:
     return tuple(unique)
 
 
-def _check_structure(module: Module, fixed: frozenset[int], layers: Sequence[int]) -> None:
+def _check_structure(module: LayerStack, fixed: frozenset[int], layers: Sequence[int]) -> None:
     kept = [layer for layer in range(module.layers) if layer not in layers]
     if staying := sorted(fixed.intersection(layers)):
         fault = f"layers {_listed(staying)} of {module.name} have to stay: something else depends on where they stand"
-    elif any((layer - place) % module.period for place, layer in enumerate(kept)):
+    elif any((layer - place) % module.pattern_period for place, layer in enumerate(kept)):
         fault = (
-            f"without layers {_listed(layers)} the {module.period} kinds of layers of {module.name} would not "
+            f"without layers {_listed(layers)} the {module.pattern_period} kinds of layers of {module.name} would not "
             "alternate as before, and nothing could load the result"
         )
     else:
@@ -327,10 +327,10 @@ def _check_structure(module: Module, fixed: frozenset[int], layers: Sequence[int
     raise ClpError(fault, fix=f"remove {' or '.join(near)}" if near else f"remove nothing from {module.name}")
 
 
-def _nearest(module: Module, fixed: frozenset[int], layers: Sequence[int], limit: int = 4) -> list[str]:
+def _nearest(module: LayerStack, fixed: frozenset[int], layers: Sequence[int], limit: int = 4) -> list[str]:
     from clp_ros.pruning.selection import nearest_allowed  # needs numpy: half the start of a process, for an error only
 
-    return [_listed(near) for near in nearest_allowed(layers, module.layers, module.period, limit, fixed)]
+    return [_listed(near) for near in nearest_allowed(layers, module.layers, module.pattern_period, limit, fixed)]
 
 
 def _listed(layers: Sequence[int]) -> str:

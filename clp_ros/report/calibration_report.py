@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from clp_ros.errors import ClpError
-from clp_ros.files import atomic_folder
+from clp_ros.core.errors import ClpError
+from clp_ros.core.files import atomic_folder
 from clp_ros.report.heatmaps import draw_heatmap
 from clp_ros.report.page import write_report
 
 if TYPE_CHECKING:
-    from clp_ros.pruning.calibration_file import Calibration
+    from clp_ros.calibration.calibration_file import Calibration
 
 
 class ModulePlan(TypedDict, total=False):

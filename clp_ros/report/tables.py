@@ -142,7 +142,7 @@ def inspection_table(found: Mapping[str, Any]) -> "Group":
     """What ``clp inspect`` found: facts, then the modules of a checkpoint or the scores of a calibration.
 
     Args:
-        found: What :mod:`clp_ros.pruning.inspection` returns of either.
+        found: What :mod:`clp_ros.jobs.inspect` returns of either.
     """
     from rich.console import Group
     from rich.table import Table

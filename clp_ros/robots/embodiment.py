@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from clp_ros.bags.names import absolute_topic, full_type
-from clp_ros.errors import ClpError
-from clp_ros.settings import Settings, did_you_mean, find_settings, load_settings
+from clp_ros.core.errors import ClpError
+from clp_ros.core.settings import Settings, did_you_mean, find_settings, load_settings
 
 Positive = Annotated[float, Field(gt=0)]
 JOINT_STATE_TYPE = "sensor_msgs/msg/JointState"

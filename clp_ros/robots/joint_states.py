@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
+from clp_ros.messages.stamps import Stream
 from clp_ros.robots.embodiment import Embodiment
-from clp_ros.robots.stream import Stream
 
 _ORDERS_KEPT = 64
 
@@ -109,7 +109,7 @@ class JointStream:
         Its stamp must be newer than the last with its joints.
 
         Raises:
-            ClpError: See :meth:`clp_ros.robots.stream.Clock.check`; it names the joint, where there are others.
+            ClpError: See :meth:`clp_ros.messages.stamps.Clock.check`; it names the joint, where there are others.
         """
         stream = self._parts.get(part)
         if stream is None:
@@ -134,7 +134,7 @@ class JointStream:
         """Of the message that gives a tick's oldest position: whose it is, and the steady lag of its stamps.
 
         Returns:
-            The joint, or None where all positions are as old; see :attr:`clp_ros.robots.stream.Clock.steady_lag_ns`.
+            The joint, or None where all positions are as old; see :attr:`clp_ros.messages.stamps.Clock.steady_lag_ns`.
         """
         stamps = {place: (stamp, part) for stamp, _, part in self._found(tick_ns) for place in part}
         if not stamps:

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from clp_ros.bags.images import decode_image
-from clp_ros.bags.reader import header_stamp_ns
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
+from clp_ros.messages.images import decode_image
+from clp_ros.messages.stamps import Stream, header_stamp_ns
 from clp_ros.robots.embodiment import Embodiment, Sync
 from clp_ros.robots.joint_states import JointSelector, JointStream, OtherJoints
-from clp_ros.robots.stream import Stream
 
 # A tick after all stamps.
 _END_OF_TIME = 2**63

@@ -9,9 +9,9 @@ from typing import Annotated, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
+from clp_ros.core.settings import Settings, did_you_mean, find_settings, load_settings
 from clp_ros.robots.embodiment import Embodiment
-from clp_ros.settings import Settings, did_you_mean, find_settings, load_settings
 
 # What stands for the object in the instruction of a task that has several.
 _OBJECT = "{object}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment
 
 # A float32 at a limit, as a policy gives it, is this close to it, in rad or m: moving it there is no news.

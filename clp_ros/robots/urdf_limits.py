@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
+from clp_ros.core.settings import did_you_mean
 from clp_ros.robots.embodiment import Controller, Embodiment, Joint
-from clp_ros.settings import did_you_mean
 
 # A description's numbers are often rounded, 3.14159 for pi: what is this close is the same limit, and no news.
 _SAME = 1e-4

@@ -17,7 +17,7 @@ import numpy as np
 from clp_ros.control.chunk_schedule import Late, ScheduleSettings
 from clp_ros.control.output import TrajectoryOutput
 from clp_ros.control.pace import Pace
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.trajectory import Trajectory
 from clp_ros.simulation.controller import Command, State, TrajectoryController

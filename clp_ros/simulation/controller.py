@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 from clp_ros.robots.trajectory import Trajectory
 
 # Of a last point's velocity that counts as rest: the controller's own, C++'s epsilon of a float.

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
+from clp_ros.core.settings import did_you_mean
 from clp_ros.robots.embodiment import Embodiment
-from clp_ros.settings import did_you_mean
 from clp_ros.simulation import universal_robots as ur
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from clp_ros.bags.images import JPEG_FORMAT, encode_jpeg
 from clp_ros.bags.writer import STORE, header, write_bag
-from clp_ros.errors import ClpError
-from clp_ros.files import atomic_folder, check_output_folder
+from clp_ros.core.errors import ClpError
+from clp_ros.core.files import atomic_folder, check_output_folder
+from clp_ros.messages.images import JPEG_FORMAT, encode_jpeg
 from clp_ros.robots.embodiment import JOINT_STATE_TYPE, Embodiment
 from clp_ros.robots.trajectory import split_trajectory
 from clp_ros.simulation.closed_loop import START_NS

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.trajectory import Trajectory
 from clp_ros.simulation.closed_loop import Controllers

@@ -16,7 +16,7 @@ import pytest
 from mcap.writer import CompressionType, IndexType, Writer
 
 from clp_ros.bags.reader import BagReader, open_bag
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 
 STATES, EYE = "sensor_msgs/msg/JointState", "sensor_msgs/msg/Image"
 START = 1_700_000_000_000_000_000

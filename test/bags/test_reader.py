@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
-from clp_ros.bags.reader import header_stamp_ns, open_bag
-from clp_ros.errors import ClpError
+from clp_ros.bags.reader import open_bag
+from clp_ros.core.errors import ClpError
+from clp_ros.messages.stamps import header_stamp_ns
 
 JOINTS = "/follower_left/joint_states"
 CAMERA = "/cam_high/image"

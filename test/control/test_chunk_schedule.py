@@ -13,7 +13,7 @@ from scipy.interpolate import CubicHermiteSpline
 from clp_ros.control.chunk_schedule import MODES, ChunkSchedule, Late, ScheduleSettings
 from clp_ros.control.reference import Reference
 from clp_ros.control.safety import Limits, check, excess
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 from clp_ros.robots.embodiment import load_embodiment
 
 PERIOD_NS = 20_000_000

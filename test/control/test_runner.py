@@ -26,7 +26,7 @@ from clp_ros.control.processor_share import ProcessorShare
 from clp_ros.control.run_log import RunLog
 from clp_ros.control.runner import ChunkRunner
 from clp_ros.control.statistics import WINDOW, Statistics
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
 from clp_ros.robots.trajectory import Trajectory
 

@@ -22,7 +22,7 @@ from clp_ros.control.spline_tracking import (
     stop,
     track,
 )
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 
 PERIOD = 0.02
 RNG = np.random.default_rng(0)

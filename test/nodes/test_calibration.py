@@ -18,12 +18,12 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Float64MultiArray, Header, String
 from std_srvs.srv import Trigger
 
-from clp_ros.bags.images import decode_image
+from clp_ros.calibration.calibration_file import Calibration
+from clp_ros.core.resources import resource_path
+from clp_ros.messages.images import decode_image
 from clp_ros.nodes.calibration import PARAMETERS
 from clp_ros.nodes.messages import matrix_from_message
 from clp_ros.nodes.topics import LATCHED
-from clp_ros.pruning.calibration_file import Calibration
-from clp_ros.resources import resource_path
 from clp_ros.robots.embodiment import load_embodiment
 
 BAG = resource_path("rosbags/aloha_bimanual")

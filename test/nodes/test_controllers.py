@@ -13,7 +13,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from ros_tools import Peer
 
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 from clp_ros.nodes.controllers import ControllerFacts, ControllerNodes, node_name
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
 

@@ -8,7 +8,7 @@ import pytest
 from builtin_interfaces.msg import Time
 from rclpy.serialization import deserialize_message, serialize_message
 
-from clp_ros.bags.images import decode_image
+from clp_ros.messages.images import decode_image
 from clp_ros.nodes.messages import (
     image_message,
     matrix_from_message,

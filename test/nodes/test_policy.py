@@ -24,8 +24,8 @@ from safetensors.numpy import load_file, save_file
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
+from clp_ros.core.resources import resource_path
 from clp_ros.nodes.policy_settings import PARAMETERS
-from clp_ros.resources import resource_path
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
 
 

@@ -10,10 +10,10 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from clp_ros.control.chunk_schedule import ScheduleSettings
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
+from clp_ros.core.resources import resource_path
 from clp_ros.nodes import policy_settings
 from clp_ros.nodes.parameters import declare
-from clp_ros.resources import resource_path
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ from ros_tools import NodeProcess, Peer, parameter_arguments, running, wait_for
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
+from clp_ros.calibration.calibration_file import Calibration
+from clp_ros.core.resources import resource_path
+from clp_ros.jobs.prune import plan_from_calibration, prune_by_plan
 from clp_ros.nodes.pruning import PARAMETERS
 from clp_ros.nodes.topics import LATCHED
-from clp_ros.pruning.calibration_file import Calibration
-from clp_ros.pruning.prune import plan_from_calibration, prune_by_plan
-from clp_ros.resources import resource_path
-from clp_ros.vla.checkpoint import Checkpoint
+from clp_ros.policies.checkpoint import Checkpoint
 
 # The node with a copy that goes on only while the file GATE is not there: what a large checkpoint on a slow disk does.
 SLOW_NODE = """

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ros_tools import NodeProcess, running, wait_for
 
-from clp_ros.resources import resource_path
+from clp_ros.core.resources import resource_path
 
 BAG = resource_path("rosbags/aloha_bimanual")
 

@@ -29,9 +29,9 @@ import sys
 import numpy as np
 from clp_ros.nodes.policy import PolicyNode
 from clp_ros.nodes.spin import main
-from clp_ros.vla.family import family_named
-from clp_ros.vla.normalisation import Normalisation
-from clp_ros.vla.policy import LoadedPolicy
+from clp_ros.policies.family import family_named
+from clp_ros.policies.normalisation import Normalisation
+from clp_ros.policies.lerobot_policy import LoadedPolicy
 
 class Beyond(LoadedPolicy):
     chunk_size = 50

@@ -19,9 +19,9 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from clp_ros.core.resources import resource_path
 from clp_ros.nodes.simulation import PARAMETERS
 from clp_ros.nodes.topics import LATCHED
-from clp_ros.resources import resource_path
 from clp_ros.robots.embodiment import load_embodiment
 from clp_ros.robots.urdf_limits import read_limits
 

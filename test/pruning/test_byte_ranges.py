@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 from clp_ros.pruning.byte_ranges import RangeCopier, reserve
 
 # Behind a head of 4 bytes: within pages as in the source (the first, long one and the last), and otherwise.

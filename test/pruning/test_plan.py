@@ -7,12 +7,12 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from clp_ros.errors import ClpError
-from clp_ros.pruning.arguments import parse_budgets, parse_removals
-from clp_ros.pruning.calibration_file import Calibration
+from clp_ros.calibration.calibration_file import Calibration
+from clp_ros.checkpoints.layer_stack import LayerStack
+from clp_ros.core.errors import ClpError
+from clp_ros.jobs.arguments import parse_budgets, parse_removals
+from clp_ros.policies.checkpoint import Checkpoint
 from clp_ros.pruning.plan import check_calibration, default_plan, make_plan
-from clp_ros.vla.checkpoint import Checkpoint
-from clp_ros.vla.family import Module
 
 LAYERS = 10
 
@@ -195,7 +195,9 @@ def test_budgets_and_removals_are_read():
 def test_a_share_that_cannot_go_becomes_the_nearest_smaller_that_can(
     tiny_checkpoint, layers: int, period: int, fixed: tuple[int, ...], budget: int
 ):
-    module = Module("dit", "dit", layers, "{layer}.", "layers", period=period, fixed=frozenset(fixed))
+    module = LayerStack(
+        "dit", "dit", layers, "{layer}.", "layers", pattern_period=period, protected_layers=frozenset(fixed)
+    )
     source = Checkpoint.open(tiny_checkpoint)
     family = dataclasses.replace(source.family, modules=lambda _: (module,), default_ratio={"dit": 7.5 / layers})
     checkpoint = dataclasses.replace(source, family=family, modules=(module,))
@@ -216,7 +218,7 @@ def test_a_share_that_cannot_go_becomes_the_nearest_smaller_that_can(
 
 def test_so_many_layers_are_left_as_have_to_be(tiny_checkpoint):
     meta = {"layers": 6, "group": "llm", "period": 1, "dead_last": False, "fixed": [0, 1], "least": 4}
-    module = Module("llm", "llm", 6, "{layer}.", "layers", fixed=frozenset({0, 1}), least=4)
+    module = LayerStack("llm", "llm", 6, "{layer}.", "layers", protected_layers=frozenset({0, 1}), min_layers=4)
     source = Checkpoint.open(tiny_checkpoint)
     family = dataclasses.replace(source.family, modules=lambda _: (module,), default_ratio={"llm": 0.9})
     checkpoint = dataclasses.replace(source, family=family, modules=(module,))

@@ -13,11 +13,12 @@ import pytest
 import torch
 from checkpoint_tools import remove_in_memory
 
-from clp_ros.errors import ClpError
+from clp_ros.checkpoints.layer_stack import LayerStack
+from clp_ros.core.errors import ClpError
+from clp_ros.policies.checkpoint import Checkpoint
+from clp_ros.policies.family import families
+from clp_ros.policies.lerobot_policy import LoadedPolicy, load_policy
 from clp_ros.pruning.surgery import plan_surgery, prune_checkpoint
-from clp_ros.vla.checkpoint import Checkpoint
-from clp_ros.vla.family import Module, families
-from clp_ros.vla.policy import LoadedPolicy, load_policy
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +31,8 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def _groups(modules: tuple[Module, ...]) -> dict[str, list[Module]]:
-    groups: dict[str, list[Module]] = {}
+def _groups(modules: tuple[LayerStack, ...]) -> dict[str, list[LayerStack]]:
+    groups: dict[str, list[LayerStack]] = {}
     for module in modules:
         groups.setdefault(module.group, []).append(module)
     return groups
@@ -52,11 +53,11 @@ def _chunk(policy: LoadedPolicy, observation: Mapping[str, Any]) -> np.ndarray:
     return policy.predict_chunk(**observation)
 
 
-def _fits(module: Module, removed: tuple[int, ...]) -> bool:
+def _fits(module: LayerStack, removed: tuple[int, ...]) -> bool:
     """Whether a shallower model has layers of the same kinds in the places of those that stay (facts of the family)."""
     kept = [layer for layer in range(module.layers) if layer not in removed]
-    alternates = all(layer % module.period == place % module.period for place, layer in enumerate(kept))
-    return alternates and module.fixed.isdisjoint(removed)
+    alternates = all(layer % module.pattern_period == place % module.pattern_period for place, layer in enumerate(kept))
+    return alternates and module.protected_layers.isdisjoint(removed)
 
 
 @pytest.mark.parametrize("name", families())

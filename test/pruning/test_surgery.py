@@ -33,11 +33,11 @@ from checkpoint_tools import (
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from clp_ros.errors import ClpError
-from clp_ros.manifest import Manifest
+from clp_ros.checkpoints.layer_stack import LayerStack
+from clp_ros.checkpoints.manifest import Manifest
+from clp_ros.core.errors import ClpError
+from clp_ros.policies.checkpoint import Checkpoint
 from clp_ros.pruning.surgery import build_manifest, plan_surgery, prune_checkpoint
-from clp_ros.vla.checkpoint import Checkpoint
-from clp_ros.vla.family import Module
 
 TABLE_5 = (1, 2, 5, 6, 14, 15)
 ROOT = Path(__file__).resolve().parents[2]
@@ -263,7 +263,7 @@ def test_pruning_a_pruned_checkpoint_composes(source: Path, tmp_path: Path):
 
 def test_thresholds_of_groups_stand_by_module(source: Path):
     towers = Checkpoint.open(source)
-    apart = tuple(dataclasses.replace(module, group=module.name, period=1) for module in towers.modules)
+    apart = tuple(dataclasses.replace(module, group=module.name, pattern_period=1) for module in towers.modules)
     plan = plan_surgery(dataclasses.replace(towers, modules=apart), {"vlm": [1], "expert": [2, 3]})
     manifest = build_manifest(plan, "cka", {"vlm": 0.5, "expert": 0.75}, {})
     assert manifest["threshold"] is None
@@ -386,7 +386,9 @@ def test_an_impossible_removal_is_refused(source: Path, tmp_path: Path, removal:
 def test_a_stacks_structure_is_data(
     source: Path, period: int, fixed: tuple[int, ...], removed: tuple[int, ...], told: str
 ):
-    module = Module("dit", "dit", 12, "dit.{layer}.", "dit", period=period, fixed=frozenset(fixed))
+    module = LayerStack(
+        "dit", "dit", 12, "dit.{layer}.", "dit", pattern_period=period, protected_layers=frozenset(fixed)
+    )
     checkpoint = dataclasses.replace(Checkpoint.open(source), modules=(module,))
     with pytest.raises(ClpError, match=told) if told else contextlib.nullcontext():
         assert plan_surgery(checkpoint, {"dit": removed}).removal == {"dit": removed}
@@ -646,7 +648,7 @@ def test_a_disk_that_fills_up_is_an_error_and_leaves_nothing(source: Path, tmp_p
     limited = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "from clp_ros.errors import ClpError\n"
+        "from clp_ros.core.errors import ClpError\n"
         "from clp_ros.pruning.surgery import prune_checkpoint\n"
         "try:\n    prune_checkpoint(sys.argv[1], sys.argv[2], {'vlm': [1, 2]})\n"
         "except ClpError as error:\n    print(error)"

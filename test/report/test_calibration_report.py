@@ -5,8 +5,8 @@ import cv2
 import numpy as np
 import pytest
 
-from clp_ros.errors import ClpError
-from clp_ros.pruning.calibration_file import Calibration
+from clp_ros.calibration.calibration_file import Calibration
+from clp_ros.core.errors import ClpError
 from clp_ros.pruning.selection import blocks, calibrated_threshold, group_scores, select_layers
 from clp_ros.report.calibration_report import write_calibration
 

@@ -11,10 +11,10 @@ import pytest
 import yaml
 from robot_tools import document, robot, states, sync
 
-from clp_ros.errors import ClpError
-from clp_ros.resources import resource_path
+from clp_ros.core.errors import ClpError
+from clp_ros.core.resources import resource_path
+from clp_ros.jobs.embodiment_features import embodiment_features
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
-from clp_ros.robots.features import embodiment_features
 from clp_ros.robots.joint_states import JointSelector
 from clp_ros.robots.trajectory import chunk_positions
 

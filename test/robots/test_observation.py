@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from robot_tools import EYE, JOINTS, MS, START, STATES, document, picture, robot, stamped, states, sync
 
-from clp_ros.bags.images import JPEG_FORMAT, decode_image, encode_jpeg
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
+from clp_ros.messages.images import JPEG_FORMAT, decode_image, encode_jpeg
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.observation import NotReady, ObservationBuffer
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from robot_tools import robot
 
-from clp_ros.errors import ClpError
-from clp_ros.resources import resource_path
+from clp_ros.core.errors import ClpError
+from clp_ros.core.resources import resource_path
 from clp_ros.robots.embodiment import load_embodiment
 from clp_ros.robots.task import load_task
 

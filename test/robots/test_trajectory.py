@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from robot_tools import robot, states
 
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
 from clp_ros.robots.joint_states import JointSelector
 from clp_ros.robots.trajectory import Trajectory, chunk_positions, split_trajectory

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from robot_tools import document, robot, states
 
 from clp_ros.control.safety import Limits, Outside, check_measured
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
 from clp_ros.robots.joint_states import JointSelector
 from clp_ros.robots.trajectory import chunk_positions

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clp_ros.bags.images import decode_image
-from clp_ros.bags.reader import header_stamp_ns, open_bag
+from clp_ros.bags.reader import open_bag
 from clp_ros.cli import main
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
+from clp_ros.messages.images import decode_image
+from clp_ros.messages.stamps import header_stamp_ns
 from clp_ros.robots.embodiment import load_embodiment
 from clp_ros.simulation import recording
 

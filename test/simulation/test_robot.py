@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from clp_ros.errors import ClpError
+from clp_ros.core.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
 from clp_ros.robots.trajectory import split_trajectory
 from clp_ros.robots.urdf_limits import narrow

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tensor belongs to which layer of which module, and whether the layers are all there."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import count
+
+from clp_ros.checkpoints.layer_stack import LayerStack
+from clp_ros.core.errors import ClpError
+
+_FIX = "give a complete copy of the checkpoint"
+
+
+@dataclass(frozen=True)
+class LayerKey:
+    """A tensor's name, taken apart.
+
+    Attributes:
+        module: Name of the module.
+        layer: Index of the layer in the module.
+        rest: The name behind the layer's prefix, e.g. ``self_attn.k_proj.weight``.
+    """
+
+    module: str
+    layer: int
+    rest: str
+
+
+class LayerKeys:
+    """Takes tensor names apart by the modules' ``layer_prefix``.
+
+    Args:
+        modules: The prunable modules.
+        where: The checkpoint, for the error.
+    """
+
+    def __init__(self, modules: tuple[LayerStack, ...], where: object = None) -> None:
+        self._where = where
+        self._heads = []
+        for module in modules:
+            head, _, tail = module.layer_prefix.partition("{layer}")
+            # Canonical decimal numbers only: "01" would collide with "1" once renumbered.
+            number = re.compile(rf"(0|[1-9][0-9]{{0,5}}){re.escape(tail)}(.+)")
+            self._heads.append((module, head, number, tail))
+
+    def split(self, name: str) -> LayerKey | None:
+        """Takes a name apart; None for a tensor outside of all prunable layers.
+
+        Raises:
+            ClpError: The name stands among a module's layers, but names no layer.
+        """
+        for module, head, number, _ in self._heads:
+            if name.startswith(head):
+                match = number.fullmatch(name, len(head))
+                if match is None:
+                    raise ClpError(f"tensor {name[:200]} names no layer of {module.name}", where=self._where, fix=_FIX)
+                return LayerKey(module.name, int(match[1]), match[2])
+        return None
+
+    def rename(self, name: str, numbers: Mapping[str, Mapping[int, int]]) -> str | None:
+        """The name with its layer renumbered; None where the layer is not among ``numbers[module]``."""
+        for module, head, number, tail in self._heads:
+            if name.startswith(head) and (match := number.fullmatch(name, len(head))):
+                layer = numbers[module.name].get(int(match[1]))
+                return None if layer is None else f"{head}{layer}{tail}{match[2]}"
+        return name
+
+
+def check_layers(modules: tuple[LayerStack, ...], shapes: Mapping[str, tuple[int, ...]], where: object) -> None:
+    """Checks that a checkpoint holds exactly the layers its config names, each like its peers of the same kind.
+
+    Args:
+        modules: The modules, with the number of layers config.json gives them.
+        shapes: Shape of every tensor, tied ones under each of their names.
+        where: The checkpoint, for the error.
+
+    Raises:
+        ClpError: A layer is missing or too many, or lacks, adds or reshapes a tensor against its peers.
+    """
+    keys = LayerKeys(modules, where)
+    layers: dict[str, dict[int, dict[str, tuple[int, ...]]]] = {module.name: {} for module in modules}
+    for name, shape in shapes.items():
+        if key := keys.split(name):
+            layers[key.module].setdefault(key.layer, {})[key.rest] = shape
+    for module in modules:
+        found = layers[module.name]
+        _check_numbering(module, found, where)
+        for kind in range(min(module.pattern_period, module.layers)):
+            _check_peers(
+                module, {layer: found[layer] for layer in range(kind, module.layers, module.pattern_period)}, where
+            )
+
+
+def _check_numbering(module: LayerStack, found: Mapping[int, object], where: object) -> None:
+    present = next(layer for layer in count() if layer not in found)  # layers 0 ... present-1 are there without a gap
+    if present == len(found) and present < module.layers:
+        raise ClpError(
+            f"config.json gives {module.name} {module.layers} layers, but the weights hold {present}",
+            where=where,
+            fix=_FIX,
+        )
+    if present < module.layers:
+        raise ClpError(f"layer {present} of {module.name} is missing", where=where, fix=_FIX)
+    if len(found) > module.layers:
+        extra = min(layer for layer in found if layer >= module.layers)
+        raise ClpError(
+            f"{module.name} holds layer {extra}, but config.json gives it {module.layers} layers",
+            where=where,
+            fix="give the config.json that was saved with these weights",
+        )
+
+
+def _check_peers(module: LayerStack, peers: Mapping[int, Mapping[str, tuple[int, ...]]], where: object) -> None:
+    holders = Counter(rest for tensors in peers.values() for rest in tensors)
+    usual = {}
+    for rest, number in holders.items():
+        if number * 2 >= len(peers):
+            usual[rest] = Counter(tensors[rest] for tensors in peers.values() if rest in tensors).most_common(1)[0][0]
+    for layer, tensors in peers.items():
+        place = f"layer {layer} of {module.name}"
+        if missing := sorted(usual.keys() - tensors.keys()):
+            raise ClpError(f"{place} lacks {missing[0]}, which its peers have", where=where, fix=_FIX)
+        for rest, shape in tensors.items():
+            if rest not in usual:
+                raise ClpError(f"{place} holds {rest}, which its peers lack", where=where, fix=_FIX)
+            if shape != usual[rest]:
+                raise ClpError(
+                    f"{place} has {rest} of shape {list(shape)}, its peers {list(usual[rest])}", where=where, fix=_FIX
+                )

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of a stack of layers that can be pruned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LayerStack:
+    """One stack of layers that can be pruned (method.md: a prunable module).
+
+    Attributes:
+        name: As the command line, the files and the topics name it.
+        group: Modules of one group lose the same layers.
+        layers: Number of layers that the checkpoint's config gives it.
+        layer_prefix: Start of a layer's keys in the state dict, with ``{layer}`` for its index.
+        layers_path: Attribute path from the policy to the layers' ``nn.ModuleList``.
+        norm_path: Attribute path from the policy to the module that takes the last layer's output. Unused where
+            ``probe`` is None.
+        pattern_period: Layer kinds alternate with the layer index at this period: the j-th kept layer must have an
+            index congruent to j modulo it. 1 where all layers are alike.
+        last_output_unused: Whether the last layer's output reaches nothing, so that its score says nothing about it.
+        probe: Attribute of a layer whose input is the layer's input, for families that call a layer's parts by hand
+            so that a hook on the layer itself never fires. None: layers are called, and their own output is read (its
+            first element, of a tuple).
+        protected_layers: 0-based layers that may not be removed, whatever their score: something else depends on their
+            index.
+        min_layers: Layers that must be left, however few ``protected_layers`` there are.
+    """
+
+    name: str
+    group: str
+    layers: int
+    layer_prefix: str
+    layers_path: str
+    norm_path: str = ""
+    pattern_period: int = 1
+    last_output_unused: bool = False
+    probe: str | None = "input_layernorm"
+    protected_layers: frozenset[int] = frozenset()
+    min_layers: int = 1

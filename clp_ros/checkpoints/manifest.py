@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""clp.json, the manifest of a pruned checkpoint: what was removed from what, and why.
+
+Layer numbers at the top level are those of the first source, however often the checkpoint was pruned; ``steps`` holds
+each pruning in the layer numbers of its own source.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from clp_ros.core.errors import ClpError
+from clp_ros.core.json_object import read_json_object
+from clp_ros.core.strict_model import StrictModel, describe, place
+
+_Count = Annotated[int, Field(ge=0)]
+
+
+class Source(StrictModel):
+    """A checkpoint that was pruned: where it lay (it may have moved since) and its fingerprint."""
+
+    path: str
+    fingerprint: str
+
+
+class Parameters(StrictModel):
+    """Number of parameters before and after pruning."""
+
+    before: _Count
+    after: _Count
+
+
+class ModuleRecord(StrictModel):
+    """What one module lost, in 0-based layers.
+
+    Attributes:
+        threshold: τ, the least score of a layer that could go; null where none was used, absent before version 2.
+        scores: ``scores[i]`` compares layers i and i+1; null where none were given.
+    """
+
+    original_layers: _Count
+    removed: list[_Count]
+    kept: list[_Count]
+    threshold: float | None = None
+    scores: list[float] | None
+
+    @model_validator(mode="after")
+    def _partition(self) -> ModuleRecord:
+        if len(self.removed) + len(self.kept) != self.original_layers:
+            raise ValueError("removed and kept layers are not all layers")
+        if self.removed != sorted(self.removed) or self.kept != sorted(self.kept):
+            raise ValueError("removed or kept layers are not sorted")
+        if sorted(self.removed + self.kept) != list(range(self.original_layers)):
+            raise ValueError("removed and kept layers are not all layers")
+        return self
+
+
+class Step(StrictModel):
+    """One pruning, in the numbers of its own source."""
+
+    source: Source
+    criterion: str
+    threshold: float | None
+    modules: dict[str, ModuleRecord]
+    parameters: Parameters
+
+
+class Manifest(StrictModel):
+    """The whole clp.json.
+
+    Attributes:
+        source: The first source: the checkpoint nothing had been removed from.
+        criterion: The last step's, as are ``threshold`` and the modules' ``threshold`` and ``scores``.
+        threshold: The one τ of all modules that lost layers; null where theirs differ, or none was used.
+        modules: Layers in the first source's numbers.
+        parameters: Of the first source and of this checkpoint.
+        steps: Every pruning, oldest first.
+    """
+
+    schema_version: Literal[1, 2]
+    clp_ros_version: str
+    family: str
+    source: Source
+    criterion: str
+    threshold: float | None
+    modules: dict[str, ModuleRecord]
+    parameters: Parameters
+    steps: Annotated[list[Step], Field(min_length=1)]
+
+
+def read_manifest(path: Path, family: str, layers: dict[str, int]) -> dict[str, Any]:
+    """Reads a checkpoint's clp.json.
+
+    Args:
+        path: The file.
+        family: Family of the checkpoint.
+        layers: Its layers, by module.
+
+    Returns:
+        The manifest as it is in the file.
+
+    Raises:
+        ClpError: It is not a manifest, or that of another checkpoint.
+    """
+    fix = f"give the {path.name} that was written with these weights, or delete it"
+    raw = read_json_object(path, fix)
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ClpError(f"not a manifest: {place(first)} {describe(first)}", where=path, fix=fix) from error
+    kept = {name: len(record.kept) for name, record in manifest.modules.items()}
+    if manifest.family != family or kept != layers:
+        raise ClpError(
+            f"it describes a {manifest.family} of {kept} layers, not {family} of {layers}", where=path, fix=fix
+        )
+    return raw

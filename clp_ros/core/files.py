@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Output that is either whole or not there: written under a temporary name, then renamed."""
+
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from clp_ros.core.errors import ClpError
+
+# What _hidden_folder makes.
+_TEMPORARY = re.compile(r"\.(?P<target>.+)\.[a-z0-9_]{8}(?P<kind>\.partial|\.old)")
+
+
+def refuse_lfs_pointer(start: bytes, where: object) -> None:
+    """Refuses what Git leaves in a file's place where it was cloned without Git LFS.
+
+    Args:
+        start: The file's first bytes, 8 at least.
+        where: The file, for the error.
+
+    Raises:
+        ClpError: They are those of a pointer.
+    """
+    if start.startswith(b"version https://git-lfs"[: len(start)]) and len(start) >= 8:
+        raise ClpError(
+            "this is a Git LFS pointer, not the file itself",
+            where=where,
+            fix="git lfs pull in the clone, or hf download the repository",
+        )
+
+
+def check_output_folder(target: Path, overwrite: bool = False) -> None:
+    """Refuses an output folder that already holds something.
+
+    Raises:
+        ClpError: ``target`` is a file, a link or a mount point, or a folder that is not empty while ``overwrite`` is
+            false.
+    """
+    if target.is_dir() and os.path.ismount(target):
+        # A mounted volume, as in a container, cannot be replaced in one step.
+        raise ClpError("the output is a mount point", where=target, fix="give a folder inside it")
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise ClpError("the output is not a folder", where=target, fix="give another --output")
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise ClpError("the output folder is not empty", where=target, fix="give another --output, or --overwrite")
+
+
+def check_apart(target: Path, inputs: Iterable[Path]) -> None:
+    """Refuses an output folder that holds an input or lies in one: overwriting it would delete the input.
+
+    Raises:
+        ClpError: It does.
+    """
+    # As written too, not only as links lead: a link to an input that lies in the output would be deleted with it.
+    for given, way in itertools.product(inputs, (os.path.realpath, os.path.abspath)):
+        output, source = Path(way(target)), Path(way(given))
+        if output.is_relative_to(source) or source.is_relative_to(output):
+            raise ClpError(
+                f"the output lies in {given} or around it", where=target, fix="give an --output apart from it"
+            )
+
+
+@contextlib.contextmanager
+def atomic_folder(target: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
+    """Yields an empty temporary folder beside ``target`` and renames it to ``target`` when the block succeeds.
+
+    On any exception, KeyboardInterrupt too, the temporary folder is removed and ``target`` is left as it was. With
+    ``overwrite`` the old folder is moved aside first and deleted only after the new one stands in its place. What a
+    killed process left of the same target is cleared away first (:func:`clear_leftovers`).
+
+    Args:
+        target: The folder to make. Its parents are made too.
+        overwrite: Whether a folder that is not empty may be replaced.
+
+    Raises:
+        ClpError: See :func:`check_output_folder`; or the parent folder cannot be written.
+    """
+    target = Path(target)
+    check_output_folder(target, overwrite)
+    target = target.resolve()
+    clear_leftovers(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary, lock = _locked_temporary(target)
+    except OSError as error:
+        raise ClpError(
+            f"cannot write here ({error.strerror})", where=target.parent, fix="give another --output"
+        ) from error
+    try:
+        yield temporary
+        _open_files(temporary)
+        check_output_folder(target, overwrite)  # another process may have written there in the meantime
+        _replace_folder(temporary, target)
+    except BaseException:
+        _discard(temporary)
+        raise
+    finally:
+        os.close(lock)
+
+
+def is_temporary(folder: Path) -> bool:
+    """Whether a folder is :func:`atomic_folder`'s own, by its name: not yet whole, or about to be deleted."""
+    return _TEMPORARY.fullmatch(folder.name) is not None
+
+
+def clear_leftovers(target: str | os.PathLike[str]) -> None:
+    """Clears away what killed processes left of ``target``, and only that: live ones hold a lock on their folder.
+
+    Unfinished folders are deleted. An old folder that was moved aside is put back where nothing has taken its place,
+    otherwise deleted.
+    """
+    target = Path(target).resolve()
+    if not target.parent.is_dir():
+        return
+    found: dict[str, list[Path]] = {".partial": [], ".old": []}
+    for path in target.parent.iterdir():
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and match["target"] == target.name and path.is_dir() and not path.is_symlink():
+            found[match["kind"]].append(path)
+    cleared = [_discard_unlocked(path) for path in found[".partial"]]
+    if not all(cleared):
+        return  # a live process may have moved the old folder aside
+    for path in found[".old"]:
+        if target.exists():
+            _discard(path)
+        else:
+            path.replace(target)
+
+
+def _locked_temporary(target: Path) -> tuple[Path, int]:
+    """A temporary folder and its descriptor, which holds a lock on it that the system lifts when the process dies."""
+    while True:
+        # Hidden, and not named as a checkpoint: whatever is interrupted between here and the rename, nothing takes it.
+        temporary = _hidden_folder(target, ".partial")
+        lock = os.open(temporary, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # a file system without locks: then no process clears this folder away
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if temporary.exists():  # another process may have cleared it away before it was locked
+            return temporary, lock
+        os.close(lock)
+
+
+def _hidden_folder(target: Path, suffix: str) -> Path:
+    """Makes an empty folder beside ``target``, as mkdtemp does, but with the umask's mode, which the output keeps."""
+    while True:
+        folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}{suffix}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+
+
+def _open_files(folder: Path) -> None:
+    """Gives files at least the umask's mode: what safetensors writes, only its owner can read."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(stat.S_IMODE(path.stat().st_mode) | mode)
+
+
+def _discard_unlocked(folder: Path) -> bool:
+    """Deletes a folder unless a process holds its lock. Whether it did."""
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return not folder.exists()
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _discard(folder)
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+    return True
+
+
+def _discard(folder: Path) -> None:
+    """Deletes a folder, its settings first: nothing loads what is left if that is interrupted."""
+    for path in folder.glob("*.json"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    if not target.exists() or not any(target.iterdir()):
+        new.replace(target)  # an empty folder is replaced by rename(2) itself
+        return
+    old = _hidden_folder(target, ".old")
+    target.replace(old)
+    try:
+        new.replace(target)
+    except BaseException:
+        old.replace(target)
+        raise
+    _discard(old)
+
+
+def rewrite_json(folder: Path, change: Callable[[dict[str, dict[str, Any]]], None]) -> None:
+    """Lets ``change`` edit, in place, the JSON objects at the top level of a folder, by file name; then writes them.
+
+    Files that ``change`` left as they were keep their bytes.
+    """
+    documents = {}
+    for path in sorted(folder.glob("*.json")):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(document, dict):
+            documents[path.name] = document
+    before = {name: json.dumps(document) for name, document in documents.items()}
+    change(documents)
+    for name, document in documents.items():
+        if json.dumps(document) != before[name]:
+            (folder / name).write_text(json.dumps(document, indent=4) + "\n", encoding="utf-8")

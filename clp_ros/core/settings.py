@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings in YAML, validated on load: unknown keys are errors, with a did-you-mean."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from clp_ros.core.errors import ClpError
+from clp_ros.core.resources import resource_path
+from clp_ros.core.strict_model import StrictModel, describe, place
+
+
+class Settings(StrictModel):
+    """Base of everything read from YAML."""
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's own rule that a mapping's keys are unique, which PyYAML does not check."""
+
+
+def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen = set()
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue  # "<<: *anchor": its keys give way to the mapping's own
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            continue  # construct_mapping refuses it
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is there twice", key_node.start_mark)
+        seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """What to suggest for an unknown name: the nearest known one, or all of them."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known)) or 'none'}"
+
+
+def load_settings[SettingsT: Settings](path: Path, schema: type[SettingsT]) -> SettingsT:
+    """Reads one YAML file.
+
+    Raises:
+        ClpError: The file is missing, is not YAML, or does not fit ``schema``; it names the file and the key.
+    """
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+    except FileNotFoundError:
+        raise ClpError("no such file", where=path, fix="check the path") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = f"line {mark.line + 1}: {error.problem}" if mark else error
+        raise ClpError(f"is not YAML ({problem})", where=path, fix="correct it") from error
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
+        raise ClpError(f"cannot be read ({error})", where=path, fix="give a YAML file in UTF-8") from error
+    except RecursionError:
+        raise ClpError("is nested too deeply", where=path, fix="start from a file under config/") from None
+    if not isinstance(document, dict):
+        raise ClpError("does not hold a mapping", where=path, fix="start from a file under config/")
+    try:
+        return schema.model_validate(document)
+    except ValidationError as error:
+        raise _fault(error, path, schema) from error
+
+
+def _fault(error: ValidationError, path: Path, schema: type[Settings]) -> ClpError:
+    # An unknown key first: where a needed key is mistyped, pydantic would name the one that is missing before it.
+    first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    key = place(first) or "(top level)"
+    if first["type"] == "extra_forbidden":
+        name = str(first["loc"][-1])
+        known = _keys_at(schema, first["loc"][:-1])
+        return ClpError(f"unknown key {key!r}", where=path, fix=did_you_mean(name, known))
+    return ClpError(f"key {key!r}: {describe(first)}", where=path, fix="see the comments in the files under config/")
+
+
+def _keys_at(schema: Any, location: tuple[Any, ...]) -> list[str]:
+    """The keys a schema knows at a location, following models, mappings and sequences of them."""
+    current = schema
+    for part in location:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            field = current.model_fields.get(str(part))
+            current = field.annotation if field else None
+        else:
+            arguments = [a for a in getattr(current, "__args__", ()) if a is not Ellipsis]
+            current = arguments[-1] if arguments else None
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+
+
+def find_settings(name_or_path: str | Path, folder: str, kind: str) -> Path:
+    """The YAML file that a name under ``config/<folder>``, or a path, stands for.
+
+    Args:
+        name_or_path: ``aloha_bimanual``, or a path that ends in .yaml or .yml.
+        folder: Folder under config/.
+        kind: What it is, for the error.
+
+    Raises:
+        ClpError: No file has that name.
+    """
+    text = str(name_or_path)
+    if text.endswith((".yaml", ".yml")) or "/" in text:
+        try:
+            return Path(text).expanduser()
+        except RuntimeError:  # there is no such user: nor such a file
+            return Path(text)
+    known = {path.stem: path for path in resource_path(f"config/{folder}").glob("*.yaml")}
+    if text in known:
+        return known[text]
+    raise ClpError(f"unknown {kind} {text!r}", fix=f"{did_you_mean(text, list(known))}, or give a .yaml file")

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many threads torch computes with on a CPU: as many as the machine has cores, unless told otherwise."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from clp_ros.core.errors import ClpError
+
+_VARIABLE = "OMP_NUM_THREADS"
+_default: int | None = None  # torch's own, before it was told otherwise
+
+
+def set_threads(number: int) -> None:
+    """Lets torch compute with so many threads from now on, in threads that are started after this too.
+
+    Args:
+        number: How many; 0: as many as torch takes by itself.
+
+    Raises:
+        ClpError: It is negative.
+    """
+    global _default
+    if number < 0:
+        raise ClpError(
+            f"threads is {number}", fix="give a number of threads, or 0 for as many as torch takes by itself"
+        )
+    if not number and _default is None:
+        return
+    import torch
+
+    _default = _default or torch.get_num_threads()
+    torch.set_num_threads(number or _default)
+
+
+@contextmanager
+def using_threads(number: int) -> Iterator[None]:
+    """Within the block, torch computes with so many threads, in processes started in it too; 0 changes nothing.
+
+    Does not import torch.
+    """
+    if not number:
+        yield
+        return
+    before = os.environ.get(_VARIABLE)
+    torch = sys.modules.get("torch")
+    had = torch.get_num_threads() if torch else None
+    os.environ[_VARIABLE] = str(number)
+    if torch:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_VARIABLE]
+        else:
+            os.environ[_VARIABLE] = before
+        if had:
+            torch.set_num_threads(had)

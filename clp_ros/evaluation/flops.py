@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a checkpoint costs before it runs: its parameters, and the work of one action chunk."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clp_ros.core.errors import ClpError
+
+if TYPE_CHECKING:
+    from clp_ros.policies.lerobot_policy import LoadedPolicy
+
+# An instruction that fills a tokenizer's 48 tokens, as the paper's measurements had them.
+INSTRUCTION = "Pick up the yellow block and place it on top of the orange square block. " * 4
+
+
+def describe(policy: LoadedPolicy) -> dict[str, Any]:
+    """Counts a checkpoint's parameters and work.
+
+    Args:
+        policy: With its weights or without.
+
+    Returns:
+        ``path``, ``family``, ``layers``, ``parameters``, ``parameters_tied`` and ``trainable`` (both of these without
+        the matrices that the published model ties and lerobot stores on their own), ``gflops`` of one chunk, ``bytes``
+        of all files, ``dtype`` (that of most parameters).
+    """
+    checkpoint, tied = policy.checkpoint, policy.family.tied
+    weights = dict(policy.policy.named_parameters())  # those that the model shares itself once
+    by_dtype: Counter[str] = Counter()
+    for weight in weights.values():
+        by_dtype[str(weight.dtype).removeprefix("torch.")] += weight.numel()
+    return {
+        "path": str(checkpoint.path),
+        "family": checkpoint.family.name,
+        "layers": checkpoint.layers,
+        "parameters": sum(weight.numel() for weight in weights.values()),
+        "parameters_tied": sum(weight.numel() for name, weight in weights.items() if name not in tied),
+        "trainable": sum(w.numel() for name, w in weights.items() if name not in tied and w.requires_grad),
+        "gflops": count_gflops(policy),
+        "bytes": checkpoint.bytes,
+        "dtype": by_dtype.most_common(1)[0][0],
+    }
+
+
+def needed_bytes(policy: LoadedPolicy, train: bool) -> int:
+    """What the weights take in memory; to train, with gradients and Adam's two moments beside. Activations come on top.
+
+    Args:
+        policy: With its weights or without.
+        train: Whether it is to be trained.
+    """
+    trained = 3 if train else 0
+    return sum(weight.nbytes * (1 + trained * weight.requires_grad) for weight in policy.policy.parameters())
+
+
+def count_gflops(policy: LoadedPolicy) -> float:
+    """Floating point operations of one action chunk, in 10^9 (a multiply and an add are two).
+
+    Args:
+        policy: With its weights or without (``load_policy(..., weights=False)``): the count is the same.
+
+    Raises:
+        ClpError: It has no weights, and what it does depends on their values.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    aten = torch.ops.aten
+    by_index = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
+
+    class _MasksToIndices(TorchDispatchMode):
+        """Real masks that select from a fake tensor become indices: how many they select is then known."""
+
+        def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in by_index and isinstance(args[0], FakeTensor):
+                indices: list[Any] = []
+                for index in args[1]:
+                    is_mask = index is not None and index.dtype == torch.bool and not isinstance(index, FakeTensor)
+                    indices += index.nonzero(as_tuple=True) if is_mask else [index]
+                args = (args[0], indices, *args[2:])
+            return func(*args, **(kwargs or {}))
+
+    batch = policy.batch(**random_observation(policy))
+    # The CPU's fused attention is not counted; the plain one is, and does the same work. Nor is compiled code.
+    attention, eager = sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager")
+    try:
+        with torch.no_grad(), attention, eager, FlopCounterMode(display=False) as counter, _MasksToIndices():
+            policy.policy.predict_action_chunk(batch)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise ClpError(
+            f"what {policy.family.name} computes depends on its weights ({error})", where=policy.checkpoint.path
+        ) from error
+    return counter.get_total_flops() / 1e9
+
+
+def random_observation(policy: LoadedPolicy) -> dict[str, Any]:
+    """Arguments of :meth:`LoadedPolicy.predict_chunk`: seeded noise for images, the mean state, a long instruction."""
+    rng = np.random.default_rng(0)
+    features = policy.policy.config.image_features
+    return {
+        "images": {
+            slot: rng.integers(0, 256, (*features[slot].shape[1:], 3), dtype=np.uint8) for slot in policy.cameras
+        },
+        "state": np.zeros(policy.state_size, dtype=np.float32),
+        "task": INSTRUCTION,
+    }

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a checkpoint is what it says: stock lerobot loads it strictly, it runs, and its manifest is true."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clp_ros.checkpoints.hub import missing_repository
+from clp_ros.core.errors import ClpError
+from clp_ros.policies.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+    from clp_ros.policies.lerobot_policy import LoadedPolicy
+
+
+# Largest difference of an action of the compiled policy, as a share of the chunk's largest action, by weights' dtype.
+# Ten steps add up the rounding of kernels that sum in another order.
+COMPILED_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+
+
+def verify(folder: str | Path, device: str = "cpu", compiled: bool = False) -> dict[str, Any]:
+    """Loads a checkpoint strictly with stock lerobot, runs one chunk, and checks its manifest.
+
+    Args:
+        folder: The checkpoint.
+        device: Where to run.
+        compiled: Whether to compile the denoising step too, and hold its actions against the eager ones.
+
+    Returns:
+        ``path``, ``family``, ``layers``, ``parameters``, ``pruned`` (whether it has a manifest), ``chunk`` (its shape)
+        and ``source`` (``unchanged``, ``changed``, ``absent`` or ``none``), ``cameras`` (those it was given),
+        ``left_out_cameras`` (those of its config that its statistics do not name, while they name others),
+        ``raw_features`` (state and action where lerobot has no statistics to normalise them by); if compiled,
+        ``compiled_difference`` (the largest, as a share of the largest action) and ``compiled_tolerance``.
+
+    Raises:
+        ClpError: It does not hold; the message says what.
+    """
+    checkpoint = Checkpoint.open(folder)
+    source = _check_manifest(checkpoint)
+    policy = _load(checkpoint, device)
+    chunk = _chunk(policy)
+    if not np.isfinite(chunk).all():
+        raise ClpError("its action chunk is not finite", where=checkpoint.path, fix="the weights are damaged")
+    return {
+        "path": str(checkpoint.path),
+        "family": checkpoint.family.name,
+        "layers": checkpoint.layers,
+        "parameters": checkpoint.parameters(),
+        "pruned": checkpoint.manifest is not None,
+        "source": source,
+        "chunk": list(chunk.shape),
+        "cameras": list(policy.cameras),
+        "left_out_cameras": list(policy.left_out_cameras),
+        "raw_features": list(policy.normalisation.missing),
+        **(_compiled(policy, chunk) if compiled else {}),
+    }
+
+
+def _check_manifest(checkpoint: Checkpoint) -> str:
+    manifest = checkpoint.manifest
+    if manifest is None:
+        return "none"
+    where = checkpoint.path / "clp.json"
+    promised, held = manifest["parameters"]["after"], checkpoint.parameters()
+    if promised != held:
+        raise ClpError(
+            f"the manifest says {promised} parameters, the weights hold {held}",
+            where=where,
+            fix="prune the source again",
+        )
+    source = Path(manifest["source"]["path"])
+    if not source.is_dir():
+        return "absent"
+    try:
+        same = Checkpoint.open(source).fingerprint() == manifest["source"]["fingerprint"]
+    except ClpError:  # something else lies there now; that is no fault of this checkpoint's
+        same = False
+    return "unchanged" if same else "changed"
+
+
+def _same(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """Whether two tensors are equal; a NaN is equal to a NaN."""
+    return mine.dtype == theirs.dtype and mine.shape == theirs.shape and bool(((mine == theirs) | (mine != mine)).all())
+
+
+def _load(checkpoint: Checkpoint, device: str) -> LoadedPolicy:
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.factory import get_policy_class
+
+    from clp_ros.policies.lerobot_policy import load_policy, quiet
+
+    # Ours first: its errors name the tensor. Then lerobot's own way, as a user's lerobot-train takes it. Ours stays
+    # mapped, so that the two together take the memory of one.
+    ours = load_policy(checkpoint.path, device, mapped=True)
+    fix = "a moved checkpoint finds its VLM again after `clp prune` or with --policy.vlm_model_name"
+    try:
+        with quiet():
+            config = PreTrainedConfig.from_pretrained(checkpoint.path)
+            config.device = ours.device
+            stock = get_policy_class(config.type).from_pretrained(checkpoint.path, config=config, strict=True)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        # It loads the VLM's own weights first, which ours does without.
+        if missing := missing_repository(error, checkpoint.config):
+            raise ClpError(
+                f"stock lerobot does not load it: {missing.what}", where=checkpoint.path, fix=missing.fix
+            ) from error
+        raise ClpError(f"stock lerobot does not load it ({error})", where=checkpoint.path, fix=fix) from error
+    mine, theirs = ours.policy.state_dict(), stock.state_dict()
+    if list(mine) != list(theirs):
+        raise ClpError("stock lerobot's model has other tensors", where=checkpoint.path, fix=fix)
+    differing = [name for name in mine if not _same(mine[name], theirs[name])]
+    if differing:
+        raise ClpError(f"stock lerobot loads other values of {differing[0]!r}", where=checkpoint.path, fix=fix)
+    ours.policy = stock
+    return ours
+
+
+def _chunk(policy: LoadedPolicy) -> np.ndarray:
+    """A chunk from noise that is the same whenever it is called."""
+    from clp_ros.evaluation.flops import random_observation
+    from clp_ros.policies.random_weights import seeded
+
+    with seeded(0):
+        return policy.predict_chunk(**random_observation(policy))
+
+
+def _compiled(policy: LoadedPolicy, eager: np.ndarray) -> dict[str, float]:
+    from clp_ros.evaluation.flops import INSTRUCTION
+    from clp_ros.policies.compilation import compile_policy
+
+    compile_policy(policy, INSTRUCTION)
+    floats = {str(weight.dtype).removeprefix("torch.") for weight in policy.policy.parameters()}
+    tolerance = COMPILED_TOLERANCE["float32" if floats == {"float32"} else "bfloat16"]
+    difference = float(np.abs(_chunk(policy) - eager).max() / np.abs(eager).max())
+    if not difference <= tolerance:
+        raise ClpError(
+            f"compiled, its actions differ by {difference:.1e} of the largest, more than {tolerance:.0e}",
+            where=policy.checkpoint.path,
+            fix="run it without compiling",
+        )
+    return {"compiled_difference": difference, "compiled_tolerance": tolerance}

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pruning job: from a calibration folder to a pruned checkpoint, for the command line and the node alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clp_ros.core.errors import ClpError
+from clp_ros.policies.checkpoint import Checkpoint
+from clp_ros.pruning.loadable import check_loadable
+from clp_ros.pruning.surgery import SurgeryPlan, build_manifest, plan_surgery, prune_checkpoint
+
+if TYPE_CHECKING:
+    from clp_ros.pruning.plan import Plan
+
+
+def plan_from_calibration(
+    checkpoint: str | Path,
+    calibration: str | Path,
+    budgets: Mapping[str, int] | None = None,
+    threshold: float | None = None,
+    criterion: str = "cka",
+    seed: int = 0,
+) -> Plan:
+    """What pruning a checkpoint by a calibration would remove. With neither budgets nor threshold: the paper's share.
+
+    Raises:
+        ClpError: The two do not belong together, or no removal set fits.
+    """
+    # Reading calibrations takes the bag reader's libraries; removing given layers does not wait for them.
+    from clp_ros.calibration.calibration_file import Calibration
+    from clp_ros.pruning.plan import check_calibration, default_plan, make_plan
+
+    source = Checkpoint.open(checkpoint)
+    found = Calibration.load(calibration)
+    check_calibration(found, source)
+    if budgets or threshold is not None:
+        plan = make_plan(found, budgets, threshold, criterion, seed)
+    else:
+        plan = default_plan(found, source, criterion, seed)
+    if not any(plan.removal.values()):
+        raise ClpError("nothing would be removed", where=calibration, fix="raise the budget or lower the threshold")
+    return plan
+
+
+def prune_by_plan(
+    checkpoint: str | Path,
+    output: str | Path | None,
+    plan: Plan,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Writes the checkpoint without the layers of a plan; see :func:`prune_layers`."""
+    result = prune_layers(
+        checkpoint,
+        output,
+        plan.removal,
+        criterion=plan.criterion,
+        thresholds=plan.thresholds,
+        scores={name: scores.tolist() for name, scores in plan.scores.items()},
+        overwrite=overwrite,
+        progress=progress,
+    )
+    return result | {"notes": list(plan.notes)}
+
+
+def prune_layers(
+    checkpoint: str | Path,
+    output: str | Path | None,
+    removal: Mapping[str, Sequence[int]],
+    *,
+    criterion: str = "given",
+    thresholds: Mapping[str, float | None] | None = None,
+    scores: Mapping[str, Sequence[float]] | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Writes a checkpoint without some of its layers, after checking that the result will load.
+
+    Args:
+        checkpoint: The checkpoint folder.
+        output: The folder to make; None for a dry run, which writes nothing and does not build lerobot's model.
+        removal: Layers to remove, by module.
+        criterion, thresholds, scores, overwrite, progress: See :func:`clp_ros.pruning.surgery.prune_checkpoint`.
+
+    Returns:
+        Always the same fields:
+
+        - ``output``: The folder, or None; ``dry_run``: whether it was one.
+        - ``criterion``: What the layers were chosen by.
+        - ``thresholds``: τ by module, None where there is none; ``threshold``: the τ of all modules, None where theirs
+          differ.
+        - ``removed``: Lists of layers, and ``layers``, how many are left, by module of the checkpoint.
+        - ``parameters``: Their numbers ``before`` and ``after``.
+        - ``notes``: What is to be known, a sentence each.
+        - ``unchecked``: Why lerobot's model could not be compared with the result, or None where it was.
+
+    Raises:
+        ClpError: See :func:`prune_checkpoint` and :func:`clp_ros.pruning.loadable.check_loadable`.
+    """
+    unchecked: str | None = "nothing is written in a dry run"
+    if output is None:
+        source = Checkpoint.open(checkpoint)
+        plan = plan_surgery(source, removal)
+        _ = plan.config  # refuses what is too shallow
+        manifest = build_manifest(plan, criterion, thresholds or {}, scores or {})
+    else:
+
+        def check(plan: SurgeryPlan) -> None:
+            nonlocal unchecked
+            unchecked = check_loadable(plan)
+
+        manifest = prune_checkpoint(
+            checkpoint,
+            output,
+            removal,
+            criterion=criterion,
+            thresholds=thresholds,
+            scores=scores,
+            overwrite=overwrite,
+            progress=progress,
+            check=check,
+        )
+    step = manifest["steps"][-1]
+    return {
+        "output": None if output is None else str(Path(output).absolute()),
+        "dry_run": output is None,
+        "criterion": step["criterion"],
+        "threshold": step["threshold"],
+        "thresholds": {name: record["threshold"] for name, record in step["modules"].items()},
+        "removed": {name: list(record["removed"]) for name, record in step["modules"].items()},
+        "layers": {name: len(record["kept"]) for name, record in step["modules"].items()},
+        "parameters": step["parameters"],
+        "notes": [],
+        "unchecked": unchecked,
+    }

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a VLA family is: the facts that calibration, selection, surgery and benchmark need, as data.
+
+A family is one folder of this package, whose ``family.py`` exports ``FAMILY``; it is found by itself. Importing that
+file must not import torch, so that pruning a checkpoint stays as light as copying it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clp_ros.checkpoints.layer_stack import LayerStack
+from clp_ros.core.errors import ClpError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A VLA family. All callables that need torch or lerobot import them inside.
+
+    Attributes:
+        name: As the command line and the files name it.
+        recognises: Whether a config.json is of this family.
+        modules: The prunable modules of a checkpoint with this config. Raises ClpError on a config it cannot prune.
+        with_depths: The config with new numbers of layers, by module name. Does not change its argument. Raises
+            ClpError where the model cannot be so shallow.
+        localise: ``localise(documents, folder, contents)`` rewrites, in place, every path in the top-level JSON files
+            of a checkpoint (by file name) that points to something the checkpoint itself holds, so that it points into
+            ``folder``. ``contents`` is where its files lie now: ``folder``, or what will be renamed to it. Processor
+            steps that lerobot cannot run give way to the plugin's here.
+        default_ratio: Share of the layers removed when no budget is given, by group: the paper's Table 5.
+        build: Builds the policy of a checkpoint folder with no weights in it yet, for a device by name. It is called
+            within :func:`clp_ros.policies.empty_weights.empty_weights`: parameters are on the meta device, whatever it
+            does.
+        forward: Runs the training-time graph once and returns, by module name, which tokens count: bool (batch,
+            tokens), False for padding. Noise and time come from ``rng``.
+        make_checkpoint: Writes a seeded random checkpoint of the real classes into an empty folder that will be
+            renamed to ``final``. ``features`` is a :class:`clp_ros.policies.features.PolicyFeatures`.
+        policy: The package under ``lerobot.policies`` that its processor steps are of; the family's name where empty.
+        lerobot: Versions of lerobot that have its classes, e.g. ``>=0.5.1,<0.6``. Empty: all that this package takes.
+        wrapper: What lerobot puts before every tensor's name. Published checkpoints may hold what it wraps, without.
+        tied: Tensors that the published model ties to another, with that other, and lerobot stores on their own: left
+            out where parameters are counted with tied matrices once. A checkpoint may hold the first alone, as lerobot
+            0.4 saved it; one without ``wrapper`` either of the two.
+        unwrapped_name: From a tensor's name without ``wrapper`` to the name that lerobot's loading gives it, also
+            without; None for a tensor that it leaves out. None: lerobot only adds ``wrapper``.
+        refuse_names: Raises ClpError where the stored tensors' names are those of a model that no lerobot which this
+            package takes can load.
+        loads: Whether lerobot loads a checkpoint with this config as a policy of its own. False for a layout that can
+            be pruned, and is then the base model of a fine-tuning.
+        connect: ``connect(preprocessor, postprocessor)`` joins those of their steps that need each other, which their
+            files cannot say, and loads what they would load when they are first used.
+        denoise: Attribute path from the policy to what runs once a denoising step: the part worth compiling.
+        skips_absent_cameras: Whether lerobot's model runs without some of its ``input_features``' cameras, as it was
+            fine-tuned on a robot that has fewer of them than the checkpoint it started from.
+    """
+
+    name: str
+    recognises: Callable[[Config], bool]
+    modules: Callable[[Config], tuple[LayerStack, ...]]
+    with_depths: Callable[[Config, Mapping[str, int]], dict[str, Any]]
+    localise: Callable[[Mapping[str, dict[str, Any]], Path, Path], None]
+    default_ratio: Mapping[str, float]
+    build: Callable[[Path, str], nn.Module]
+    forward: Callable[[nn.Module, dict[str, Any], np.random.Generator], dict[str, torch.Tensor]]
+    make_checkpoint: Callable[..., None]
+    policy: str = ""
+    lerobot: str = ""
+    wrapper: str = ""
+    tied: Mapping[str, str] = field(default_factory=dict)
+    unwrapped_name: Callable[[str], str | None] | None = None
+    refuse_names: Callable[[Collection[str]], None] | None = None
+    loads: Callable[[Config], bool] = lambda config: True
+    connect: Callable[[Any, Any], None] | None = None
+    denoise: str = "model.denoise_step"
+    skips_absent_cameras: bool = False
+
+    def default_budget(self, config: Config) -> dict[str, int]:
+        """Layers to remove from each group when the user names no budget: the paper's share, rounded down.
+
+        Never more than may go: of a stack pruned before, the share may be.
+        """
+        groups: dict[str, list[LayerStack]] = {}
+        for module in self.modules(config):
+            groups.setdefault(module.group, []).append(module)
+        budgets = {}
+        for group, members in groups.items():
+            count = members[0].layers
+            staying = max(
+                len(frozenset({0}).union(*(one.protected_layers for one in members))),
+                *(one.min_layers for one in members),
+            )
+            budgets[group] = min(int(count * self.default_ratio[group]), count - staying)
+        return budgets
+
+
+@cache
+def families() -> dict[str, Family]:
+    """Every family this package knows, by name."""
+    package = importlib.import_module("clp_ros.policies")
+    found = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        if info.ispkg:
+            family = importlib.import_module(f"clp_ros.policies.{info.name}.family").FAMILY
+            found[family.name] = family
+    return dict(sorted(found.items()))
+
+
+def family_named(name: str) -> Family:
+    """The family of this name.
+
+    Raises:
+        ClpError: There is none.
+    """
+    try:
+        return families()[name]
+    except KeyError:
+        raise ClpError(f"unknown family {name!r}", fix=f"use one of: {', '.join(families())}") from None
+
+
+def family_of(config: Config, where: object) -> Family:
+    """The family that recognises a checkpoint's config.json.
+
+    Args:
+        config: The parsed config.json.
+        where: The file it was read from, for the error.
+
+    Raises:
+        ClpError: No family does.
+    """
+    for family in families().values():
+        if family.recognises(config):
+            return family
+    raise ClpError(
+        f"no known family recognises this config (type {config.get('type')!r})",
+        where=where,
+        fix=f"give a checkpoint of one of: {', '.join(families())}",
+    )
+
+
+def check_lerobot(family: Family) -> None:
+    """Refuses a family that the installed lerobot does not have.
+
+    Raises:
+        ClpError: It is of another version; the message says which one is needed.
+    """
+    from importlib.metadata import version
+
+    from packaging.specifiers import SpecifierSet
+
+    installed = version("lerobot")
+    if family.lerobot and not SpecifierSet(family.lerobot).contains(installed, prereleases=True):
+        raise ClpError(
+            f"{family.name} needs lerobot {family.lerobot}, installed is {installed}",
+            fix=f'pip install "lerobot{family.lerobot}", in an environment of its own',
+        )

@@ -1,0 +1,445 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GR00T N1.7 (lerobot 0.6): a Qwen3-VL language model, self-attention over its output, a diffusion transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clp_ros.checkpoints.layer_stack import LayerStack
+from clp_ros.checkpoints.local_paths import moved
+from clp_ros.core.errors import ClpError
+from clp_ros.core.files import rewrite_json
+from clp_ros.core.json_object import read_json_object
+from clp_ros.policies.empty_weights import empty_weights
+from clp_ros.policies.family import Config, Family
+from clp_ros.policies.features import PolicyFeatures
+from clp_ros.policies.patched import replaced
+from clp_ros.policies.plugin import register_plugin
+from clp_ros.policies.random_weights import byte_level_tokenizer, draw_tensor, projection_gains, write_weights
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+# Where make_checkpoint puts the backbone's tokenizer and image processor, so that nothing asks a model hub.
+PROCESSOR_FOLDER = "vlm_processor"
+
+_TYPE = "clp_groot_n1_7"
+_BASE_MODEL = "nvidia/GR00T-N1.7-3B"
+_BACKBONE = "nvidia/Cosmos-Reason2-2B"
+_ENCODE_STEP = "groot_n1_7_vlm_encode_v1"
+# As NVIDIA's config.json and lerobot's own reading of it spell the model.
+_NVIDIA_NAMES = {"gr00tn1d7", "gr00t_n1d7", "gr00t_n1_7"}
+# Of the published model: lerobot's GR00T_N1_7_DEFAULTS, and the number of deepstack_visual_indexes of its backbone.
+_DEPTHS = {"llm": 16, "vl_self_attention": 4, "dit": 32}
+_ATTEND_TEXT_EVERY = 2
+_DEEPSTACK = 3
+_STACKS = {"vl_self_attention": "vl_self_attention_cfg", "dit": "diffusion_model_cfg"}
+# What lerobot takes from its own config, or sets itself, whatever the base model's config says.
+_NOT_MODEL_FIELDS = {
+    *("architectures", "model_type", "transformers_version", "torch_dtype", "_name_or_path", "model_name"),
+    *("select_layer", "use_flash_attention", "load_bf16"),
+    *("tune_llm", "tune_visual", "tune_projector", "tune_diffusion_model", "tune_vlln", "tune_top_llm_layers"),
+}
+
+
+def _recognises(config: Config) -> bool:
+    if config.get("type") == "groot":
+        # lerobot 0.5 writes the same type for N1.5, always with a tokenizer, and does not know the other field.
+        return config.get("tokenizer_assets_repo") is None and "tune_vlln" in config
+    return config.get("type") == _TYPE or _is_nvidia(config)
+
+
+def _is_nvidia(config: Config) -> bool:
+    """Whether this is the config.json of NVIDIA's own checkpoints, which know nothing of lerobot."""
+    names = [config.get("model_type"), *(config.get("architectures") or [])]
+    return "type" not in config and any(str(name).lower().replace("-", "_") in _NVIDIA_NAMES for name in names)
+
+
+def _depths_and_configs(config: Config) -> tuple[dict[str, int], dict[str, Any], dict[str, Any]]:
+    """The depths by module, the model's config without them, and the backbone's (empty for the published one's)."""
+    if config.get("type") == _TYPE:
+        depths = {name: config.get(f"{name}_layers", usual) for name, usual in _DEPTHS.items()}
+        model, backbone = config.get("model_config") or {}, config.get("backbone_config") or {}
+    else:
+        base = config if _is_nvidia(config) else _read_config(config.get("base_model_path"), _BASE_MODEL)
+        model = {key: value for key, value in base.items() if key not in _NOT_MODEL_FIELDS}
+        depths = {"llm": base.get("select_layer", _DEPTHS["llm"])}
+        for name, stack in _STACKS.items():
+            if stack in model:
+                model[stack] = dict(model[stack])
+            depths[name] = model.get(stack, {}).pop("num_layers", _DEPTHS[name])
+        backbone = _read_config(base.get("model_name"), _BACKBONE)
+    for name, layers in depths.items():
+        if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
+            raise ClpError(
+                f"the number of layers of {name} is {layers!r}", where="config.json", fix="write a whole number there"
+            )
+    return depths, model, backbone
+
+
+def _read_config(name: str | None, published: str) -> dict[str, Any]:
+    """The config.json of what a config points to: a folder, or on the hub; empty for the published one there."""
+    if name is None or name == published:
+        return {}
+    path = Path(name, "config.json")
+    if not path.is_file():
+        raise ClpError(
+            f"it is built as {name} is, which is no folder here",
+            where="config.json",
+            fix=f"download {name}, and write the folder's path in its place",
+        )
+    return read_json_object(path)
+
+
+def _modules(config: Config) -> tuple[LayerStack, ...]:
+    depths, model, backbone = _depths_and_configs(config)
+    # NVIDIA's own checkpoints hold what lerobot wraps.
+    root = "" if _is_nvidia(config) else "_groot_model."
+    llm, head = root + "backbone.model.model.language_model", root + "action_head."
+    deepstack = len(backbone["vision_config"]["deepstack_visual_indexes"]) if backbone else _DEEPSTACK
+    return (
+        LayerStack(
+            name="llm",
+            group="llm",
+            layers=depths["llm"],
+            layer_prefix=llm + ".layers.{layer}.",
+            layers_path=llm + ".layers",
+            norm_path=llm + ".norm",
+            # Qwen3-VL adds features of the images to what the first layers give, by their place in the stack: without
+            # one of these, the features of those behind it would reach other layers.
+            protected_layers=frozenset(range(min(deepstack, depths["llm"]))),
+            # The last of them are added behind the last of these layers, after which the action head's input is taken.
+            min_layers=min(deepstack + 1, depths["llm"]),
+        ),
+        LayerStack(
+            name="vl_self_attention",
+            group="vl_self_attention",
+            layers=depths["vl_self_attention"],
+            layer_prefix=head + "vl_self_attention.transformer_blocks.{layer}.",
+            layers_path=head + "vl_self_attention.transformer_blocks",
+            probe=None,
+        ),
+        LayerStack(
+            name="dit",
+            group="dit",
+            layers=depths["dit"],
+            layer_prefix=head + "model.transformer_blocks.{layer}.",
+            layers_path=head + "model.transformer_blocks",
+            pattern_period=_period(model),
+            probe=None,
+        ),
+    )
+
+
+def _period(model: Config) -> int:
+    """After how many blocks of the diffusion transformer what they attend to comes again.
+
+    Odd blocks attend to the actions; of the even ones, the published model's attend to text and image in turn.
+    """
+    if model.get("use_alternate_vl_dit", True):
+        return 2 * model.get("attend_text_every_n_blocks", _ATTEND_TEXT_EVERY)
+    dit = model.get("diffusion_model_cfg")
+    return 2 if dit is None or dit.get("interleave_self_attention") else 1
+
+
+def _with_depths(config: Config, depths: Mapping[str, int]) -> dict[str, Any]:
+    now, model, backbone = _depths_and_configs(config)
+    (llm, *_) = _modules(config)
+    if depths["llm"] <= len(llm.protected_layers) < llm.layers:
+        raise ClpError(
+            f"with {depths['llm']} layers of llm the image features added behind them would reach nothing",
+            where="module llm",
+            fix=f"leave at least {len(llm.protected_layers) + 1}",
+        )
+    if _is_nvidia(config):
+        stacks = {stack: {**config.get(stack, {}), "num_layers": depths[name]} for name, stack in _STACKS.items()}
+        return {**config, "select_layer": depths["llm"], **stacks}
+    if dict(depths) == now:
+        return dict(config)
+    fields = {f"{name}_layers": layers for name, layers in depths.items()}
+    return {**config, "type": _TYPE, **fields, "model_config": model, "backbone_config": backbone}
+
+
+def _localise(documents: Mapping[str, dict[str, Any]], folder: Path, contents: Path) -> None:
+    # A checkpoint that lerobot fine-tuned holds no processor: it points to that of the checkpoint it came from.
+    if not (contents / PROCESSOR_FOLDER).is_dir():
+        return
+    for step in documents.get("policy_preprocessor.json", {}).get("steps", []):
+        if step.get("registry_name") == _ENCODE_STEP:
+            step["config"]["model_name"] = moved(step["config"]["model_name"], PROCESSOR_FOLDER, folder)
+
+
+def _build(folder: Path, device: str) -> nn.Module:
+    from dataclasses import fields
+
+    from lerobot.configs.policies import PreTrainedConfig
+
+    document = read_json_object(folder / "config.json")
+    if _is_nvidia(document):
+        raise ClpError(
+            "NVIDIA's own checkpoints can be pruned, but lerobot runs them only once it has fine-tuned them",
+            where=folder,
+            fix=f"lerobot-train --policy.type=groot --policy.base_model_path={folder} …",
+        )
+    _check_processor(folder)
+    register_plugin()
+    from lerobot_policy_clp.configuration_clp_groot_n1_7 import ClpGrootN17Config
+    from lerobot_policy_clp.modeling_clp_groot_n1_7 import ClpGrootN17Policy
+
+    config = PreTrainedConfig.from_pretrained(folder)
+    if not isinstance(config, ClpGrootN17Config):
+        # lerobot builds it by loading the base model's weights, from the hub if need be.
+        depths, model, backbone = _depths_and_configs(document)
+        same = {field.name: getattr(config, field.name) for field in fields(config)}
+        own = {f"{name}_layers": layers for name, layers in depths.items()}
+        config = ClpGrootN17Config(**same, **own, model_config=model, backbone_config=backbone)
+    config.device = device
+    return ClpGrootN17Policy(config)
+
+
+def _check_processor(folder: Path) -> None:
+    """Refuses a preprocessor with which a checkpoint would choose the code that lerobot runs.
+
+    lerobot loads the backbone's tokenizer and image processors with ``trust_remote_code``.
+
+    Raises:
+        ClpError: They are neither the published backbone's, nor in a folder without code.
+    """
+    files = [folder / name for name in ("policy_preprocessor.json", "policy_postprocessor.json")]
+    documents = {path.name: read_json_object(path) for path in files if path.is_file()}
+    _localise(documents, folder, folder)
+    for path, step in [(folder / name, step) for name in documents for step in documents[name].get("steps", [])]:
+        name = step.get("config", {}).get("model_name", _BACKBONE)
+        if step.get("registry_name") != _ENCODE_STEP or name == _BACKBONE:
+            continue
+        if not Path(name).is_dir():
+            raise ClpError(
+                f"lerobot would run whatever code {name} on the hub comes with",
+                where=path,
+                fix=f"download it, and write its folder's path into model_name of {_ENCODE_STEP}",
+            )
+        for file in sorted(Path(name).glob("*.json")):
+            if "auto_map" in read_json_object(file):
+                raise ClpError("lerobot would run the code that this file names", where=file, fix="remove auto_map")
+
+
+def _connect(preprocessor: Any, postprocessor: Any) -> None:
+    from lerobot.policies.groot.processor_groot import GrootN17VLMEncodeStep, _reconnect_groot_n1_7_pack_decode_steps
+
+    # Actions that count from the state are decoded with the state that the preprocessor saw.
+    _reconnect_groot_n1_7_pack_decode_steps(preprocessor, postprocessor)
+    for step in preprocessor.steps:
+        if isinstance(step, GrootN17VLMEncodeStep):
+            _ = step.proc  # the tokenizer, which would be loaded with the first observation
+
+
+def _forward(policy: nn.Module, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    import torch
+    from lerobot_policy_clp.fixed_noise import FixedNoise
+
+    head, actions = policy._groot_model.action_head, batch["action"]
+    noise = torch.from_numpy(rng.standard_normal(tuple(actions.shape), dtype="float32"))
+    beta = rng.beta(head.config.noise_beta_alpha, head.config.noise_beta_beta, len(actions))
+    time = torch.from_numpy(((1 - beta) * head.config.noise_s).astype("float32"))
+
+    def sample_time(_: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        return time.to(device, dtype)
+
+    valid = batch["action_mask"].bool().any(dim=-1)
+    if (padded := batch.get("action_is_pad")) is not None:
+        valid[:, : padded.shape[1]] &= ~padded
+        batch = batch | {"action": actions * valid.unsqueeze(-1)}  # as lerobot's preprocessor does, told of padding
+    with FixedNoise(noise), replaced(head, sample_time=sample_time):
+        policy.forward(batch)
+    tokens = batch["attention_mask"] == 1
+    state = torch.ones_like(valid[:, :1])  # one token, before the actions
+    return {"llm": tokens, "vl_self_attention": tokens, "dit": torch.cat((state, valid), dim=1)}
+
+
+# Config fields of a checkpoint made at random. Tiny widths all differ: the language model's from its key/value width
+# and from the diffusion transformer's, so that a block that attends to the one has no place among those of the other.
+_SIZES: Mapping[str, dict[str, Any]] = {
+    "tiny": {
+        "llm_layers": 6,
+        "vl_self_attention_layers": 4,
+        "dit_layers": 8,
+        "chunk_size": 16,
+        "n_action_steps": 16,
+        "use_bf16": False,
+        "model_config": {
+            "action_horizon": 16,
+            "hidden_size": 40,
+            "input_embedding_dim": 48,
+            "backbone_embedding_dim": 64,
+            "max_num_embodiments": 12,
+            "max_seq_len": 32,
+            "num_inference_timesteps": 2,
+            "state_dropout_prob": 0.0,
+            "diffusion_model_cfg": {
+                "positional_embeddings": None,
+                "num_attention_heads": 3,
+                "attention_head_dim": 16,
+                "norm_type": "ada_norm",
+                "dropout": 0.0,
+                "final_dropout": True,
+                "output_dim": 40,
+                "interleave_self_attention": True,
+            },
+            "vl_self_attention_cfg": {
+                "positional_embeddings": None,
+                "num_attention_heads": 4,
+                "attention_head_dim": 16,
+                "dropout": 0.0,
+                "final_dropout": True,
+            },
+        },
+    },
+    # As published, but that lerobot would make float32 of it to fine-tune it.
+    "full": {"model_params_fp32": False},
+}
+_TINY_BACKBONE: Mapping[str, Any] = {
+    "tie_word_embeddings": True,
+    "text_config": {
+        "model_type": "qwen3_vl_text",
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_hidden_layers": 6,
+        "vocab_size": 320,
+        "max_position_embeddings": 4096,
+        "rope_theta": 5000000,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [4, 2, 2], "rope_type": "default"},
+        "tie_word_embeddings": True,
+    },
+    "vision_config": {
+        "model_type": "qwen3_vl",
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 80,
+        "num_heads": 2,
+        "num_position_embeddings": 64,
+        "out_hidden_size": 64,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "deepstack_visual_indexes": [0, 1],
+    },
+}
+_TINY_IMAGE = 64  # pixels: 4 tokens a camera
+_SPECIAL_TOKENS = {
+    "image_token": "<|image_pad|>",
+    "video_token": "<|video_pad|>",
+    "vision_start_token": "<|vision_start|>",
+    "vision_end_token": "<|vision_end|>",
+    "message_start_token": "<|im_start|>",
+    "message_end_token": "<|im_end|>",
+}
+# Qwen3-VL's, of one message of images and text.
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+)
+
+
+def _write_processor(backbone: Config, pixels: int, folder: Path) -> dict[str, int]:
+    """Writes the backbone's tokenizer and image processors; returns the token ids its config has to have."""
+    from transformers import Qwen2VLImageProcessor, Qwen3VLVideoProcessor
+
+    tokenizer = byte_level_tokenizer(_SPECIAL_TOKENS)
+    tokenizer.chat_template = _CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    vision = backbone["vision_config"]
+    settings = {
+        "patch_size": vision["patch_size"],
+        "temporal_patch_size": vision["temporal_patch_size"],
+        "merge_size": vision["spatial_merge_size"],
+        "size": {"shortest_edge": pixels, "longest_edge": 256 * pixels},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    Qwen2VLImageProcessor(**settings).save_pretrained(folder)
+    Qwen3VLVideoProcessor(**settings).save_pretrained(folder)
+    named = {f"{name}_id": _SPECIAL_TOKENS[name] for name in list(_SPECIAL_TOKENS)[:4]}
+    return {name: tokenizer.convert_tokens_to_ids(token) for name, token in named.items()}
+
+
+def _make_checkpoint(size_name: str, folder: Path, final: Path, features: PolicyFeatures, seed: int) -> None:
+    register_plugin()
+    from lerobot.policies.groot.groot_n1_7 import _cosmos_reason2_qwen3_vl_config
+    from lerobot.policies.groot.processor_groot import GrootN17VLMEncodeStep
+    from lerobot_policy_clp.configuration_clp_groot_n1_7 import ClpGrootN17Config
+    from lerobot_policy_clp.modeling_clp_groot_n1_7 import ClpGrootN17Policy
+    from lerobot_policy_clp.processor_clp_groot_n1_7 import make_clp_groot_n1_7_pre_post_processors
+
+    size, tiny = _SIZES[size_name], size_name == "tiny"
+    backbone = dict(_TINY_BACKBONE) if tiny else _cosmos_reason2_qwen3_vl_config().to_dict()
+    edge = _TINY_IMAGE if tiny else 256
+    backbone |= _write_processor(backbone, edge**2, folder / PROCESSOR_FOLDER)
+    inputs, outputs = features.lerobot_features()
+    usual = ClpGrootN17Config()  # it pads state and action to 132 components; a robot may have more joints
+    state, action = max(usual.max_state_dim, features.state_size), max(usual.max_action_dim, features.action_size)
+    widths = {"max_state_dim": state, "max_action_dim": action}
+    config = ClpGrootN17Config(
+        **(size | widths | {"model_config": size.get("model_config", {}) | widths}),
+        backbone_config=backbone,
+        input_features=inputs,
+        output_features=outputs,
+        device="cpu",
+        push_to_hub=False,
+    )
+    with empty_weights():
+        policy = ClpGrootN17Policy(config)
+    config.save_pretrained(folder)
+    modules = _modules(read_json_object(folder / "config.json"))
+    write_weights(
+        policy, folder / "model.safetensors", partial(draw_tensor, policy, projection_gains(modules, seed), seed)
+    )
+
+    # The actions' range, for which lerobot's normalisation asks, is what all but the outermost of them lie in.
+    statistics = {
+        name: {**values, "min": values["q01"], "max": values["q99"]}
+        for name, values in features.lerobot_statistics().items()
+    }
+    for processor in make_clp_groot_n1_7_pre_post_processors(config, statistics):
+        for step in processor.steps:
+            if isinstance(step, GrootN17VLMEncodeStep):
+                step.model_name = str(folder / PROCESSOR_FOLDER)
+                step.image_target_size, step.image_crop_size = [edge] * 2, [edge * 230 // 256] * 2
+        processor.save_pretrained(folder)
+
+    def finish(documents: Mapping[str, dict[str, Any]]) -> None:
+        _localise(documents, final, folder)
+        # Left open, so that the checkpoint runs on whatever device the machine that loads it has.
+        documents["config.json"]["device"] = None
+        for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
+            for step in documents[name]["steps"]:
+                if step["registry_name"] == _ENCODE_STEP:
+                    step["config"]["device"] = None
+
+    rewrite_json(folder, finish)
+
+
+FAMILY = Family(
+    name="groot_n1_7",
+    recognises=_recognises,
+    modules=_modules,
+    with_depths=_with_depths,
+    localise=_localise,
+    default_ratio={"llm": 7 / 12, "vl_self_attention": 1 / 4, "dit": 8 / 16},
+    build=_build,
+    forward=_forward,
+    make_checkpoint=_make_checkpoint,
+    policy="groot",
+    lerobot=">=0.6,<0.7",
+    loads=lambda config: not _is_nvidia(config),
+    connect=_connect,
+    denoise="_groot_model.action_head.model.forward",
+)

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint's processors, loaded without letting it choose what code runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from clp_ros.checkpoints.not_a_checkpoint import unregistered_step
+from clp_ros.core.errors import ClpError
+from clp_ros.core.json_object import read_json_object
+from clp_ros.policies.checkpoint import Checkpoint
+from clp_ros.policies.family import Family
+from clp_ros.policies.normalisation import MODE_STATISTICS
+from clp_ros.policies.statistics import ACTION
+
+# It loads a model by name, and runs the code that comes with it.
+_REWARD_CLASSIFIER = "reward_classifier_processor"
+_RENAME = "rename_observations_processor"
+# Steps that only some versions of lerobot have.
+_STEPS_ELSEWHERE = {"delta_actions_processor": ">=0.5.1,<0.6", "relative_actions_processor": ">=0.6"}
+PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
+
+
+def load_processors(checkpoint: Checkpoint, device: str) -> tuple[Any, Any]:
+    """The pre- and the postprocessor that lie beside a checkpoint's weights, as lerobot's pipelines.
+
+    What the preprocessor renames is not renamed: see :func:`rename_map`.
+
+    Raises:
+        ClpError: One is missing, or has a step that would run code of the checkpoint's choice.
+    """
+    # lerobot's own way to processors ends so, but with 0.5's GR00T it takes their statistics away.
+    from lerobot.policies.factory import _reconnect_relative_absolute_steps
+    from lerobot.processor import PolicyProcessorPipeline
+    from lerobot.processor.converters import (
+        batch_to_transition,
+        policy_action_to_transition,
+        transition_to_batch,
+        transition_to_policy_action,
+    )
+
+    for name in PROCESSORS:
+        if not (checkpoint.path / name).is_file():
+            raise ClpError(
+                f"{name} is missing",
+                where=checkpoint.path,
+                fix="save the policy's processors beside it (lerobot 0.4 and later do)",
+            )
+    with _localised(checkpoint) as folder:
+        preprocessor = PolicyProcessorPipeline.from_pretrained(
+            folder,
+            config_filename=PROCESSORS[0],
+            overrides={"device_processor": {"device": device}},
+            to_transition=batch_to_transition,
+            to_output=transition_to_batch,
+        )
+        postprocessor = PolicyProcessorPipeline.from_pretrained(
+            folder,
+            config_filename=PROCESSORS[1],
+            to_transition=policy_action_to_transition,
+            to_output=transition_to_policy_action,
+        )
+    _reconnect_relative_absolute_steps(preprocessor, postprocessor)
+    if checkpoint.family.connect is not None:
+        checkpoint.family.connect(preprocessor, postprocessor)
+    return preprocessor, postprocessor
+
+
+def rename_map(checkpoint: Checkpoint) -> dict[str, str]:
+    """What a checkpoint's preprocessor renames, by the data set's name: ``lerobot-train --rename_map`` saves it there.
+
+    Our observations have the policy's names already. Renamed once more, cameras would be exchanged, or get lost.
+
+    Raises:
+        ClpError: It is not an object of names.
+    """
+    path = checkpoint.path / PROCESSORS[0]
+    names: dict[str, str] = {}
+    for step in read_json_object(path).get("steps", []):
+        if step.get("registry_name") == _RENAME:
+            given = step.get("config", {}).get("rename_map") or {}
+            if not isinstance(given, dict) or not all(isinstance(name, str) for name in given.values()):
+                raise ClpError("rename_map is not an object of names", where=path, fix="save the policy again")
+            names |= given
+    return names
+
+
+@contextlib.contextmanager
+def _localised(checkpoint: Checkpoint) -> Iterator[Path]:
+    """The processors' files as the family localises them for where the checkpoint lies now: it may have been moved."""
+    documents = {name: read_json_object(checkpoint.path / name) for name in PROCESSORS}
+    checkpoint.family.localise(documents, checkpoint.path, checkpoint.path)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for name, document in documents.items():
+            _check_steps(document, checkpoint.path / name, checkpoint.family)
+            _check_statistics(document, checkpoint.path)
+            for step in document["steps"]:
+                if step["registry_name"] == _RENAME:
+                    step["config"] = {**step.get("config", {}), "rename_map": {}}
+            (folder / name).write_text(json.dumps(document), encoding="utf-8")
+        for state in checkpoint.path.glob("*.safetensors"):
+            (folder / state.name).symlink_to(state)
+        yield folder
+
+
+def _check_steps(document: Mapping[str, Any], path: Path, family: Family) -> None:
+    """Refuses steps with which a checkpoint would choose the code that lerobot runs.
+
+    lerobot imports a step without ``registry_name`` by the Python path under ``class``, be it ``subprocess.Popen``, and
+    calls it with the checkpoint's arguments. Its action tokenizer runs Python files that come with the tokenizer,
+    unless told not to; its reward classifier those that come with a model. So do steps of some policies: each family
+    sees to those of its own, and has no use for another's.
+
+    Raises:
+        ClpError: There is such a step.
+    """
+    from importlib.metadata import version
+
+    from lerobot.processor import ProcessorStepRegistry
+
+    for step in document["steps"]:
+        if "registry_name" not in step:
+            raise ClpError(
+                f"a step would import and run {step.get('class')!r}",
+                where=path,
+                fix="only steps by the registry_name of an installed lerobot are loaded; remove it",
+            )
+        name = step["registry_name"]
+        if name not in ProcessorStepRegistry.list():
+            raise unregistered_step(name, path, _STEPS_ELSEWHERE, version("lerobot"))
+        registered = ProcessorStepRegistry.get(name)
+        package = registered.__module__
+        foreign = package.startswith("lerobot.policies.") and package.split(".")[2] != (family.policy or family.name)
+        if foreign or name == _REWARD_CLASSIFIER:
+            raise ClpError(
+                f"the step {name} is none of {family.name}'s, and might run code of the checkpoint's choice",
+                where=path,
+                fix="remove it",
+            )
+        by_default = getattr(registered, "trust_remote_code", False)
+        if step.get("config", {}).get("trust_remote_code", by_default):
+            raise ClpError(
+                f"the step {name} would run code that comes with its tokenizer",
+                where=path,
+                fix="set trust_remote_code to false in its config",
+            )
+
+
+def _check_statistics(document: Mapping[str, Any], folder: Path) -> None:
+    """Refuses normalisation statistics that would make every action NaN: a data set with one NaN in it has such.
+
+    Statistics that no feature is normalised by may be anything.
+
+    Raises:
+        ClpError: A statistic is not finite; it names the file and the key.
+    """
+    from safetensors import safe_open
+
+    for step in document["steps"]:
+        path = folder / step.get("state_file", "")
+        if not path.is_file():
+            continue  # the step has none, or lerobot tells that it is missing
+        config = step.get("config", {})
+        with safe_open(path, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - no mapping
+                if _is_used(key, config) and not tensors.get_tensor(key).isfinite().all():
+                    raise ClpError(
+                        f"the statistic {key!r} is not finite",
+                        where=path,
+                        fix="compute the data set's statistics again without what is NaN or Inf, and save the policy",
+                    )
+
+
+def _is_used(key: str, config: Mapping[str, Any]) -> bool:
+    """Whether a step goes by a statistic, ``<feature>.<statistic>``; one that has no modes may go by any."""
+    if "norm_map" not in config:
+        return True
+    feature, _, statistic = key.rpartition(".")
+    # Actions are normalised even where they are none of the features.
+    kind = "ACTION" if feature == ACTION else config.get("features", {}).get(feature, {}).get("type")
+    return statistic in MODE_STATISTICS.get(config["norm_map"].get(kind), ())

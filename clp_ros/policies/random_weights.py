@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What checkpoints made at random share: a tokenizer that needs no corpus, seeding, layers that differ in weight."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clp_ros.checkpoints.layer_stack import LayerStack
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedTokenizerFast
+
+# What a layer's parts add to its input goes through these: attention's and the feed-forward's last matrices.
+_PROJECTIONS = ("self_attn.o_proj.weight", "mlp.down_proj.weight", "attn1.to_out.0.weight", "ff.net.2.weight")
+
+
+def byte_level_tokenizer(special_tokens: Mapping[str, str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with no merges: it encodes every string, one token a byte.
+
+    Args:
+        special_tokens: Further special tokens by attribute name, e.g. ``{"image_token": "<image>"}``.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<s>", "</s>", "<pad>", *special_tokens.values()]
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*names, *symbols])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens=dict(special_tokens),
+    )
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Runs a block with torch's CPU generator seeded, and puts its state back afterwards."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def vary_layers(policy: nn.Module, modules: Collection[LayerStack], seed: int) -> None:
+    """Scales each layer's two output projections, in place, so that some layers change their input little.
+
+    All layers of a freshly initialised stack do about the same; then there is nothing to find. Here the layers of a
+    group share one seeded gain (:func:`layer_gains`). Layers of small gain come out redundant, early ones less so: what
+    they add to is still small itself.
+    """
+    import torch
+
+    with torch.no_grad():
+        for module in modules:
+            gains = layer_gains(module.layers, module.pattern_period, seed)
+            for layer, gain in zip(policy.get_submodule(module.layers_path), gains, strict=True):
+                layer.self_attn.o_proj.weight *= gain
+                layer.mlp.down_proj.weight *= gain
+
+
+def layer_gains(layers: int, period: int, seed: int) -> list[float]:
+    """Gain of each layer's output projections: runs of ``period`` layers share one, drawn log-uniformly."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    runs = -(-(layers - 1) // period)
+    per_run = np.exp(rng.uniform(np.log(2.0), np.log(80.0), runs))
+    # Layer 0 never goes: the runs start at layer 1, as the removable ones do.
+    return [1.0, *np.repeat(per_run, period)[: layers - 1].tolist()]
+
+
+def projection_gains(modules: Collection[LayerStack], seed: int) -> dict[str, float]:
+    """The same gains for :func:`draw_tensor`: factor of the layers' output projections, by tensor name."""
+    return {
+        module.layer_prefix.format(layer=layer) + projection: gain
+        for module in modules
+        for layer, gain in enumerate(layer_gains(module.layers, module.pattern_period, seed))
+        for projection in _PROJECTIONS
+    }
+
+
+def draw_tensor(policy: nn.Module, gains: Mapping[str, float], seed: int, name: str, tensor: torch.Tensor) -> None:
+    """Draws a tensor of a policy's, in place: the same for a seed and a name, whatever else is drawn.
+
+    Args:
+        policy: Where the tensor belongs.
+        gains: Factors by name; 1 for all others.
+        seed: Draws the values.
+        name: In the policy's state dict.
+        tensor: Takes the values.
+    """
+    import torch
+    from torch import nn
+
+    owner = policy.get_submodule(name.rpartition(".")[0])
+    generator = torch.Generator().manual_seed((seed << 32 | zlib.crc32(name.encode())) % 2**63)
+    if name.endswith((".bias", ".b")):
+        tensor.zero_()
+    elif tensor.ndim == 1:
+        tensor.fill_(1.0)  # all that is left are norms
+    elif isinstance(owner, nn.Embedding):
+        tensor.normal_(std=0.02, generator=generator)
+    else:
+        # A linear layer has its inputs last; GR00T's that depend on the embodiment (".W") have them next to last.
+        inputs = tensor.shape[-2] if name.endswith(".W") else tensor[0].numel()
+        bound = inputs**-0.5 * gains.get(name, 1.0)
+        tensor.uniform_(-bound, bound, generator=generator)
+
+
+def write_weights(model: nn.Module, path: Path, fill: Callable[[str, torch.Tensor], None]) -> None:
+    """Writes a model's weights as safetensors does, tensor by tensor: there is memory for the largest one only.
+
+    Args:
+        model: Built within :func:`clp_ros.policies.empty_weights.empty_weights`. Of tied tensors, one is stored.
+        path: The file.
+        fill: ``fill(name, tensor)`` puts the values of a tensor of the model's state dict into it.
+    """
+    import torch
+    from safetensors.torch import _TYPES
+
+    from clp_ros.checkpoints.safetensors_header import TensorInfo, encode_header
+
+    names = {dtype: name for name, dtype in _TYPES.items()}
+    # Wide elements first, so that every tensor starts at a multiple of its element's size.
+    ordered = sorted(model.state_dict(keep_vars=True).items(), key=lambda item: (-item[1].element_size(), item[0]))
+    first: dict[int, str] = {}
+    stored_as = {name: first.setdefault(id(empty), name) for name, empty in ordered}
+    state = {name: empty.detach() for name, empty in ordered if stored_as[name] == name}
+    shared = {name: stored for name, stored in stored_as.items() if stored != name}
+    tensors = {
+        name: TensorInfo(path.name, names[empty.dtype], tuple(empty.shape), 0, empty.nbytes)
+        for name, empty in state.items()
+    }
+    with path.open("wb") as file:
+        file.write(encode_header(tensors.items(), {"format": "pt", **shared}))
+        for name, empty in state.items():
+            tensor = torch.empty_like(empty, device="cpu")
+            fill(name, tensor)
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real-time chunking (arXiv 2506.07339) by lerobot's own rules: a chunk that continues the last one."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from clp_ros.core.errors import ClpError
+
+if TYPE_CHECKING:
+    import torch
+
+# Steps after the delay over which the last chunk still guides the next: lerobot's own default horizon. Without them the
+# first step that can still be changed would have no weight, and the chunk would begin anywhere.
+MARGIN_STEPS = 10
+
+
+def supports_rtc(policy: Any) -> bool:
+    """Whether lerobot has real-time chunking for a policy, as lerobot itself decides.
+
+    lerobot 0.6.1 asks the policy (lerobot.rollout.inference.rtc.supports_rtc_inference); before, a policy that has it
+    has ``init_rtc_processor``.
+    """
+    asked = getattr(policy, "supports_rtc", None)
+    if not (asked() if callable(asked) else hasattr(policy, "init_rtc_processor")):
+        return False
+    try:
+        inspect.signature(policy.predict_action_chunk).bind(object(), inference_delay=0, prev_chunk_left_over=None)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+class RealTimeChunking:
+    """Remembers a policy's last chunk, and gives what guides the next one.
+
+    Args:
+        policy: lerobot's policy; its ``rtc_config`` is set.
+        preprocessor: Its preprocessor.
+        postprocessor: Its postprocessor.
+        horizon: Steps of the last chunk that guide the next, at least. Where the delay is longer, there are more.
+        family: What the policy is called in a fault.
+
+    Raises:
+        ClpError: lerobot has none for this policy.
+    """
+
+    def __init__(self, policy: Any, preprocessor: Any, postprocessor: Any, horizon: int, family: str) -> None:
+        from lerobot.policies.rtc.configuration_rtc import RTCConfig
+        from lerobot.processor import NormalizerProcessorStep, RelativeActionsProcessorStep
+
+        if not supports_rtc(policy):
+            raise ClpError(f"lerobot has no real-time chunking for {family}", fix="use mode replace or ensemble")
+        # lerobot would predict such a chunk without any guidance, and say so on its own log only.
+        is_relative = getattr(policy.config, "use_relative_actions", False) or any(
+            getattr(step, "use_relative_action", False) for step in postprocessor.steps
+        )
+        if is_relative and not hasattr(policy, "init_rtc_processor"):
+            raise ClpError(
+                f"lerobot has no real-time chunking for a {family} of relative actions",
+                fix="use mode replace or ensemble",
+            )
+        steps = preprocessor.steps
+        self._relative = next(
+            (step for step in steps if isinstance(step, RelativeActionsProcessorStep) and step.enabled), None
+        )
+        self._normalizer = next((step for step in steps if isinstance(step, NormalizerProcessorStep)), None)
+        self._least = horizon
+        self._last: torch.Tensor | None = None
+        self._last_absolute: torch.Tensor | None = None
+        self._config = policy.config.rtc_config = RTCConfig(enabled=True, execution_horizon=horizon)
+        if hasattr(policy, "init_rtc_processor"):
+            policy.init_rtc_processor()
+        policy.requires_grad_(False)  # its guidance takes gradients, of the actions only
+
+    def remember(self, chunk: torch.Tensor, actions: torch.Tensor) -> None:
+        """Takes note of a chunk.
+
+        Args:
+            chunk: (1, steps, action_size), as the model made it.
+            actions: (1, steps, action_size), after the postprocessor.
+        """
+        self._last, self._last_absolute = chunk.clone(), actions.clone()
+
+    def guidance(self, elapsed_steps: int, delay_steps: int) -> dict[str, Any]:
+        """What ``predict_action_chunk`` takes to continue the last chunk; nothing where nothing of it is left.
+
+        To be called after the preprocessor: it caches the state that relative actions are relative to.
+
+        Args:
+            elapsed_steps: Steps of the last chunk that had passed when the new observation was made.
+            delay_steps: Steps after them that will have been executed when the new chunk is there.
+        """
+        if self._last is None or not 0 <= elapsed_steps < self._last.shape[1]:
+            return {}
+        horizon = max(self._least, delay_steps + MARGIN_STEPS)
+        horizon = min(horizon, self._last.shape[1] - elapsed_steps)
+        self._config.execution_horizon = horizon
+        kept = slice(elapsed_steps, elapsed_steps + horizon)
+        left = self._last[:, kept] if self._relative is None else self._reanchored(kept)
+        return {"prev_chunk_left_over": left, "inference_delay": min(delay_steps, horizon)}
+
+    def _reanchored(self, kept: slice) -> torch.Tensor:
+        """Steps of the last chunk as the model would have put them from the present state.
+
+        Relative actions count from the state at the observation. The last chunk's count from an older state than the
+        next chunk's, and would be off by as much as the robot has moved since.
+        """
+        from lerobot.processor import TransitionKey, create_transition, to_relative_actions
+
+        absolute = self._last_absolute[:, kept].cpu()
+        mask = self._relative._build_mask(absolute.shape[-1])
+        state = self._relative._last_state.detach().cpu().reshape(1, -1)
+        transition = create_transition(action=to_relative_actions(absolute, state, mask))
+        if self._normalizer is not None:
+            transition = self._normalizer(transition)
+        return transition[TransitionKey.ACTION].to(self._last.device, self._last.dtype)

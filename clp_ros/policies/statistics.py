@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics of states and actions: a LeRobotDataset's, or those of given episodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clp_ros.core.errors import ClpError
+from clp_ros.core.json_object import read_json_object
+
+STATE, ACTION = "observation.state", "action"
+DATASET_STATISTICS = "meta/stats.json"
+_QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+_NAMES = ("mean", "std", "min", "max", *_QUANTILES)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Statistics to normalise by.
+
+    Attributes:
+        values: By feature (``observation.state`` and ``action``) and name (``mean``, ``std``, ``min``, ``max``,
+            ``q01`` …): one number a component, in the policy's units.
+        source: Where they come from, for calibration.json: ``source`` (``dataset`` or ``bags``) and its particulars.
+    """
+
+    values: Mapping[str, Mapping[str, tuple[float, ...]]]
+    source: Mapping[str, Any]
+
+    def size(self, feature: str) -> int:
+        """Number of components of a feature."""
+        return len(next(iter(self.values[feature].values())))
+
+    def describe(self) -> dict[str, Any]:
+        """What calibration.json says of them: the source, and the values themselves."""
+        values = {name: {key: list(value) for key, value in one.items()} for name, one in self.values.items()}
+        return {**self.source, "values": values}
+
+
+def read_dataset_statistics(folder: str | Path) -> Statistics:
+    """Reads the statistics of state and action out of a LeRobotDataset (``meta/stats.json``).
+
+    Raises:
+        ClpError: There are none, or they are damaged.
+    """
+    folder = Path(folder)
+    path = folder / DATASET_STATISTICS
+    fix = "give the folder of a LeRobotDataset (v2.0 or v3), or `bags` for the calibration bags' own statistics"
+    if not path.is_file():
+        what = f"there is no {DATASET_STATISTICS}" if folder.is_dir() else "the dataset folder does not exist"
+        raise ClpError(what, where=folder, fix=fix)
+    try:
+        document = read_json_object(path)
+    except OSError as error:
+        raise ClpError(f"cannot be read ({error.strerror or error})", where=path, fix=fix) from error
+    values = {feature: _vectors(document.get(feature), feature, path) for feature in (STATE, ACTION)}
+    return Statistics(values, {"source": "dataset", "path": str(folder.resolve())})
+
+
+def _vectors(found: Any, feature: str, path: Path) -> dict[str, tuple[float, ...]]:
+    fix = "compute the dataset's statistics again, or use `bags`"
+    if not isinstance(found, dict):
+        raise ClpError(f"there are no statistics of {feature}", where=path, fix=fix)
+    vectors = {name: found[name] for name in _NAMES if name in found}
+    for name, vector in vectors.items():
+        if not isinstance(vector, list) or not all(type(one) in (int, float) and math.isfinite(one) for one in vector):
+            raise ClpError(f"{name} of {feature} is not a list of finite numbers", where=path, fix=fix)
+    if not vectors or len({len(vector) for vector in vectors.values()}) > 1 or not min(map(len, vectors.values())):
+        raise ClpError(f"the statistics of {feature} are missing or differ in length", where=path, fix=fix)
+    return {name: tuple(map(float, vector)) for name, vector in vectors.items()}
+
+
+def compute_statistics(states: Sequence[np.ndarray], actions: Sequence[np.ndarray]) -> Statistics:
+    """Computes statistics over all steps of some episodes: exact ones, quantiles too (linearly interpolated).
+
+    Args:
+        states: (steps, state_size) an episode, in the policy's units.
+        actions: (steps, action_size) an episode, in the policy's units.
+    """
+    values = {}
+    for feature, episodes in ((STATE, states), (ACTION, actions)):
+        steps = np.concatenate([np.asarray(episode, dtype=np.float64) for episode in episodes])
+        numbers = {
+            "mean": steps.mean(axis=0),
+            "std": steps.std(axis=0),
+            "min": steps.min(axis=0),
+            "max": steps.max(axis=0),
+        }
+        numbers |= {name: np.quantile(steps, share, axis=0) for name, share in _QUANTILES.items()}
+        values[feature] = {name: tuple(vector.tolist()) for name, vector in numbers.items()}
+    count = sum(len(episode) for episode in states)
+    return Statistics(values, {"source": "bags", "steps": count})

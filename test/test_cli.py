@@ -286,7 +286,7 @@ def test_ctrl_c_leaves_nothing_behind(there, recording):
     # The command says on stdout, through its own progress, that it is in the midst of the frames.
     script = (
         "import sys\n"
-        "from clp_ros.pruning import calibration\n"
+        "from clp_ros.calibration import calibrate as calibration\n"
         "add = calibration.Calibrator.add\n"
         "def told(self, *frame):\n"
         "    add(self, *frame)\n"

@@ -8,8 +8,9 @@ Three things keep a CKA score within 1e-7 of float64's. Measured on random state
   parts and summing three products leaves 1e-6.
 - Noise is added to the states, and taken away from the sums again (dither). Half-precision states far from zero have
   few different values, and a sum of equal products repeats one rounding error thousands of times: up to 1e-6.
-- Heavy features are multiplied with each other in float64. Where few features hold most of the variance, as massive
-  activations do, the error of a score is that of a few sums; otherwise the errors of thousands cancel.
+- Heavy features are kept and multiplied with each other in float64. Where few features hold most of the variance, as
+  massive activations do, the error of a score is that of a few sums, or of the rounding of a single token; otherwise
+  the errors of thousands cancel.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ _SUMMED = {"cpu": 4096}
 _SUMMED_ELSEWHERE = 512
 _CHUNK = 128  # tokens whose float64 copies stay in a cache
 _DITHER = 0.25  # deviation of the noise, in standard deviations of the feature
-_HEAVY = 8  # a feature is heavy from 1/8 of the norm of all features' sums of squares on; so there are at most 64
+# A feature is heavy from this share of the norm of all features' sums of squares on. Two features whose shares are a
+# and b account for at most 2ab of the squared norm that a score is made of, and a float32 sum of their products errs by
+# up to 1e-6 where one token is most of the sum.
+_HEAVY = 1 / 64
+_MOST_HEAVY = 64  # the heaviest, where more reach that share, as in states without heavy features all may
 
 
 @dataclass
@@ -35,6 +40,7 @@ class DitheredState:
     Attributes:
         state: (tokens, dim) float32; None once no product needs it.
         heavy: Indices of the heavy features.
+        heavy_state: (tokens, heavy features) float64: their columns of ``state``, not rounded; None with ``state``.
         mean: (dim,) float64, relative to the origin.
         scale: (dim,) float64, of the noise.
         along: (dim,) float64, the sum of the tokens of ``state``, weighted with the noise.
@@ -42,6 +48,7 @@ class DitheredState:
 
     state: torch.Tensor | None
     heavy: torch.Tensor
+    heavy_state: torch.Tensor | None
     mean: torch.Tensor
     scale: torch.Tensor
     along: torch.Tensor
@@ -71,14 +78,19 @@ def dither(state: torch.Tensor, origin: torch.Tensor, noise: torch.Tensor) -> Di
     mean = total / len(state)
     squares = (squares - total * mean).clamp_(min=0)
     scale = _DITHER * (squares / len(state)).sqrt()
+    largest, heavy = squares.topk(min(_MOST_HEAVY, len(squares)))
+    heavy = heavy[(largest >= _HEAVY * torch.linalg.vector_norm(squares)) & (largest > 0)]
     result = torch.empty(state.shape, dtype=torch.float32, device=state.device)
+    exact = []
     for rows, chunk, its in zip(result.split(_CHUNK), state.split(_CHUNK), noise.split(_CHUNK), strict=True):
         wide = chunk - origin
         wide -= mean
         rows.copy_(wide.addr_(its, scale))
+        exact.append(wide[:, heavy])
         along += its @ rows.double()
-    heavy = (squares * _HEAVY >= torch.linalg.vector_norm(squares)) & (squares > 0)
-    return DitheredState(result, heavy.nonzero().flatten(), mean, scale, along)
+    heavy_state = torch.cat(exact)
+    along[heavy] = noise @ heavy_state
+    return DitheredState(result, heavy, heavy_state, mean, scale, along)
 
 
 def add_products(sums: torch.Tensor, left: DitheredState, right: DitheredState, blocks: Iterable[slice]) -> None:
@@ -91,9 +103,7 @@ def add_products(sums: torch.Tensor, left: DitheredState, right: DitheredState, 
         blocks: Rows of ``sums``. Of each block only the columns from its first row's number on are defined.
     """
     exact = left.heavy[:, None], right.heavy
-    expected = sums[exact]
-    for ones, others in zip(left.state.split(_CHUNK), right.state.split(_CHUNK), strict=True):
-        expected.addmm_(ones[:, left.heavy].double().T, others[:, right.heavy].double())
+    expected = sums[exact].addmm_(left.heavy_state.T, right.heavy_state)
     tokens = _SUMMED.get(sums.device.type, _SUMMED_ELSEWHERE)
     with full_products():
         for rows in blocks:

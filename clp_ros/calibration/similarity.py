@@ -347,7 +347,7 @@ class LinearCKA:
                 half_products.add_products(
                     sums, parts[i], parts[j], self._block_rows(i) if i == j else [slice(0, None)]
                 )
-            parts[i].state = None
+            parts[i].state = parts[i].heavy_state = None
         mean, more, less = half_products.without_noise(parts, noise)
         self._add_products(more[None])
         self._add_products(less[None], factor=-1)

@@ -395,6 +395,8 @@ HALF_CASES = {
     "coarser": (4096, (300, 300), 1000, 1, {}),
     "sink": (6100, (300, 300), 0, 1, {"outlier": 3e3}),
     "massive channels": (6100, (300, 300), 0, 0.3, {"channels": 3}),
+    # Massive activations, as large language models have them: one token, two features, other sizes in each layer.
+    "massive features of one token": (6100, (40,) * 12, 0, 0.3, {"token": (1500, -700)}),
     "two values": (4096, (300, 300), 0, 0.1, {"binary": True}),
 }
 
@@ -412,6 +414,8 @@ def test_float32_products_of_half_precision_are_exact_to_1e_7(case, dtype, allow
         new[:, :common] += states[-1][:, :common]
         states.append(new)
     for state in states:
+        for feature, size in enumerate(on_top.get("token", ())):
+            state[2000, feature] += size * (1 + 0.3 * torch.randn((), generator=generator, dtype=torch.float64))
         if "binary" in on_top:
             state.copy_(1.1 * (state > 0.5))
         state[0, 3] += on_top.get("outlier", 0)

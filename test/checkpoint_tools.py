@@ -339,6 +339,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         "python -m lerobot.processor.migrate_policy_normalization --pretrained-path",
     ),
     "processor settings damaged": (lambda f: (f / "policy_preprocessor.json").write_text("{"), "not valid JSON"),
+    "processor statistics missing": (
+        edit_json("policy_preprocessor.json", lambda d: d["steps"].append({"state_file": "step_6.safetensors"})),
+        "policy_preprocessor.json names 'step_6.safetensors', which is not in the folder",
+    ),
+    "processor statistics elsewhere": (
+        edit_json("policy_preprocessor.json", lambda d: d["steps"].append({"state_file": "../gone.safetensors"})),
+        "which is not in the folder",
+    ),
     "processor statistics damaged": (lambda f: os.truncate(f / "policy_preprocessor_step_5.safetensors", 80), "trunc"),
     "shard missing": (_shards(lambda f: (f / _SHARD_OF.format("00001")).unlink()), "shard"),
     "shard without index": (_shards(lambda f: (f / "model.safetensors.index.json").unlink()), "neither"),

@@ -2,8 +2,10 @@
 """Base models as published: calibrated with a dataset's or the bags' own statistics, and never driven without any."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +181,8 @@ def test_a_datasets_statistics_give_what_the_same_ones_of_the_bags_give(
             lambda d: d.update({key: {name: vector[:6] for name, vector in d[key].items()} for key in (STATE, ACTION)}),
             "the statistics of observation.state have 6 components; embodiment ur5 has 7 joints",
         ),
+        (lambda d: d[STATE].update(std=[-1.0] * 7), "std of observation.state is negative"),
+        (lambda d: d[ACTION].update(q01=[2.0] * 7, q99=[1.0] * 7), "q01 of action is above q99"),
         (None, "there is no meta/stats.json"),
     ],
 )
@@ -205,6 +209,19 @@ def test_statistics_that_do_not_serve_are_refused(
     assert words in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_of_an_older_layout_is_named(
+    base: Path, calibrate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    robot(tmp_path, "camera1", "camera2")
+    (tmp_path / "old" / "meta").mkdir(parents=True)
+    (tmp_path / "old" / "meta" / "episodes_stats.jsonl").touch()
+    assert calibrate(base, "out", "--statistics", tmp_path / "old") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "LeRobotDataset v2.1" in line
+    (program,) = re.findall(r"python -m (\S+)", line)
+    assert find_spec(program) is not None
 
 
 @pytest.fixture
@@ -266,6 +283,7 @@ def test_one_feature_without_statistics_is_told_and_identity_needs_none(
     save_file({name: value for name, value in tensors.items() if name.startswith(ACTION)}, raw / NORMALISER)
     after = next(whole.glob("policy_postprocessor*.safetensors"))
     shutil.copy(after, raw / after.name)
+    capsys.readouterr()  # where this test is the first to ask for that checkpoint
     assert main(["verify", "--json", str(raw)]) == 0
     assert json.loads(capsys.readouterr().out)["raw_features"] == [STATE]
 

@@ -204,14 +204,26 @@ def _decompressed(bag: BagInfo, path: Path) -> Iterator[Path]:
                 where=path,
                 fix=f"make room in {tempfile.gettempdir()}, or point TMPDIR elsewhere",
             ) from error
-        check_whole(plain, bag.storage_id)
+        with _as(path, plain):
+            check_whole(plain, bag.storage_id)
         yield plain
+
+
+@contextmanager
+def _as(shown: Path, path: Path) -> Iterator[None]:
+    """Faults of a temporary decompressed copy name the bag's own file."""
+    try:
+        yield
+    except ClpError as error:
+        if error.where != str(path) or shown == path:
+            raise
+        raise ClpError(error.what, where=shown, fix=error.fix) from error
 
 
 @contextmanager
 def _open(path: Path, storage_id: str, shown: Path | None = None) -> Iterator[OpenFile]:
     try:
-        with McapFile(path) if storage_id == "mcap" else SqliteFile(path) as file:
+        with _as(shown or path, path), McapFile(path) if storage_id == "mcap" else SqliteFile(path) as file:
             yield file
     except ClpError:
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from clp_ros.core.errors import ClpError
 from clp_ros.core.json_object import read_json_object
@@ -72,6 +73,28 @@ def refuse_old_statistics(folder: Path, tensors: Collection[str]) -> None:
             where=folder,
             fix=f"{command} --pretrained-path {folder} --output-dir {folder}_migrated",
         )
+
+
+def refuse_missing_state(path: Path, document: Any, files: Collection[str]) -> None:
+    """Refuses a processor of which a step's tensors, its statistics for one, are not in the folder.
+
+    Args:
+        path: Its JSON file.
+        document: What that holds.
+        files: Names of the folder's files.
+
+    Raises:
+        ClpError: A step names a file that is not there.
+    """
+    steps = document.get("steps") if isinstance(document, dict) else None
+    for step in steps if isinstance(steps, list) else ():
+        name = step.get("state_file") if isinstance(step, dict) else None
+        if name is not None and (not isinstance(name, str) or name not in files):
+            raise ClpError(
+                f"{path.name} names {name!r}, which is not in the folder",
+                where=path.parent,
+                fix="give a whole copy of the checkpoint",
+            )
 
 
 def unregistered_step(name: str, path: Path, elsewhere: Mapping[str, str], installed: str) -> ClpError:

@@ -10,7 +10,7 @@ import numpy as np
 
 from clp_ros.checkpoints.hub import missing_repository
 from clp_ros.core.errors import ClpError
-from clp_ros.policies.checkpoint import Checkpoint
+from clp_ros.policies.checkpoint import WEIGHTS_FILE, Checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -98,13 +98,21 @@ def _load(checkpoint: Checkpoint, device: str) -> LoadedPolicy:
     # Ours first: its errors name the tensor. Then lerobot's own way, as a user's lerobot-train takes it. Ours stays
     # mapped, so that the two together take the memory of one.
     ours = load_policy(checkpoint.path, device, mapped=True)
+    if WEIGHTS_FILE not in checkpoint.files:
+        raise ClpError(
+            f"stock lerobot does not load it: it reads one {WEIGHTS_FILE}, not shards",
+            where=checkpoint.path,
+            fix="what `clp prune` makes of it loads; or merge the shards into one file",
+        )
     fix = "a moved checkpoint finds its VLM again after `clp prune` or with --policy.vlm_model_name"
     try:
         with quiet():
             config = PreTrainedConfig.from_pretrained(checkpoint.path)
             config.device = ours.device
+            if hasattr(config, "compile_model"):
+                config.compile_model = False  # what compiling changes is asked for with --compile
             stock = get_policy_class(config.type).from_pretrained(checkpoint.path, config=config, strict=True)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # lerobot, draccus, transformers and the hub each have exceptions of their own
         # It loads the VLM's own weights first, which ours does without.
         if missing := missing_repository(error, checkpoint.config):
             raise ClpError(
@@ -126,8 +134,18 @@ def _chunk(policy: LoadedPolicy) -> np.ndarray:
     from clp_ros.evaluation.flops import random_observation
     from clp_ros.policies.random_weights import seeded
 
-    with seeded(0):
-        return policy.predict_chunk(**random_observation(policy))
+    try:
+        with seeded(0):
+            return policy.predict_chunk(**random_observation(policy))
+    except ClpError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        # A field of config.json that lerobot does not check when it builds the model.
+        raise ClpError(
+            f"stock lerobot loads it, and fails to predict ({type(error).__name__}: {error})",
+            where=policy.checkpoint.path,
+            fix="check config.json",
+        ) from error
 
 
 def _compiled(policy: LoadedPolicy, eager: np.ndarray) -> dict[str, float]:

@@ -107,13 +107,12 @@ def _decode_raw(data: np.ndarray, msg: Any, topic: str | None) -> np.ndarray:
             f"use {', '.join(_READABLE)}{colourless}",
         )
     height, width, step = msg.height, msg.width, msg.step
+    _check_cells(encoding, msg.encoding, height, width, topic)
     if encoding in _SUBSAMPLED:
         return _decode_subsampled(data, encoding, height, width, step, topic)
     channels, _ = _ENCODINGS[_DEEP.get(encoding, encoding)]
     row = width * channels * (2 if encoding in _DEEP else 1)
-    # Every chroma sample of 4:2:2 spans two pixels; a Bayer cell is two by two.
-    odd = (channels == 2 and width % 2) or ("bayer" in encoding and (width < 2 or height < 2))
-    if not height or not width or step < row or data.size != height * step or odd:
+    if not height or not width or step < row or data.size != height * step:
         raise _contradiction(data, encoding, height, width, step, topic)
     pixels = np.ascontiguousarray(data.reshape(height, step)[:, :row])
     if encoding in _DEEP:
@@ -129,10 +128,23 @@ def _decode_subsampled(
     rows = height + height // 2
     # The luma's bytes a row. Some drivers write as step a pixel's bytes times the width: their rows have no padding.
     stride = step if encoding != "i420" and step >= width and data.size == step * rows else width
-    if not height or not width or height % 2 or width % 2 or data.size != stride * rows:
+    if not height or not width or data.size != stride * rows:
         raise _contradiction(data, encoding, height, width, step, topic)
     pixels = np.ascontiguousarray(data.reshape(rows, stride)[:, :width])
     return cv2.cvtColor(pixels, getattr(cv2, _SUBSAMPLED[encoding]))
+
+
+def _check_cells(encoding: str, name: str, height: int, width: int, topic: str | None) -> None:
+    """Refuses sizes that cut a cell of pixels in two: chroma samples span two pixels, a Bayer cell is two by two."""
+    fault = ""
+    if encoding in _SUBSAMPLED and (height % 2 or width % 2):
+        fault = "width and height are even"
+    elif _ENCODINGS.get(encoding, (0, None))[0] == 2 and width % 2:
+        fault = "the width is even"
+    elif "bayer" in encoding and min(height, width) < 2:
+        fault = "width and height are at least 2"
+    if fault:
+        raise _fault(f"a {name} image of {width}x{height}: in that encoding {fault}", topic, "check the camera driver")
 
 
 def _contradiction(data: np.ndarray, encoding: str, height: int, width: int, step: int, topic: str | None) -> ClpError:

@@ -23,6 +23,7 @@ from clp_ros.checkpoints.layer_keys import LayerKeys, check_layers
 from clp_ros.checkpoints.layer_stack import LayerStack
 from clp_ros.checkpoints.not_a_checkpoint import (
     is_pickle,
+    refuse_missing_state,
     refuse_missing_weights,
     refuse_old_statistics,
     refuse_training_folder,
@@ -37,6 +38,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"  # the one file stock lerobot loads
 INDEX_FILE = "model.safetensors.index.json"
 MANIFEST_FILE = "clp.json"
+PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
 
 _SHARD_NAME = re.compile(r"model-\d+-of-\d+\.safetensors")
 # Version control and download records: not part of the checkpoint, and wrong for a copy of it.
@@ -142,7 +144,9 @@ class Checkpoint:
             if name.endswith(".safetensors"):  # the processors' statistics
                 read_header(folder / name)
             elif name.endswith(".json") and "/" not in name:  # their settings, which surgery rewrites
-                parse_json((folder / name).read_bytes(), folder / name)
+                document = parse_json((folder / name).read_bytes(), folder / name)
+                if name in PROCESSORS:
+                    refuse_missing_state(folder / name, document, files)
         if _is_unwrapped(family, tensors):
             modules = tuple(replace(m, layer_prefix=m.layer_prefix.removeprefix(family.wrapper)) for m in modules)
         checkpoint = cls(folder, config, family, modules, tensors, metadata, tuple(stamps), files, stamps)

@@ -15,10 +15,10 @@ from clp_ros.checkpoints.layer_stack import LayerStack
 from clp_ros.checkpoints.tensor_check import check_tensors
 from clp_ros.core.errors import ClpError, NotHereError
 from clp_ros.core.json_object import read_json_object
-from clp_ros.policies.checkpoint import CONFIG_FILE, Checkpoint
+from clp_ros.policies.checkpoint import CONFIG_FILE, PROCESSORS, Checkpoint
 from clp_ros.policies.family import Family, check_lerobot
 from clp_ros.policies.normalisation import Normalisation, normalise_by, read_normalisation
-from clp_ros.policies.processors import PROCESSORS, load_processors, rename_map
+from clp_ros.policies.processors import load_processors, rename_map
 from clp_ros.policies.quiet import quiet
 from clp_ros.policies.statistics import ACTION, STATE, Statistics
 
@@ -93,12 +93,12 @@ class LoadedPolicy:
     @property
     def state_size(self) -> int:
         """Length of ``observation.state``: that of its statistics, since fine-tuning keeps the base's config entry."""
-        return self.normalisation.sizes.get(STATE) or self.policy.config.robot_state_feature.shape[0]
+        return self.normalisation.sizes.get(STATE) or _size_of(self.policy.config, STATE, self.checkpoint.path)
 
     @property
     def action_size(self) -> int:
         """Length of one action: that of its statistics, or else of ``output_features``."""
-        return self.normalisation.sizes.get(ACTION) or self.policy.config.action_feature.shape[0]
+        return self.normalisation.sizes.get(ACTION) or _size_of(self.policy.config, ACTION, self.checkpoint.path)
 
     @property
     def chunk_size(self) -> int:
@@ -150,7 +150,7 @@ class LoadedPolicy:
         absent = set(self.image_slots) - set(slots)
         if set(slots) - set(self.image_slots) or not slots or (absent and not self.family.skips_absent_cameras):
             raise ClpError(
-                f"the policy's cameras are {', '.join(sorted(self.image_slots))}; "
+                f"the policy's cameras are {', '.join(sorted(self.image_slots)) or 'none'}; "
                 f"{whose} has {', '.join(sorted(slots)) or 'none'}",
                 where=self.checkpoint.path,
                 fix="give each camera the slot of the policy's feature it feeds, in the embodiment",
@@ -454,6 +454,7 @@ def load_policy(
         raise ClpError(f"unknown dtype {dtype!r}", fix="use auto or float32")
     with quiet():
         policy = build_model(checkpoint.family, checkpoint.path, device)
+        _size_of(policy.config, ACTION, checkpoint.path)  # lerobot's models ask for it with every chunk
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
         check_tensors(policy, checkpoint.model_names, shapes, checkpoint.path)
         if dtype == "float32":
@@ -468,6 +469,25 @@ def load_policy(
         with _told("its processors do not load", checkpoint.path, "save them again with this lerobot", *files):
             preprocessor, postprocessor = load_processors(checkpoint, device)
     return LoadedPolicy(checkpoint, policy, preprocessor, postprocessor, device)
+
+
+def _size_of(config: Any, feature: str, where: Path) -> int:
+    """The size of the state or the action in a policy's config.
+
+    Raises:
+        ClpError: The config does not have the feature.
+    """
+    field, found = {
+        STATE: ("input_features", config.robot_state_feature),
+        ACTION: ("output_features", config.action_feature),
+    }[feature]
+    if found is None or not found.shape:
+        raise ClpError(
+            f"there is no {feature} among its {field}",
+            where=where / CONFIG_FILE,
+            fix="write it there, with its type and shape",
+        )
+    return found.shape[0]
 
 
 def build_model(family: Family, folder: Path, device: str, where: Path | None = None) -> nn.Module:

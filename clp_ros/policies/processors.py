@@ -13,7 +13,7 @@ from typing import Any
 from clp_ros.checkpoints.not_a_checkpoint import unregistered_step
 from clp_ros.core.errors import ClpError
 from clp_ros.core.json_object import read_json_object
-from clp_ros.policies.checkpoint import Checkpoint
+from clp_ros.policies.checkpoint import PROCESSORS, Checkpoint
 from clp_ros.policies.family import Family
 from clp_ros.policies.normalisation import MODE_STATISTICS
 from clp_ros.policies.statistics import ACTION
@@ -23,7 +23,6 @@ _REWARD_CLASSIFIER = "reward_classifier_processor"
 _RENAME = "rename_observations_processor"
 # Steps that only some versions of lerobot have.
 _STEPS_ELSEWHERE = {"delta_actions_processor": ">=0.5.1,<0.6", "relative_actions_processor": ">=0.6"}
-PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
 
 
 def load_processors(checkpoint: Checkpoint, device: str) -> tuple[Any, Any]:

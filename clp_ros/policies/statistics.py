@@ -16,6 +16,7 @@ from clp_ros.core.json_object import read_json_object
 
 STATE, ACTION = "observation.state", "action"
 DATASET_STATISTICS = "meta/stats.json"
+_STATISTICS_V21 = "meta/episodes_stats.jsonl"
 _QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 _NAMES = ("mean", "std", "min", "max", *_QUANTILES)
 
@@ -53,7 +54,13 @@ def read_dataset_statistics(folder: str | Path) -> Statistics:
     path = folder / DATASET_STATISTICS
     fix = "give the folder of a LeRobotDataset (v2.0 or v3), or `bags` for the calibration bags' own statistics"
     if not path.is_file():
-        what = f"there is no {DATASET_STATISTICS}" if folder.is_dir() else "the dataset folder does not exist"
+        if (folder / _STATISTICS_V21).is_file():
+            raise ClpError(
+                "this is a LeRobotDataset v2.1, which has statistics of each episode only",
+                where=folder,
+                fix="convert it: python -m lerobot.scripts.convert_dataset_v21_to_v30 --help; or use `bags`",
+            )
+        what = f"there is no {DATASET_STATISTICS}" if folder.is_dir() else "there is no such folder"
         raise ClpError(what, where=folder, fix=fix)
     try:
         document = read_json_object(path)
@@ -73,6 +80,11 @@ def _vectors(found: Any, feature: str, path: Path) -> dict[str, tuple[float, ...
             raise ClpError(f"{name} of {feature} is not a list of finite numbers", where=path, fix=fix)
     if not vectors or len({len(vector) for vector in vectors.values()}) > 1 or not min(map(len, vectors.values())):
         raise ClpError(f"the statistics of {feature} are missing or differ in length", where=path, fix=fix)
+    for low, high in (("min", "max"), ("q01", "q99"), ("q10", "q90")):
+        if any(one > other for one, other in zip(vectors.get(low, ()), vectors.get(high, ()), strict=False)):
+            raise ClpError(f"{low} of {feature} is above {high}", where=path, fix=fix)
+    if min(vectors.get("std", [0])) < 0:
+        raise ClpError(f"std of {feature} is negative", where=path, fix=fix)
     return {name: tuple(map(float, vector)) for name, vector in vectors.items()}
 
 

@@ -22,6 +22,7 @@ from clp_ros.robots.embodiment import Controller, Embodiment, Joint
 
 # A description's numbers are often rounded, 3.14159 for pi: what is this close is the same limit, and no news.
 _SAME = 1e-4
+_MOVING = ("revolute", "continuous", "prismatic")  # one position each
 _COMMENT = re.compile("<!--.*?-->", re.DOTALL)
 
 
@@ -86,6 +87,8 @@ def _parsed(urdf: str, where: object) -> ElementTree.Element:
         # For expat, nothing may come before the declaration, and no comment may have "--"; urdfdom is not that strict.
         parser.Parse(_COMMENT.sub("", urdf.lstrip("\ufeff \t\r\n").rstrip("\0")), True)
         return builder.close()
+    except ClpError:  # a ValueError too
+        raise
     except (expat.ExpatError, ValueError, AssertionError) as error:
         raise ClpError(f"the robot description is not XML ({error})", where=where, fix="publish URDF") from error
 
@@ -177,6 +180,12 @@ def _narrowed(joint: Joint, robot: str, limits: Mapping[str, JointLimits], where
             f"{robot} drives the joint {joint.name!r}, which {how} in its robot description",
             where=where,
             fix="name the joint that moves in the embodiment",
+        )
+    if its.kind not in _MOVING:
+        raise ClpError(
+            f"{robot} drives the joint {joint.name!r}, whose type is {its.kind!r} in its robot description",
+            where=where,
+            fix=f"name a joint of type {', '.join(_MOVING)} in the embodiment, or correct the URDF",
         )
     if its.fault is not None:
         raise ClpError(

@@ -15,6 +15,7 @@ import pytest
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from clp_ros.bags.reader import open_bag
+from clp_ros.bags.rosbags_backend import zstd
 from clp_ros.core.errors import ClpError
 from clp_ros.messages.stamps import header_stamp_ns
 
@@ -269,6 +270,24 @@ def test_whole_file_with_fewer_messages_than_promised(write_bag, storage, backen
         list(bag.messages())
 
 
+@pytest.mark.parametrize("content", ["cut off", "another format", "no recording"])
+def test_a_fault_within_a_compressed_file_names_that_file(write_bag, tmp_path, content):
+    path = write_bag(demonstration(), storage="sqlite3", compression="file")
+    (file,) = bag_tools.storage_files(path)
+    plain = zstd.decompress(file.read_bytes())
+    if content == "no recording":
+        sqlite3.connect(other := tmp_path / "other.db3").execute("CREATE TABLE t (x)").connection.close()
+        plain = other.read_bytes()
+    elif content == "cut off":
+        plain = plain[: len(plain) // 2]
+    else:
+        plain = b"\x89MCAP0\r\n" * 99
+    file.write_bytes(zstd.compress(plain))
+    with pytest.raises(ClpError) as fault:
+        list(open_bag(path, "rosbags").messages())
+    assert fault.value.where == str(file)
+
+
 def test_a_database_in_a_folder_whose_name_means_something_in_a_uri(write_bag):
     path = write_bag(recorded := demonstration(), storage="sqlite3")
     hard = path.rename(path.with_name("run #3, 90%41? of it"))
@@ -353,6 +372,7 @@ def test_fingerprint(write_bag, tmp_path):
 READ_WITH_MEMORY = """
 import resource, sys
 from clp_ros.bags.reader import open_bag
+from clp_ros.bags.rosbags_backend import zstd
 with open_bag(sys.argv[1], "rosbags") as bag:
     peaks = []
     for message in bag.messages():

@@ -379,8 +379,13 @@ def test_empty_and_odd_images():
     message.data = message.data[:0]
     with pytest.raises(ClpError, match="cannot hold 0 bytes"):
         decode_image(message)
-    for encoding, rows, width in (("yuv422", (4, 10), 5), ("bayer_rggb8", (1, 8), 8)):
-        with pytest.raises(ClpError, match=f"{encoding} image"):
+    for encoding, rows, width, said in (
+        ("yuv422", (4, 10), 5, "a yuv422 image of 5x4: in that encoding the width is even"),
+        ("yuyv", (4, 10), 5, "a yuyv image of 5x4: in that encoding the width is even"),
+        ("nv12", (3, 8), 8, "a nv12 image of 8x3: in that encoding width and height are even"),
+        ("bayer_rggb8", (1, 8), 8, "a bayer_rggb8 image of 8x1: in that encoding width and height are at least 2"),
+    ):
+        with pytest.raises(ClpError, match=said):
             decode_image(bag_tools.image(np.zeros(rows, np.uint8), encoding, width=width))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoint_tools import edit_json
 from safetensors.torch import load_file, save_file
 
 from clp_ros.core.errors import ClpError
@@ -215,6 +216,46 @@ def test_a_moved_checkpoint_loads_and_verify_says_what_stock_lerobot_cannot(tiny
     assert verify(tmp_path / "pruned")["layers"] == {"vlm": 14, "expert": 14}
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda config: config.update(output_features={}), "there is no action among its output_features"),
+        (lambda config: config.update(num_steps=0), r"fails to predict \(ZeroDivisionError"),
+        (lambda config: config.update(input_features={}), r"fails to predict \(ValueError: All image features are"),
+    ],
+)
+def test_verify_says_what_a_config_lacks(tiny_checkpoint, tmp_path, change, words):
+    from clp_ros.evaluation.verify import verify
+
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "changed")
+    edit_json("config.json", change)(folder)
+    with pytest.raises(ClpError, match=words):
+        verify(folder)
+
+
+def test_shards_are_not_blamed_on_the_vlm(tiny_checkpoint, tmp_path):
+    from clp_ros.evaluation.verify import verify
+
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "shards")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    names = load_file(folder / "model-00001-of-00001.safetensors")
+    index = {"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ClpError, match=r"it reads one model\.safetensors, not shards.*clp prune"):
+        verify(folder)
+
+
+@pytest.mark.parametrize("family", ["smolvla", "pi0"])
+def test_nothing_is_compiled_though_the_config_asks_for_it(family_checkpoint, tmp_path, monkeypatch, family):
+    """Compiling takes minutes, and layers of a compiled model cannot be read."""
+    from clp_ros.evaluation.verify import verify
+
+    folder = shutil.copytree(family_checkpoint(family), tmp_path / "compiled")
+    edit_json("config.json", lambda config: config.update(compile_model=True))(folder)
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("it compiles"))
+    assert verify(folder)["chunk"]
+
+
 def _is_registered(step: str) -> bool:
     from lerobot.processor import ProcessorStepRegistry
 
@@ -232,15 +273,6 @@ def edited(change):
         tensors = load_file(folder / "model.safetensors")
         change(tensors)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-    return edit
-
-
-def edit_json(name, change):
-    def edit(folder: Path) -> None:
-        document = json.loads((folder / name).read_text())
-        change(document)
-        (folder / name).write_text(json.dumps(document))
 
     return edit
 

@@ -105,8 +105,9 @@ BOMB = '<!DOCTYPE r [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><robot name="r"
     ],
 )
 def test_what_is_no_description_is_refused_by_its_topic(text: str, message: str) -> None:
-    with pytest.raises(ClpError, match=f"(?s){message}.*/arm/robot_description"):
+    with pytest.raises(ClpError, match=f"(?s){message}.*/arm/robot_description") as fault:
         read_limits(text, "/arm/robot_description")
+    assert str(fault.value).count("/arm/robot_description") == 1
 
 
 BAD = [
@@ -206,6 +207,8 @@ def test_the_units_of_a_normalised_joint_stay() -> None:
         ((FINGER, WIDE[0], joint("left_elbow")), "none of that name.*did you mean 'left_elbow'.*tf_prefix"),
         ((joint("finger", '<mimic joint="thumb"/>'), *WIDE), "drives the joint 'finger', which follows 'thumb'"),
         ((FINGER, WIDE[0], joint("elbow", kind="fixed")), "drives the joint 'elbow', which is fixed"),
+        ((FINGER, WIDE[0], joint("elbow", kind="planar")), "drives the joint 'elbow', whose type is 'planar'"),
+        ((FINGER, WIDE[0], joint("elbow", kind="Revolute")), "drives the joint 'elbow', whose type is 'Revolute'"),
         ((joint("finger", limit(0.1, 0.2)), *WIDE), "'finger' has no room: 0.02 … 0.06 in small_arm, 0.1 … 0.2"),
         ((joint("finger", '<limit effort="1" velocity="1"/>'), *WIDE), "no room: .*0 … 0 in its"),
     ],

@@ -104,7 +104,9 @@ def _build(folder: Path, device: str) -> nn.Module:
     pretrained, config.load_vlm_weights = config.load_vlm_weights, False
     if (folder / VLM_FOLDER).is_dir():
         config.vlm_model_name = str(folder / VLM_FOLDER)
-    policy = SmolVLAPolicy(config)
+    # What a compiled model computes cannot be read layer by layer.
+    with replaced(config, compile_model=False):
+        policy = SmolVLAPolicy(config)
     if pretrained:
         _set_pretrained_dtypes(policy)
     config.load_vlm_weights = pretrained

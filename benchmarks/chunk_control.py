@@ -2,7 +2,7 @@
 """How chunks reach the joints: clp_ros's schedule against the usual ways, with policies that are not noise-free.
 
     python benchmarks/chunk_control.py [--robots ur5 ...] [--noise 0 5 bfloat16 ...] [--latency 0 150 ...] [--lag 40]
-        [--ways replace ensemble ...] [--motions 1] [--results FILE.jsonl]
+        [--ways replace ensemble ...] [--paces "40 steps" ...] [--motions 1] [--results FILE.jsonl]
 
 A scripted expert moves through random waypoints and answers with chunks of 50 steps after a latency (plus or minus a
 fifth). To each step white noise is added, in mrad (of a finger's joint in 0.1 mm), or it is rounded to bfloat16.
@@ -440,6 +440,7 @@ def main() -> int:
     parser.add_argument("--latency", nargs="+", type=int, choices=LATENCIES_MS, default=LATENCIES_MS, help="ms")
     parser.add_argument("--lag", type=int, default=0, help="ms by which the joints lag, as controllers come: see above")
     parser.add_argument("--ways", nargs="+", choices=sorted({way for way, _ in WAYS}), help="(default: all)")
+    parser.add_argument("--paces", nargs="+", choices=sorted({pace for _, pace in WAYS}), help="(default: all)")
     parser.add_argument("--results", type=Path, help="a file of JSON lines that is gone on with")
     parser.add_argument("--summary", action="store_true", help="run nothing, print what is in --results")
     parser.add_argument("--worst", action="store_true", help="print the worst of all latencies and paces")
@@ -454,7 +455,11 @@ def main() -> int:
             one.setdefault("lag", 0)
             done[tuple(one[key] for key in _KEYS)] = one
     if not options.summary:
-        ways = [key for key in WAYS if not options.ways or key[0] in options.ways]
+        ways = [
+            (way, pace)
+            for way, pace in WAYS
+            if (not options.ways or way in options.ways) and (not options.paces or pace in options.paces)
+        ]
         wanted = product(options.noise, options.latency, options.robots, range(options.motions), ways)
         for noise, latency, robot, seed, (way, pace) in wanted:
             key = (robot, seed, latency, noise, way, pace, options.lag)

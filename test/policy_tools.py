@@ -49,6 +49,9 @@ class Echo:
         chunk = np.repeat(state[None], self.chunk_size, axis=0)
         chunk[:, [6, 13]] = np.linspace(0.5, 1.0, self.chunk_size)[:, None]
         if "wave" in task: chunk[:, [0, 7]] += 0.15 * np.stack([np.sin(np.pi * when), np.cos(np.pi * when)], axis=1)
+        if "threads" in task:
+            import torch
+            print("the policy's thread has", torch.get_num_threads(), "threads of torch", flush=True)
         if "nan" in task: chunk[3, 2] = np.nan
         if "inf" in task: chunk[5, 8] = np.inf
         if "narrow" in task: chunk = chunk[:, :13]

@@ -350,7 +350,8 @@ class ChunkSchedule:
         check_measured(measured, limits)
         if old.reference is not None:
             distance = np.abs(old.reference.sample(now_ns)[0] - measured)
-            rested = self._rested[1] if self._rested and self._rested[0] is old.reference else measured
+            at_rest = self._rested  # another thread may replace it
+            rested = at_rest[1] if at_rest and at_rest[0] is old.reference else measured
             was_moved = (np.abs(rested - measured) > _MOVED * self._allowed).any()
             if (distance <= self._allowed).all() and not was_moved:
                 return old

@@ -29,16 +29,14 @@ class Finding:
     Attributes:
         kind: Which fault it is: while it stays the same, it is one fault that lasts.
         why: In words.
-        jumped_ns: By how much the clock has jumped.
     """
 
     kind: str
     why: str
-    jumped_ns: int = 0
 
 
 class Guard:
-    """Not thread-safe: whoever looks holds the lock of what is looked at.
+    """Not thread-safe: whoever looks holds the lock of the session. It computes and sends nothing.
 
     Args:
         inputs: The robot's messages.
@@ -95,8 +93,9 @@ class Guard:
         if passed >= 0 and jumped <= JUMP_NS:
             return None
         self._inputs.forget()
+        self._output.note_jump(jumped)
         session.jumps += 1
         session.due_ns = session.since_ns = now
         session.seen, session.missing = {}, {}
         way = "back" if passed < 0 else "forward"
-        return Finding("clock", f"the clock jumped {way} by {abs(jumped) / 1e9:.2f} s", jumped)
+        return Finding("clock", f"the clock jumped {way} by {abs(jumped) / 1e9:.2f} s")

@@ -15,6 +15,7 @@ is now at the present time of the clock. What goes to a controller that does not
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,10 @@ class Planned:
 
 
 class TrajectoryOutput:
-    """Sends one robot's reference. Its owner's lock is held around every call, but not around :meth:`plan`.
+    """Sends one robot's reference.
+
+    One thread at a time may call :meth:`start`, :meth:`refresh`, :meth:`send`, :meth:`chunk` and :meth:`hold`: its
+    owner holds a lock around them. Any thread may call the others at any time.
 
     Args:
         embodiment: The robot.
@@ -97,6 +101,8 @@ class TrajectoryOutput:
         scaling = embodiment.speed_scaling
         self._scaled = frozenset(embodiment.controllers if scaling is None else scaling.controllers)
         self._sent_scaling = 1.0
+        # Jumps of the clock that what is followed has not been moved by yet.
+        self._jumps: deque[int] = deque()
         self.stamp_ns: int | None = None
 
     @property
@@ -128,15 +134,27 @@ class TrajectoryOutput:
         self._from_measured = frozenset(from_measured)
         self._schedule.reset()
         self._followed = None
+        self._jumps.clear()
         self._time.restart(self._clock_ns())
+
+    def note_jump(self, jumped_ns: int) -> None:
+        """Takes note that the clock has jumped by so much: no chunk is sent from now on until the next :meth:`hold`."""
+        self._jumps.append(jumped_ns)
+
+    @property
+    def needs_refresh(self) -> bool:
+        """Whether :meth:`refresh` may have something to send."""
+        if self._followed is None or len(self._scaled) == len(self._embodiment.controllers):
+            return False
+        return abs(self._time.scaling - self._sent_scaling) >= _RESCALED
 
     def refresh(self) -> None:
         """Sends what is followed anew to controllers that do not know of the speed scaling, where that has changed."""
         scaling, now = self._time.scaling, self._clock_ns()
-        if self._followed is None or len(self._scaled) == len(self._embodiment.controllers):
+        if not self.needs_refresh:
             return
         place_ns = self._time.at(now)
-        if abs(scaling - self._sent_scaling) < _RESCALED or not self._started_ns < place_ns < self._followed.end_ns:
+        if not self._started_ns < place_ns < self._followed.end_ns:
             return
         begin_ns = place_ns - self._past_ns
         sent = self._resting(now) if self._time.is_paused else self._followed.beginning(begin_ns, self._period_ns)
@@ -183,9 +201,9 @@ class TrajectoryOutput:
         """Sends what was planned, and follows it from then on.
 
         Returns:
-            Whether it did: not if the schedule has changed since the plan was made.
+            Whether it did: not if the schedule has changed, or the clock has jumped, since the plan was made.
         """
-        if not self._schedule.is_current(planned.plan):
+        if self._jumps or not self._schedule.is_current(planned.plan):
             return False
         self._send(planned.messages)
         self._commit(planned.plan, planned.followed)
@@ -198,18 +216,15 @@ class TrajectoryOutput:
         self.send(planned)
         return planned.plan.joined
 
-    def hold(self, jumped_ns: int = 0) -> bool:
-        """Brakes to rest and stays there; returns whether there was anything to brake.
-
-        Args:
-            jumped_ns: By how much the clock has jumped since the last call of anything here.
-        """
-        now = self._clock_ns()
-        if jumped_ns:
+    def hold(self) -> bool:
+        """Brakes to rest and stays there; returns whether there was anything to brake."""
+        while self._jumps:
+            jumped_ns = self._jumps.popleft()
             self._schedule.shift(jumped_ns)
             self._time.shift(jumped_ns)
             if self._followed is not None:
                 self._followed, self._started_ns = self._followed.shifted(jumped_ns), self._started_ns + jumped_ns
+        now = self._clock_ns()
         if self._time.is_paused:
             return self._stay(now)
         plan = self._schedule.plan_hold(self._time.at(now))
@@ -250,10 +265,10 @@ class TrajectoryOutput:
 
     def _following(self, plan: Plan, now: int) -> Reference:
         """The reference of a plan, and what was followed before it, as far as a message needs it."""
-        new = plan.after.reference
-        if self._followed is None or plan.after.started_ns != self._started_ns:
+        new, followed = plan.after.reference, self._followed
+        if followed is None or plan.after.started_ns != self._started_ns:
             return new  # it begins at rest where the robot is
-        return self._followed.since(self._time.at(now) - self._past_ns).then(new)
+        return followed.since(self._time.at(now) - self._past_ns).then(new)
 
     def _messages(self, followed: Reference, plan: Plan, ahead: Reference, now: int) -> Any:
         scaling = self._time.scaling

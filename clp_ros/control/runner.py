@@ -72,8 +72,8 @@ class ChunkRunner:
         policy: What turns observations into chunks. Only the worker calls it, one chunk at a time.
         instruction: What the policy is told to do; :attr:`instruction` can be set at any time.
         pace: When chunks are made.
-        send: Sends what ``serialise`` returned. Called by the worker, the guard, and whoever deactivates or stops, not
-            at once.
+        send: Sends what ``serialise`` returned. Called by the worker, the guard, and whoever deactivates or stops, one
+            at a time.
         clock_ns: The time on the messages' clock, nanoseconds. May jump.
         tell: Tells a person: a level of the logging module, and a line.
         schedule: How chunks are joined.
@@ -132,8 +132,12 @@ class ChunkRunner:
         self._told: dict[str, float] = {}
         self._latencies: deque[float] = deque(maxlen=_RECENT_CHUNKS)
         self._cameras = tuple(camera.topic for camera in embodiment.cameras.values())
-        # Held while sending too, so that nothing is sent any more once deactivate() or stop() has returned.
+        # Guards what is below. It is held for moments only: nothing is computed or published meanwhile.
         self._gate = threading.Condition()
+        # Held while a message is published, and while a brake is computed, so that messages leave in the order in
+        # which each follows on from the last, and none leaves once deactivate() or stop() has returned. It is taken
+        # before the gate, never by a thread that holds the gate.
+        self._publishing = threading.RLock()
         self._session: Session | None = None
         self._stopped = False
         self._closing = False
@@ -200,14 +204,15 @@ class ChunkRunner:
         Returns:
             Whether it did: not after a :meth:`stop`, which lasts until :meth:`allow`.
         """
-        with self._gate:
-            if self._stopped:
-                return False
+        with self._publishing:
             now = self._clock_ns()
-            self._output.start(from_measured)
-            self._session = Session(now, now, self._inputs.newest_frames(), now, time.monotonic())
+            with self._gate:
+                if self._stopped:
+                    return False
+                self._output.start(from_measured)
+                self._session = Session(now, now, self._inputs.newest_frames(), now, time.monotonic())
+                self._gate.notify_all()
             self._log.write("activated", now, instruction=self.instruction)
-            self._gate.notify_all()
             return True
 
     def deactivate(self) -> None:
@@ -218,7 +223,7 @@ class ChunkRunner:
         """As :meth:`deactivate`; it cannot be activated until :meth:`allow`."""
         with self._gate:
             self._stopped = True
-            self._end("stopped")
+        self._end("stopped")
 
     def close(self, timeout_s: float | None = None) -> bool:
         """As :meth:`deactivate`, and ends the threads; waits for the policy if it is at work.
@@ -230,7 +235,7 @@ class ChunkRunner:
             with self._gate:
                 self._closing = True
                 self._gate.notify_all()
-                self._end("closed")
+            self._end("closed")
         finally:  # also when the stop cannot be sent any more
             self._inputs.wake()
             self._watcher.join()
@@ -240,8 +245,9 @@ class ChunkRunner:
 
     def _end(self, event: str) -> None:
         with self._gate:
-            if self._session is not None:
-                self._session = None
+            ended, self._session = self._session, None
+        with self._publishing:  # what is being published leaves first; nothing else does
+            if ended is not None:
                 self._output.hold()
                 self._log.write(event, self._clock_ns())
         self._inputs.wake()
@@ -291,8 +297,7 @@ class ChunkRunner:
             self._inputs.decode_ahead(now, session.seen)
             return False
         selected = self._inputs.take(now, session.seen)
-        with self._gate:
-            self._output.check_state(self._inputs.state(now))
+        self._output.check_state(self._inputs.state(now))
         session.seen = {topic: selected[topic][0] for topic in self._cameras}
         self.statistics.record("wait", (now - session.since_ns) / 1e6)
         for topic, (stamp, _) in selected.items():
@@ -360,26 +365,26 @@ class ChunkRunner:
     def _sent(self, session: Session, now: int, jumps: int, worked_s: float, positions: np.ndarray) -> Planned | None:
         """Joins a chunk and sends it, (steps, joints) in rad or m; returns what was sent, None where it was dropped.
 
-        The gate is not held while the chunk is joined: whoever stops the robot does not wait for that.
+        No lock is held while the chunk is joined: whoever stops the robot waits for its messages to leave at most.
         """
         for _ in range(_PLANS):
-            with self._gate:
-                if not self._is_wanted(session, now, jumps, worked_s):
-                    return None
-                try:
-                    state = self._inputs.state(self._clock_ns())
-                except NotReady as missing:  # the guard brakes, and says so, when it lasts
-                    self.statistics.count("dropped stale")
-                    session.observed_ns = None  # the policy's last chunk is another one now
-                    raise Incomplete([missing]) from None
+            if not self._is_wanted(session, now, jumps, worked_s):
+                return None
+            try:
+                state = self._inputs.state(self._clock_ns())
+            except NotReady as missing:  # the guard brakes, and says so, when it lasts
+                self.statistics.count("dropped stale")
+                session.observed_ns = None  # the policy's last chunk is another one now
+                raise Incomplete([missing]) from None
             planned = self._output.plan(positions, now, state)
-            with self._gate:
-                if not self._is_wanted(session, now, jumps, worked_s):
-                    return None
-                if not self._output.send(planned):
-                    continue  # something else was sent meanwhile
-                session.observed_ns, session.due_ns = now, self._due_ns(now, len(positions), planned)
-                told, session.told, session.fault, session.holding = session.told, False, None, None
+            with self._publishing:
+                with self._gate:
+                    is_same = self._session is session and session.jumps == jumps
+                if not is_same or self._too_old(now, worked_s) is not None or not self._output.send(planned):
+                    continue  # it was stopped, or something else was sent meanwhile
+                with self._gate:
+                    session.observed_ns, session.due_ns = now, self._due_ns(now, len(positions), planned)
+                    told, session.told, session.fault, session.holding = session.told, False, None, None
             if told:
                 self._tell(logging.INFO, "sending again")
             return planned
@@ -394,26 +399,33 @@ class ChunkRunner:
         return self._pace.due_ns(self._schedule.mode, observed_ns, splice_ns, steps, period_ns, expected_s)
 
     def _is_wanted(self, session: Session, now: int, jumps: int, worked_s: float) -> bool:
-        """Whether a chunk may still be sent; counts one that may not. The gate must be held."""
-        if self._session is not session:
+        """Whether a chunk may still be sent; counts one that may not. No lock may be held: it may have to brake."""
+        with self._gate:
+            is_over = self._session is not session
+            jumped = None if is_over else self._guard.clock(session)
+        if is_over:
             self.statistics.count("dropped deactivated")
             return False
-        if (jumped := self._guard.clock(session)) is not None:
+        if jumped is not None:
             self._found(session, jumped)
         if session.jumps != jumps or self._output.is_paused:
             self.statistics.count("dropped stale")
             session.observed_ns = None
             return False
-        latency = (self._clock_ns() - now) / 1e9
-        if worked_s > self._watch.policy_timeout_s:
-            why = f"the policy was at work for {worked_s:.2f} s, policy_timeout is {self._watch.policy_timeout_s:g} s"
-        elif not 0 <= latency <= self._pace.max_latency_s:
-            why = f"its observation was {latency:.2f} s old, max_latency is {self._pace.max_latency_s:g} s"
-        else:
+        if (why := self._too_old(now, worked_s)) is None:
             return True
         self.statistics.count("dropped stale")
         self._fault(session, "stale", f"a chunk was dropped: {why}")
         return False
+
+    def _too_old(self, observed_ns: int, worked_s: float) -> str | None:
+        """Why a chunk is too old to be sent; None where it is not."""
+        latency = (self._clock_ns() - observed_ns) / 1e9
+        if worked_s > self._watch.policy_timeout_s:
+            return f"the policy was at work for {worked_s:.2f} s, policy_timeout is {self._watch.policy_timeout_s:g} s"
+        if not 0 <= latency <= self._pace.max_latency_s:
+            return f"its observation was {latency:.2f} s old, max_latency is {self._pace.max_latency_s:g} s"
+        return None
 
     def _continuing(self, session: Session, now: int) -> dict[str, int]:
         """What a policy needs to continue its last chunk, in mode ``rtc``."""
@@ -434,19 +446,30 @@ class ChunkRunner:
                 if session is None:
                     continue
                 try:
-                    if (found := self._guard.look(session, self._working_s)) is not None:
-                        self._found(session, found)
-                    self._output.refresh()
+                    found, failed = self._guard.look(session, self._working_s), None
                 except Exception as error:  # noqa: BLE001 - nobody would watch the robot any more, and nobody know
-                    try:
-                        self._output.hold()
-                    finally:
-                        self._give_up(f"the guard failed: {type(error).__name__}: {error}")
+                    found, failed = None, error
+            try:
+                if failed is not None:
+                    raise failed
+                if found is not None:
+                    self._found(session, found)
+                if self._output.needs_refresh:
+                    with self._publishing:
+                        if self._session is session:
+                            self._output.refresh()
+            except Exception as error:  # noqa: BLE001 - as above
+                try:
+                    with self._publishing:
+                        if self._session is session:
+                            self._output.hold()
+                finally:
+                    self._give_up(session, f"the guard failed: {type(error).__name__}: {error}")
 
     def _found(self, session: Session, found: Finding) -> None:
-        self._fault(session, found.kind, found.why, jumped_ns=found.jumped_ns)
+        self._fault(session, found.kind, found.why)
 
-    def _fault(self, session: Session, kind: str, why: str, hold: bool = True, jumped_ns: int = 0) -> None:
+    def _fault(self, session: Session, kind: str, why: str, hold: bool = True) -> None:
         """Brakes the robot, says why, and counts: once for what lasts, each time for a chunk that fails."""
         with self._gate:
             if self._session is not session:
@@ -455,23 +478,33 @@ class ChunkRunner:
             session.fault, session.holding = kind, why
             now = self._clock_ns()
             session.observed_ns = None  # whatever the policy made last, it was not sent
-            if hold and self._output.hold(jumped_ns):
+            session.faults += kind != PAUSED and not lasting
+            faults = session.faults
+        if hold:
+            with self._publishing:
+                is_braked = self._session is session and self._output.hold()
+            if is_braked:
                 self.statistics.count("held")
                 self._log.write("hold", now, why=why)
-            if lasting:
-                return
-            session.faults += kind != PAUSED
-            self._log.write("fault", now, kind=kind, why=why)
-            same = _NUMBER.sub("#", why)
-            if time.monotonic() - self._told.get(same, -TELL_AGAIN_S) >= TELL_AGAIN_S:
+        if lasting:
+            return
+        self._log.write("fault", now, kind=kind, why=why)
+        same = _NUMBER.sub("#", why)
+        with self._gate:
+            is_told = time.monotonic() - self._told.get(same, -TELL_AGAIN_S) < TELL_AGAIN_S
+            if not is_told:
                 self._told[same] = time.monotonic()
                 session.told = True
-                self._tell(logging.WARNING, f"holding: {why}")
-            if kind != PAUSED and self._watch.max_faults and session.faults >= self._watch.max_faults:
-                self._give_up(f"{session.faults} faults since the activation, the last: {why}")
+        if not is_told:
+            self._tell(logging.WARNING, f"holding: {why}")
+        if kind != PAUSED and self._watch.max_faults and faults >= self._watch.max_faults:
+            self._give_up(session, f"{faults} faults since the activation, the last: {why}")
 
-    def _give_up(self, why: str) -> None:
-        """Sends nothing any more, and tells the owner; with the gate held."""
-        self._session = None
+    def _give_up(self, session: Session, why: str) -> None:
+        """Sends nothing any more, and tells the owner."""
+        with self._gate:
+            if self._session is not session:
+                return  # somebody else has ended it
+            self._session = None
         self._log.write("failed", self._clock_ns(), why=why)
         threading.Thread(target=self._failed, args=(why,), name="failed", daemon=True).start()

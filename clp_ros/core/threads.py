@@ -14,11 +14,14 @@ _VARIABLE = "OMP_NUM_THREADS"
 _default: int | None = None  # torch's own, before it was told otherwise
 
 
-def set_threads(number: int) -> None:
+def set_threads(number: int) -> int | None:
     """Lets torch compute with so many threads from now on, in threads that are started after this too.
 
     Args:
         number: How many; 0: as many as torch takes by itself.
+
+    Returns:
+        How many torch computes with now, by its own account; None where it was never told otherwise.
 
     Raises:
         ClpError: It is negative.
@@ -29,11 +32,12 @@ def set_threads(number: int) -> None:
             f"threads is {number}", fix="give a number of threads, or 0 for as many as torch takes by itself"
         )
     if not number and _default is None:
-        return
+        return None
     import torch
 
     _default = _default or torch.get_num_threads()
     torch.set_num_threads(number or _default)
+    return torch.get_num_threads()
 
 
 @contextmanager

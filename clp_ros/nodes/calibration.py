@@ -115,7 +115,8 @@ class CalibrationNode(Node):
         from clp_ros.pruning.plan import default_plan
         from clp_ros.report.calibration_report import write_calibration
 
-        set_threads(self.get_parameter("threads").value)
+        if (threads := set_threads(self.get_parameter("threads").value)) is not None:
+            self.get_logger().info(f"torch computes with {threads} threads")
         checkpoint = checkpoint_folder(self)
         output = output_folder(self, checkpoint, "calibration")
         overwrite = self.get_parameter("overwrite").value

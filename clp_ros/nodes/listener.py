@@ -32,10 +32,11 @@ def published_otherwise(node: Node, topic: str, kinds: Mapping[str, str]) -> str
     return f" (it is published as {found}, not as {kinds[topic]}{': ' if advice else ''}{advice})"
 
 
-class _TakenHere(ReentrantCallbackGroup):
+class TakenHere(ReentrantCallbackGroup):
     """Leaves what is in it out of the node's executor."""
 
     def can_execute(self, entity: Any) -> bool:
+        """Never."""
         return False
 
 
@@ -67,7 +68,7 @@ class Listener:
         self._node = node
         self._receive = receive
         self._closing = threading.Event()
-        group = _TakenHere()
+        group = TakenHere()
         # By the name it was asked for: a subscription's own may be a remapped one.
         self._subscriptions = {
             topic: node.create_subscription(

@@ -46,6 +46,7 @@ from clp_ros.nodes import policy_settings as settings
 from clp_ros.nodes.controllers import ControllerNodes
 from clp_ros.nodes.diagnostics import Diagnostics, Level, Report
 from clp_ros.nodes.joint_trajectory import serialized_joint_trajectory
+from clp_ros.nodes.latched import LatchedStates
 from clp_ros.nodes.lifecycle import REFUSALS, BusyError, ManagedNode
 from clp_ros.nodes.listener import Listener, published_otherwise
 from clp_ros.nodes.messages import INPUT_TYPES
@@ -138,19 +139,8 @@ class PolicyNode(ManagedNode):
         """Starts sending, and ends a stop that was before, once every input is alive."""
         self._fault = None
         self.runner.allow()
-        deadline = time.monotonic() + self.get_parameter("activate_timeout").value
-        while missing := self._inputs.missing(self._now_ns()):
-            if self.runner.stopped or not self.context.ok():
-                return TransitionCallbackReturn.FAILURE
-            if time.monotonic() > deadline:
-                kinds = self._embodiment.topics
-                if self._now_ns() == 0:
-                    self._fault = "no time on /clock, which use_sim_time asks for: publish it (ros2 bag play --clock)"
-                else:
-                    self._fault = "; ".join(f"{one}{published_otherwise(self, one.topic, kinds)}" for one in missing)
-                self.get_logger().error(f"not activated: {self._fault}")
-                return TransitionCallbackReturn.FAILURE
-            time.sleep(_POLL_S)
+        if not self._wait_for_inputs():
+            return TransitionCallbackReturn.FAILURE
         try:
             controllers = self._controllers.check(lambda: self.runner.stopped or not self.context.ok())
         except ClpError as error:
@@ -166,6 +156,32 @@ class PolicyNode(ManagedNode):
             super().on_deactivate(state)
             return TransitionCallbackReturn.FAILURE
         return result
+
+    def _wait_for_inputs(self) -> bool:
+        """Waits until every input is alive; returns whether it is, and logs what is missing where time is up."""
+        deadline = time.monotonic() + self.get_parameter("activate_timeout").value
+        latched = LatchedStates(self, self._embodiment, partial(self._receive, self._inputs))
+        try:
+            while missing := self._inputs.missing(self._now_ns()):
+                if self.runner.stopped or not self.context.ok():
+                    return False
+                if time.monotonic() > deadline:
+                    kinds = self._embodiment.topics
+                    if self._now_ns() == 0:
+                        self._fault = (
+                            "no time on /clock, which use_sim_time asks for: publish it (ros2 bag play --clock)"
+                        )
+                    else:
+                        advice = (published_otherwise(self, one.topic, kinds) or latched.advice(one) for one in missing)
+                        self._fault = "; ".join(map("{}{}".format, missing, advice))
+                    self.get_logger().error(f"not activated: {self._fault}")
+                    return False
+                for one in missing:
+                    latched.take(one.topic)
+                time.sleep(_POLL_S)
+        finally:
+            latched.close()
+        return True
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Brakes the robot to rest; nothing is sent any more when this returns."""
@@ -214,7 +230,8 @@ class PolicyNode(ManagedNode):
         embodiment = given_embodiment(self)
         task = load_task(self._given("task", "a name under config/tasks, or an instruction"), embodiment)
         self.get_logger().info(f"loading {checkpoint}")
-        set_threads(settings.threads(self))  # before anything computes
+        if (threads := set_threads(settings.threads(self))) is not None:  # before anything computes
+            self.get_logger().info(f"torch computes with {threads} threads")
         import cv2  # noqa: F401 - takes a second, which the first image would have to wait
 
         self._controllers = ControllerNodes(self, embodiment)  # discovered while the policy is loaded

@@ -2,7 +2,8 @@
 """The simulation node: a MuJoCo robot behind the topics of the real one.
 
 Cameras and joint states go out, each controller's trajectories come in and are followed by a
-joint_trajectory_controller's rules. One thread does it all; a computer that is too slow leaves pictures out.
+joint_trajectory_controller's rules. One thread does it all; a computer that is too slow leaves pictures out. A second
+one answers for the controllers' parameters.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from clp_ros.core.settings import did_you_mean
 from clp_ros.messages.images import JPEG_FORMAT, encode_jpeg
 from clp_ros.nodes.messages import INPUT_TYPES, NANOSECONDS, image_message
 from clp_ros.nodes.parameters import declare, given_embodiment
+from clp_ros.nodes.simulated_controllers import SimulatedControllerNodes
 from clp_ros.nodes.spin import main as run_node
 from clp_ros.nodes.topics import LATCHED
 from clp_ros.robots.embodiment import Camera
@@ -81,6 +83,8 @@ class SimulationNode(Node):
         self._began_ns = NANOSECONDS if clock else self.get_clock().now().nanoseconds
         self._sources = self._advertise()
         self._describe()
+        parameters = self.robot.controller_parameters
+        self._controllers = SimulatedControllerNodes(self._embodiment, parameters, self.context)
         for name, controller in self._embodiment.controllers.items():
             self.create_subscription(
                 JointTrajectory, controller.topic, partial(self._receive, name), QoSProfile(depth=1)
@@ -92,6 +96,7 @@ class SimulationNode(Node):
     def destroy_node(self) -> None:
         """Frees what draws first."""
         self.robot.close()
+        self._controllers.close()
         super().destroy_node()
 
     def _advertise(self) -> list[_Event]:

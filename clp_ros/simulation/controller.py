@@ -119,6 +119,17 @@ class TrajectoryController:
         self._following: _Following | None = None
         self._next: Command | None = None
 
+    @property
+    def parameters(self) -> dict[str, str | bool | list[str]]:
+        """The ROS parameters that a joint_trajectory_controller that does the same has."""
+        return {
+            "joints": list(self.joints),
+            "allow_partial_joints_goal": self._partial,
+            "allow_nonzero_velocity_at_trajectory_end": self._moving_end,
+            "interpolate_from_desired_state": self._from_desired,
+            "interpolation_method": "splines",
+        }
+
     def receive(self, command: Command, now_ns: int) -> None:
         """Takes a message; it is followed from the next :meth:`sample` on.
 

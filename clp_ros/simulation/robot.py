@@ -116,6 +116,11 @@ class SimulatedRobot:
         """
         self._controllers.controllers[controller].receive(command, now_ns)
 
+    @property
+    def controller_parameters(self) -> dict[str, dict[str, Any]]:
+        """The ROS parameters of every controller, by its name in the embodiment."""
+        return {name: one.parameters for name, one in self._controllers.controllers.items()}
+
     def step(self, time_ns: int) -> None:
         """Lets it move up to a time, at the model's own step; the controllers command it at each."""
         if self._time_ns is None or not 0 <= time_ns - self._time_ns < _BEHIND_NS:

@@ -766,6 +766,41 @@ def test_whoever_stops_the_robot_does_not_wait_for_a_chunk_that_is_being_joined(
     assert rig.runner.close(20)
 
 
+def test_a_stop_while_a_message_leaves_has_the_last_word_and_the_guard_goes_on(embodiment: Embodiment) -> None:
+    rig = Rig(embodiment, Pace(0), moving)
+    leaving, go_on = threading.Event(), threading.Event()
+
+    def send(messages: Any) -> None:
+        if len(rig.sent) == 1:
+            leaving.set()
+            assert go_on.wait(20)
+        rig.sent.append(messages)
+
+    rig.runner._output._send = send
+    rig.started()
+    in_motion(rig)
+    rig.frames()
+    assert leaving.wait(20)
+    # A joint that leaves its limits is noticed though the chunk has not left yet.
+    rig.now += PERIOD_NS
+    rig.add(*rig.joints, position=3.0)
+    until(lambda: rig.runner.holding)
+    assert len(rig.sent) == 1
+    stopping = threading.Thread(target=rig.runner.stop)
+    stopping.start()
+    until(lambda: rig.runner.stopped and rig.runner.holding is None)
+    time.sleep(0.05)
+    assert stopping.is_alive()  # it has not returned before the brake has left
+    go_on.set()
+    stopping.join(20)
+    assert len(rig.sent) == 3
+    assert_brakes(from_now(rig.sent[2], rig.now), rig.sent[1])
+    assert not rig.runner.activate()
+    rig.frames()
+    rig.quiet()
+    assert rig.runner.close(20)
+
+
 def test_a_chunk_is_joined_anew_if_something_was_sent_meanwhile(embodiment: Embodiment) -> None:
     rig = Rig(embodiment, Pace(0), moving).started()
     in_motion(rig)

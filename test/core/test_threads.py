@@ -25,7 +25,7 @@ def test_a_number_holds_until_it_is_torchs_own_again() -> None:
     set_threads(0)
     assert torch.get_num_threads() == before
     for number in (3, 2):
-        set_threads(number)
+        assert set_threads(number) == number
         assert torch.get_num_threads() == threads_elsewhere() == number
     set_threads(0)
     assert torch.get_num_threads() == threads_elsewhere() == before

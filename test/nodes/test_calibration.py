@@ -82,7 +82,8 @@ def test_a_bag_becomes_a_folder_and_topics_while_the_node_answers(
     output = tmp_path / "calibration"
     statuses = peer.hear_diagnostics("calibration")
     done = peer.hear(String, "/calibration/done", LATCHED)
-    with start(checkpoint=tiny_checkpoint, bag=BAG, samples=40, output=output) as node:
+    # A process has one thread by the environment, see ros_tools.
+    with start(checkpoint=tiny_checkpoint, bag=BAG, samples=40, output=output, threads=2) as node:
         # Everything answers while the policy is loaded and while frames go through it.
         answers = 0
         while not done:
@@ -104,6 +105,7 @@ def test_a_bag_becomes_a_folder_and_topics_while_the_node_answers(
             "report.html",
         ]
         check_topics(peer, output)
+        assert "torch computes with 2 threads" in node.log
         late = peer.hear(String, "/calibration/done", LATCHED)
         assert wait_for(lambda: late, "done, for one who comes late") == done
         (reason,) = peer.set_parameters("/calibration", samples=3)

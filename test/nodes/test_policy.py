@@ -134,6 +134,14 @@ def test_a_real_checkpoint_drives_the_robot(
         assert "Traceback" not in node.log
 
 
+def test_the_policy_computes_with_the_threads_that_it_is_given(start: StartNode, driver: Driver, robot: Robot) -> None:
+    with start(task="count threads", threads=3) as node:  # a process has one by the environment, see ros_tools
+        driver.up()
+        driver.expect_chunks()
+        assert "torch computes with 3 threads" in node.log
+        assert "the policy's thread has 3 threads of torch" in node.log
+
+
 def test_a_clock_that_never_came_is_named(start: StartNode, driver: Driver, robot: Robot) -> None:
     with start(use_sim_time=True, activate_timeout=1.0) as node:
         assert driver.change(Transition.TRANSITION_CONFIGURE)

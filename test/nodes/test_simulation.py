@@ -5,6 +5,7 @@ import importlib.util
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from clp_ros.core.resources import resource_path
+from clp_ros.nodes.controllers import ControllerNodes
 from clp_ros.nodes.simulation import PARAMETERS
 from clp_ros.nodes.topics import LATCHED
 from clp_ros.robots.embodiment import load_embodiment
@@ -60,6 +62,19 @@ def test_it_is_the_robot(simulation: NodeProcess, peer: Peer) -> None:
     assert picture.shape == (480, 640, 3)
     assert 1 <= states[0].header.stamp.sec < 1000  # its own clock
     assert 1 <= times[0].clock.sec < 1000
+
+    # Each controller's node answers for its parameters, as the policy node asks when it is activated.
+    logged: list[str] = []
+    peer.node.declare_parameter("controller_wait", 20.0)
+    peer.node.get_logger = lambda: SimpleNamespace(warning=logged.append, info=logged.append)
+    asking = ControllerNodes(peer.node, EMBODIMENT)
+    facts = asking.check(lambda: False)
+    asking.close()
+    assert {name: one.joints for name, one in facts.items()} == {"arm": tuple(NAMES[:6]), "gripper": tuple(NAMES[6:])}
+    assert {(one.from_desired, one.moving_end, one.interpolation) for one in facts.values()} == {
+        (True, False, "splines")
+    }
+    assert logged == []
 
     goal = home[:6] + 0.2
     publisher.publish(trajectory(list(goal), 1.0))

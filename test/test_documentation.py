@@ -17,7 +17,8 @@ from clp_ros.robots.embodiment import load_embodiment
 from clp_ros.robots.task import load_task, read_task
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("doc/*.md")), ROOT / "rosbags" / "README.md"]
+INDEX = ROOT / "doc" / "README.md"
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("doc/**/*.md")), ROOT / "rosbags" / "README.md"]
 NODES = ("calibration", "pruning", "policy")
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -148,9 +149,10 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(target.read_text()), link
 
 
-def test_every_page_is_linked_from_the_readme() -> None:
-    linked = {(ROOT / link).resolve() for link in links((ROOT / "README.md").read_text())}
-    assert {page for page in PAGES if page.name != "README.md"} <= linked
+def test_every_page_is_linked_from_the_index() -> None:
+    assert INDEX in {(ROOT / link).resolve() for link in links((ROOT / "README.md").read_text())}
+    linked = {(INDEX.parent / link).resolve() for link in links(INDEX.read_text())}
+    assert set(PAGES) - {ROOT / "README.md", INDEX} <= linked
 
 
 @every_page
@@ -199,7 +201,7 @@ def code_words(cell: str) -> set[str]:
 
 
 def test_launch_files_of_the_reference_are_those_there() -> None:
-    text = section((ROOT / "doc" / "ros-graph.md").read_text(), "Launch files")
+    text = section((ROOT / "doc" / "reference" / "ros-graph.md").read_text(), "Launch files")
     rows, robots = table(text, "file"), table(text, "robot")
     tasks = {file: robot for robot, cells in robots.items() for file in re.findall(r"`(\w+\.launch\.py)`", cells[1])}
     assert {*rows, *robots, *tasks} == {path.name for path in ROOT.glob("launch/*.launch.py")}
@@ -216,7 +218,7 @@ def test_launch_files_of_the_reference_are_those_there() -> None:
 
 @pytest.mark.parametrize("node", NODES)
 def test_parameters_of_the_reference_are_those_there(node: str) -> None:
-    rows = table(section((ROOT / "doc" / "ros-graph.md").read_text(), node), "parameter")
+    rows = table(section((ROOT / "doc" / "reference" / "ros-graph.md").read_text(), node), "parameter")
     parameters = node_parameters(node)
     assert set(rows) == set(parameters)
     for name, (default, *_) in rows.items():
@@ -229,7 +231,7 @@ def test_parameter_files_hold_the_defaults(node: str) -> None:
     assert document["/**"]["ros__parameters"] == node_parameters(node)
 
 
-@pytest.mark.parametrize("page", ["your-robot", "tutorial"])
+@pytest.mark.parametrize("page", ["reference/embodiment", "tutorial/bag-to-pruned-checkpoint"])
 def test_yaml_is_what_the_loaders_take(page: str, tmp_path: Path) -> None:
     embodiment, *tasks = blocks((ROOT / "doc" / f"{page}.md").read_text(), "yaml")
     (tmp_path / "robot.yaml").write_text(embodiment)
@@ -244,7 +246,7 @@ def test_every_key_of_an_embodiment_and_a_task_is_explained() -> None:
     from clp_ros.robots.embodiment import Camera, Controller, Embodiment, Joint, JointStates, Sync
     from clp_ros.robots.task import Task
 
-    text = (ROOT / "doc" / "your-robot.md").read_text()
+    text = (ROOT / "doc" / "reference" / "embodiment.md").read_text()
     explained = {name.split(".")[-1].split(": ")[-1] for name in re.findall(r"^\| (.*?) \|", text, re.MULTILINE)
                  for name in re.findall(r"`([^`]+)`", name)}  # fmt: skip
     for schema in (Embodiment, Camera, JointStates, Controller, Joint, Sync, Task):

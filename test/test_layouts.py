@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every layout of a checkpoint that stock lerobot (or a hub, or a trainer) writes, through every command.
 
-Each is built small, by lerobot's own classes wherever they can write it. What is seen is what doc/checkpoints.md says.
+Each is built small, by lerobot's own classes wherever they can write it. What is seen is what doc/how-to/checkpoints.md says.
 """
 
 import json
@@ -309,7 +309,7 @@ def robot(folder: Path, slots: tuple[str, ...]) -> str:
 
 
 def table_rows() -> list[str]:
-    page = (ROOT / "doc" / "checkpoints.md").read_text(encoding="utf-8")
+    page = (ROOT / "doc" / "how-to" / "checkpoints.md").read_text(encoding="utf-8")
     start = page.index("| policy | layout |")
     return page[start : page.index("\n\n", start)].splitlines()
 
@@ -384,13 +384,13 @@ def test_an_adapter_is_merged_as_the_page_shows(
     assert main(["inspect", str(adapter)]) == 1
     told = capsys.readouterr().err
     assert f"a PEFT adapter of {base}" in told
-    assert "doc/checkpoints.md" in told
+    assert "doc/how-to/checkpoints.md" in told
     (program,) = re.findall(
-        r"^```python\n(.*?)^```", (ROOT / "doc/checkpoints.md").read_text(), re.DOTALL | re.MULTILINE
+        r"^```python\n(.*?)^```", (ROOT / "doc/how-to/checkpoints.md").read_text(), re.DOTALL | re.MULTILINE
     )
     monkeypatch.chdir(tmp_path)
     with quiet():
-        exec(compile(program, "doc/checkpoints.md", "exec"), {})
+        exec(compile(program, "doc/how-to/checkpoints.md", "exec"), {})
     before, merged = (load_file(folder / "model.safetensors") for folder in (saved, tmp_path / "merged"))
     assert merged.keys() == before.keys()
     changed = {name for name in before if not torch.equal(before[name], merged[name])}

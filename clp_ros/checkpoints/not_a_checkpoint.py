@@ -50,7 +50,7 @@ def refuse_missing_weights(folder: Path, files: Collection[str], pickles: Collec
         raise ClpError(
             f"this is a PEFT adapter of {base or 'a base it does not name'}, not a whole policy",
             where=folder,
-            fix="merge it into its base first, as doc/checkpoints.md shows",
+            fix="merge it into its base first, as doc/how-to/checkpoints.md shows",
         )
     if weights := sorted(name for name in pickles if "/" not in name and "model" in name.lower()) or sorted(pickles):
         raise ClpError(

@@ -51,5 +51,5 @@ class ProcessorShare:
             self._tell(
                 f"the policy waits for the processor: a chunk took {took:.2f} s, its thread ran for {had:.2f} s of it; "
                 "other programs, or more threads than free cores, slow it down "
-                "(hint: set the parameter threads to the number of free cores, see doc/threads.md)"
+                "(hint: set the parameter threads to the number of free cores, see doc/how-to/threads.md)"
             )

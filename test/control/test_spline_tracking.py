@@ -111,7 +111,7 @@ def test_the_program_is_solved(seed: int, noise: float, share: float, speed: flo
 
 
 def test_noise_becomes_less_and_a_smooth_chunk_stays() -> None:
-    """The figures of doc/measurements.md: 1 and 5 mrad of noise, in the middle of a chunk of 50 steps."""
+    """The figures of doc/reference/measurements: 1 and 5 mrad of noise, in the middle of a chunk of 50 steps."""
     bound = limits(acceleration=20.0)
     at = (np.arange(50) + 0.3) * PERIOD
     smooth = 0.3 * (1 - np.cos(2 * at))[:, None]

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every layout of a checkpoint that stock lerobot (or a hub, or a trainer) writes, through every command.
 
-Each is built small, by lerobot's own classes wherever they can write it. What is seen is what doc/how-to/checkpoints.md says.
+Each is built small, by lerobot's own classes wherever they can write it.
+The result of each command is what doc/how-to/checkpoints.md says.
 """
 
 import json

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every fault of doc/reference/ros-graph.md ("When it holds"), injected over real DDS: what is sent after it, and how it ends."""
+"""Every fault in the table of doc/reference/ros-graph.md, injected over real DDS: what is sent, and how it ends."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -76,6 +76,7 @@ test-lerobot-0.5: $(READY_05)
 lint: $(READY)
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/mypy
 
 setup: $(READY)
 

@@ -30,6 +30,7 @@ setup(
     maintainer=MAINTAINER.text,
     maintainer_email=MAINTAINER.get("email"),
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
+    package_data={"": ["py.typed", "*.pyi"]},
     data_files=data_files(),
     python_requires=">=3.12",
     # The ranges it may work with; the requirements files pin the versions it is tested with, for either lerobot.
@@ -38,6 +39,7 @@ setup(
         "daqp>=0.8,<0.12",
         "huggingface_hub>=1.0,<2",
         "Jinja2>=3",
+        "lazy_loader>=0.4,<1",
         "lerobot[pi,smolvla,training]>=0.5.1,<0.7",
         "matplotlib>=3.10",
         "mcap>=1.2,<2",

@@ -39,7 +39,7 @@ ROSDEP_KEYS = {
     "transformers": "python3-transformers-pip",
     "yaml": "python3-yaml",
 }
-NO_ROSDEP_KEY = {"backports", "daqp", "lerobot", "mcap", "mujoco", "safetensors", "tokenizers"}
+NO_ROSDEP_KEY = {"backports", "daqp", "lazy_loader", "lerobot", "mcap", "mujoco", "safetensors", "tokenizers"}
 PYPI_NAMES = {"PIL": "pillow", "backports": "backports.zstd", "cv2": "opencv-python-headless", "yaml": "PyYAML"}
 # Python 3.14's, where backports.zstd is not needed.
 LATER_STANDARD_LIBRARY = {"compression"}
@@ -189,9 +189,11 @@ def test_everything_is_installed(kind: str, tree: Path, request: pytest.FixtureR
         assert expected <= {path.relative_to(share / "clp_ros") for path in (share / "clp_ros").rglob("*")}
     for folder in ("dds", "embodiments", "nodes", "tasks"):
         assert any((share / "clp_ros" / "config" / folder).iterdir())
-    modules = {path.relative_to(tree) for path in (tree / "clp_ros").rglob("*.py")}
+    modules = {path.relative_to(tree) for path in (tree / "clp_ros").rglob("*.py*") if path.parent.name != "__pycache__"}
     assert modules == {
-        path.relative_to(site_packages(prefix)) for path in site_packages(prefix).rglob("clp_ros/**/*.py")
+        path.relative_to(site_packages(prefix))
+        for path in site_packages(prefix).rglob("clp_ros/**/*.py*")
+        if path.parent.name != "__pycache__"
     }
     programs = prefix / ("lib/clp_ros" if kind == "colcon" else "bin")
     assert {path.name for path in programs.iterdir()} == EXECUTABLES

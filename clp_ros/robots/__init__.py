@@ -1,2 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A robot as a policy sees it: its topics, its joints, observations and trajectories."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

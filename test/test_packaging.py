@@ -189,7 +189,9 @@ def test_everything_is_installed(kind: str, tree: Path, request: pytest.FixtureR
         assert expected <= {path.relative_to(share / "clp_ros") for path in (share / "clp_ros").rglob("*")}
     for folder in ("dds", "embodiments", "nodes", "tasks"):
         assert any((share / "clp_ros" / "config" / folder).iterdir())
-    modules = {path.relative_to(tree) for path in (tree / "clp_ros").rglob("*.py*") if path.parent.name != "__pycache__"}
+    modules = {
+        path.relative_to(tree) for path in (tree / "clp_ros").rglob("*.py*") if path.parent.name != "__pycache__"
+    }
     assert modules == {
         path.relative_to(site_packages(prefix))
         for path in site_packages(prefix).rglob("clp_ros/**/*.py*")

@@ -4,7 +4,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 from pydantic import BaseModel, Field
@@ -188,7 +188,7 @@ def read_metadata(folder: Path) -> BagInfo:
     return BagInfo(
         path=folder,
         storage_id=storage_id,
-        compression=compression,
+        compression=cast(Literal["", "file", "message"], compression),
         topics=topics,
         start_ns=start_ns,
         end_ns=start_ns + metadata.duration.nanoseconds,

@@ -7,7 +7,7 @@ import importlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import chain
@@ -37,7 +37,7 @@ __all__ = ["BagReader", "Message", "Topic", "open_bag"]
 
 BackendName = Literal["rosbag2_py", "rosbags"]
 
-_BACKENDS: dict[str, tuple[str, str]] = {
+_BACKENDS: dict[BackendName, tuple[str, str]] = {
     "rosbag2_py": ("clp_ros.bags.rosbag2_backend", "Rosbag2Backend"),
     "rosbags": ("clp_ros.bags.rosbags_backend", "RosbagsBackend"),
 }
@@ -159,13 +159,15 @@ class BagReader:
             fix="copy metadata.yaml again, or write compression_mode: MESSAGE and compression_format: zstd into it",
         )
 
-    def _serialized(self, wanted: frozenset[str]) -> Iterator[tuple[str, int, bytes]]:
+    def _serialized(self, wanted: frozenset[str]) -> Generator[tuple[str, int, bytes]]:
         """The files' messages merged by receive time."""
         files = self._info.files
         with ExitStack() as stack:
             streams = [stack.enter_context(closing(self._from_file(file, wanted))) for file in files]
             if any(file.start_ns is None for file in files):
-                merged = chain.from_iterable(streams)  # before version 5 only the order of the files is known
+                merged: Iterable[tuple[int, tuple[str, int, bytes] | None]] = chain.from_iterable(
+                    streams
+                )  # before version 5 only the order of the files is known
             else:
                 merged = heapq.merge(*streams, key=itemgetter(0))
             for _, message in merged:
@@ -174,7 +176,7 @@ class BagReader:
 
     def _from_file(
         self, file: StorageFile, wanted: frozenset[str]
-    ) -> Iterator[tuple[int, tuple[str, int, bytes] | None]]:
+    ) -> Generator[tuple[int, tuple[str, int, bytes] | None]]:
         # The first item carries the start time only: the merge then opens a file no earlier than it needs to.
         yield file.start_ns or 0, None
         with closing(self._backend.read(self._info, file, wanted)) as messages:
@@ -244,7 +246,7 @@ def _load_backend(name: BackendName | None) -> Backend:
     if name is not None and name not in _BACKENDS:
         raise ClpError(f"unknown backend {name!r}", where="reading a bag", fix=f"use {' or '.join(_BACKENDS)}")
     reasons = []
-    for candidate in [name] if name else list(_BACKENDS):
+    for candidate in (name,) if name else tuple(_BACKENDS):
         module, attribute = _BACKENDS[candidate]
         try:
             return getattr(importlib.import_module(module), attribute)()

@@ -2,7 +2,7 @@
 """Storage files through ROS 2's own ``rosbag2_py``: imported only on a machine that has it."""
 
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Rosbag2Backend:
         end_ns = start_ns + metadata.duration.nanoseconds
         return BagInfo(path, storage_id, "", topics, start_ns, end_ns, (StorageFile(path, start_ns),))
 
-    def read(self, bag: BagInfo, file: StorageFile, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+    def read(self, bag: BagInfo, file: StorageFile, topics: Collection[str]) -> Generator[tuple[str, int, bytes]]:
         """Yields (topic, receive time in ns, serialized message) of one file in receive order.
 
         Raises:

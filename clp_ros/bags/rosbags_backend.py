@@ -7,7 +7,7 @@ import sqlite3
 import struct
 import sys
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class RosbagsBackend:
             )
         return BagInfo(path, storage_id, "", topics, start_ns, end_ns, (StorageFile(path, start_ns),))
 
-    def read(self, bag: BagInfo, file: StorageFile, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+    def read(self, bag: BagInfo, file: StorageFile, topics: Collection[str]) -> Generator[tuple[str, int, bytes]]:
         """Yields (topic, receive time in ns, serialized message) of one file in receive order.
 
         Raises:
@@ -161,7 +161,10 @@ def _complete(store: Typestore, standard: Typestore, kind: str) -> Typestore:
 
 
 def _used_types(store: Typestore, name: str) -> Iterator[str]:
-    for _, (node, value) in store.fielddefs[name][1]:
+    for _, field in store.fielddefs[name][1]:
+        node: Any
+        value: Any
+        node, value = field
         while node in (Nodetype.ARRAY, Nodetype.SEQUENCE):
             node, value = value[0]
         if node == Nodetype.NAME:

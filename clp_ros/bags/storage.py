@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What reading one storage file takes: the interface of the two backends."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ class Backend(Protocol):
     def inspect(self, path: Path, storage_id: str) -> BagInfo:
         """Describes a single storage file; ClpError where it cannot be read."""
 
-    def read(self, bag: BagInfo, file: StorageFile, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+    def read(self, bag: BagInfo, file: StorageFile, topics: Collection[str]) -> Generator[tuple[str, int, bytes]]:
         """Yields (topic, receive_ns, serialized message) of one file in receive order; ClpError where it is damaged."""
 
     def decode(self, bag: BagInfo, message_type: str, raw: bytes) -> Any:

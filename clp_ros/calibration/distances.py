@@ -34,7 +34,8 @@ class AdjacentDistances:
         self.num_layers = num_layers
         self.name = name
         self._device = None if device is None else torch.device(device)
-        self._sums: torch.Tensor | None = None  # (2, L-1): squared errors (a mean over features), cosines
+        # (2, L-1): squared errors (a mean over features), cosines.
+        self._sums = torch.zeros(2, num_layers - 1, dtype=torch.float64, device=self._device)
         self.tokens = 0
 
     @torch.no_grad()
@@ -43,8 +44,7 @@ class AdjacentDistances:
         states, self._device = checked_states(hidden, self.num_layers, self.name, self._device, copy=False)
         if len({x.shape for x in states}) > 1:
             raise ValueError(f"layers must share one shape, not {[tuple(x.shape) for x in states]}")
-        if self._sums is None:
-            self._sums = torch.zeros(2, self.num_layers - 1, dtype=torch.float64, device=self._device)
+        self._sums = self._sums.to(self._device)
         if len(states[0]) == 0:
             return
         rows = max(1, _CHUNK_BYTES // (8 * states[0].shape[1])) if self._device.type == "cpu" else len(states[0])
@@ -73,11 +73,9 @@ class AdjacentDistances:
         """Adds all tokens that ``other`` has seen, in place; ``other`` stays as it is."""
         if other.num_layers != self.num_layers:
             raise ValueError("cannot merge distances of different numbers of layers")
-        if other._sums is not None:
-            self._device = self._device or other._device
-            theirs = other._sums.to(self._device)
-            self._sums = theirs.clone() if self._sums is None else self._sums + theirs
-            self.tokens += other.tokens
+        self._device = self._device or other._device
+        self._sums = self._sums.to(self._device) + other._sums.to(self._device)
+        self.tokens += other.tokens
         return self
 
     @torch.no_grad()
@@ -88,8 +86,6 @@ class AdjacentDistances:
         """
         import torch.distributed as dist
 
-        if self._sums is None:
-            self._sums = torch.zeros(2, self.num_layers - 1, dtype=torch.float64, device=self._device)
         tokens = torch.tensor([self.tokens], dtype=torch.int64, device=self._device)
         dist.all_reduce(tokens, group=group)
         dist.all_reduce(self._sums, group=group)

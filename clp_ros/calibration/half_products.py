@@ -38,17 +38,17 @@ class DitheredState:
     """A layer's state, centred, and with noise.
 
     Attributes:
-        state: (tokens, dim) float32; None once no product needs it.
+        state: (tokens, dim) float32; empty once no product needs it.
         heavy: Indices of the heavy features.
-        heavy_state: (tokens, heavy features) float64: their columns of ``state``, not rounded; None with ``state``.
+        heavy_state: (tokens, heavy features) float64: their columns of ``state``, not rounded.
         mean: (dim,) float64, relative to the origin.
         scale: (dim,) float64, of the noise.
         along: (dim,) float64, the sum of the tokens of ``state``, weighted with the noise.
     """
 
-    state: torch.Tensor | None
+    state: torch.Tensor
     heavy: torch.Tensor
-    heavy_state: torch.Tensor | None
+    heavy_state: torch.Tensor
     mean: torch.Tensor
     scale: torch.Tensor
     along: torch.Tensor

@@ -58,6 +58,15 @@ class LinearCKA:
         scratch: A folder for the cross products: they are memory-mapped from a nameless file there, not allocated.
             Only for sums on the CPU.
         device: Where the sums live. The device of the first update if not given.
+
+    Example:
+        >>> import torch
+        >>> from clp_ros.calibration import LinearCKA
+        >>> states = torch.tensor([[0.0, 1.0], [2.0, 0.0], [1.0, 3.0]])
+        >>> cka = LinearCKA(3)
+        >>> cka.update([states, 2 * states + 1, states.square()])
+        >>> cka.adjacent().round(3).tolist()
+        [1.0, 0.921]
     """
 
     def __init__(
@@ -85,13 +94,13 @@ class LinearCKA:
         self._scratch = scratch
         self._device = None if device is None else torch.device(device)
         self._columns: list[slice] = []  # of each layer, where all layers stand side by side
-        self._origin: torch.Tensor | None = None  # (D,), D = sum of widths: the first token; see _rows
+        self._origin = torch.empty(0, dtype=torch.float64)  # (D,), D = sum of widths: the first token; see _rows
         self._buffer: list[list[torch.Tensor]] = [[] for _ in range(num_layers)]
         self._buffered = 0
         self._folded = 0
-        self._mean: torch.Tensor | None = None  # (D,), of the folded tokens, relative to the origin
+        self._mean = torch.empty(0, dtype=torch.float64)  # (D,), of the folded tokens, relative to the origin
         # Of each layer i: (d_i, widths of its partners j >= i); of its product with itself the upper block triangle.
-        self._products: list[torch.Tensor] | None = None
+        self._products: list[torch.Tensor] = []
 
     @property
     def tokens(self) -> int:
@@ -101,8 +110,8 @@ class LinearCKA:
     @property
     def held_bytes(self) -> int:
         """Bytes of the tensors held between updates (those in ``scratch`` too)."""
-        held = [*(x for layer in self._buffer for x in layer), *(self._products or [])]
-        return sum(x.nbytes for x in [*held, *(x for x in (self._origin, self._mean) if x is not None)])
+        held = [*(x for layer in self._buffer for x in layer), *self._products]
+        return sum(x.nbytes for x in [*held, *(self._origin, self._mean)])
 
     @torch.no_grad()
     def update(self, hidden: Sequence[torch.Tensor]) -> None:
@@ -121,7 +130,7 @@ class LinearCKA:
             raise ValueError(f"widths were {self._widths}, now {[x.shape[1] for x in states]}")
         if len(states[0]) == 0:
             return
-        if self._origin is None:
+        if not self._columns:
             self._start([x.shape[1] for x in states], torch.cat([x[0].double() for x in states]))
         self._append([[x] for x in states])
 
@@ -136,14 +145,14 @@ class LinearCKA:
             raise ValueError("cannot merge an accumulator with itself")
         if (other.num_layers, other.pairs) != (self.num_layers, self.pairs):
             raise ValueError("cannot merge accumulators of different layers or pairs")
-        if other._origin is None:
+        if not other._columns:
             return self
-        if self._origin is None:
+        if not self._columns:
             self._device = self._device or other._device
             self._start(other._widths, other._origin.to(self._device, copy=True))
         if self._widths != other._widths:
             raise ValueError(f"cannot merge widths {other._widths} into {self._widths}")
-        if other._products is not None:
+        if other._products:
             self._fold()
             shift = (other._origin.to(self._device) - self._origin) + other._mean.to(self._device)
             self._add_products(self._combined_mean(shift, other._folded)[None])
@@ -165,7 +174,7 @@ class LinearCKA:
         """
         import torch.distributed as dist
 
-        mine = (self.num_layers, self.pairs, self._widths, self._buffered, self._products is None)
+        mine = (self.num_layers, self.pairs, self._widths, self._buffered, not self._products)
         everyone: list = [None] * dist.get_world_size(group)
         dist.all_gather_object(everyone, mine, group=group)
         seen = [rank for rank, other in enumerate(everyone) if other[2]]
@@ -176,7 +185,7 @@ class LinearCKA:
             raise ValueError("cannot merge accumulators of different layers, widths or pairs")
         first = seen[0] if group is None else dist.get_global_rank(group, seen[0])
         origin = torch.zeros(sum(widths), dtype=torch.float64, device=self._device)
-        if self._origin is None:
+        if not self._columns:
             self._start(widths, origin.clone())
         else:
             origin.copy_(self._origin)
@@ -260,7 +269,7 @@ class LinearCKA:
         for layer, new in zip(self._buffer, states, strict=True):
             layer.extend(new)
         self._buffered += sum(len(x) for x in states[0])
-        if self._products is None:
+        if not self._products:
             held = sum(x.nbytes for layer in self._buffer for x in layer)
             full = held > self.buffer_bytes or self._buffered > self._gram_tokens
         else:
@@ -314,9 +323,9 @@ class LinearCKA:
 
     def _fold(self) -> None:
         """Moves the buffered tokens into the cross products."""
-        if self._products is None:
+        if not self._products:
             shapes = [(w, self._partners(i).stop - self._partners(i).start) for i, w in enumerate(self._widths)]
-            self._products = [_zeros(shape, self._device, self._scratch) for shape in shapes]
+            self._products = [_zeros(shape, self._origin.device, self._scratch) for shape in shapes]
         self._join()
         if self.products == "float32" and all(layer[0].dtype in HALF_DTYPES for layer in self._buffer if layer):
             for start in range(0, self._buffered, _FLOAT32_TOKENS):
@@ -333,7 +342,7 @@ class LinearCKA:
 
     def _fold_half(self, states: Sequence[torch.Tensor]) -> None:
         """Folds states in half precision: see :mod:`clp_ros.calibration.half_products`."""
-        noise = half_products.noise(len(states[0]), self._folded, self._device)
+        noise = half_products.noise(len(states[0]), self._folded, self._origin.device)
         parts: list[half_products.DitheredState] = []
         # Layers side by side as in _partners, but only those that are multiplied with each other are held at a time.
         for i, products in enumerate(self._products):
@@ -347,7 +356,7 @@ class LinearCKA:
                 half_products.add_products(
                     sums, parts[i], parts[j], self._block_rows(i) if i == j else [slice(0, None)]
                 )
-            parts[i].state = parts[i].heavy_state = None
+            parts[i].state = parts[i].heavy_state = torch.empty(0)
         mean, more, less = half_products.without_noise(parts, noise)
         self._add_products(more[None])
         self._add_products(less[None], factor=-1)
@@ -391,7 +400,7 @@ class LinearCKA:
             raise ClpError(
                 f"CKA needs two tokens or more, not {self.tokens}", where=self.name or None, fix="use more samples"
             )
-        if self._products is None:
+        if not self._products:
             alignment = self._gram_alignment().cpu().numpy()
         else:
             self._fold()

@@ -43,6 +43,7 @@ def local_folder(given: str | os.PathLike[str]) -> Path:
     if not is_repository(given):
         return Path(given)
     match = _REPOSITORY.fullmatch(os.fspath(given))
+    assert match is not None  # is_repository looked
     repository, revision = match["id"], match["revision"]
     cached = _cached(repository, revision)
     if cached is not None and _is_whole(cached):

@@ -61,7 +61,8 @@ def check_apart(target: Path, inputs: Iterable[Path]) -> None:
         ClpError: It does.
     """
     # As written too, not only as links lead: a link to an input that lies in the output would be deleted with it.
-    for given, way in itertools.product(inputs, (os.path.realpath, os.path.abspath)):
+    ways: tuple[Callable[[Path], str], ...] = (os.path.realpath, os.path.abspath)
+    for given, way in itertools.product(inputs, ways):
         output, source = Path(way(target)), Path(way(given))
         if output.is_relative_to(source) or source.is_relative_to(output):
             raise ClpError(

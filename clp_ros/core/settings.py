@@ -59,7 +59,7 @@ def load_settings[SettingsT: Settings](path: Path, schema: type[SettingsT]) -> S
         raise ClpError("no such file", where=path, fix="check the path") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        problem = f"line {mark.line + 1}: {error.problem}" if mark else error
+        problem = f"line {mark.line + 1}: {getattr(error, 'problem', error)}" if mark else error
         raise ClpError(f"is not YAML ({problem})", where=path, fix="correct it") from error
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
         raise ClpError(f"cannot be read ({error})", where=path, fix="give a YAML file in UTF-8") from error

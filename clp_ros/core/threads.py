@@ -62,5 +62,5 @@ def using_threads(number: int) -> Iterator[None]:
             del os.environ[_VARIABLE]
         else:
             os.environ[_VARIABLE] = before
-        if had:
+        if torch and had:
             torch.set_num_threads(had)

@@ -34,7 +34,7 @@ def accumulator(way, num_layers, tmp_path, **options):
 
 
 def is_folded(cka):
-    return cka._products is not None
+    return bool(cka._products)
 
 
 def reference(states):
@@ -550,7 +550,7 @@ for sums in (cka, distances):
     if rank:
         sums.update([x[part] for x in states])
     sums.all_reduce()
-assert (cka._products is not None) == (way == "folded")
+assert bool(cka._products) == (way == "folded")
 np.savez(f"{folder}/{rank}.npz", matrix=cka.matrix(), mse=distances.mse(), tokens=[cka.tokens, distances.tokens])
 dist.destroy_process_group()
 """

@@ -28,9 +28,9 @@ _CUT_OFF_HZ = 4.5
 # Bounds of the penalty. Below, the program is badly conditioned; above, a chunk is smoothed over all of its length.
 _LEAST_PENALTY, _LARGEST_PENALTY = 0.1, 1e4
 # After the last target the change of acceleration counts by this share, and the squared velocity so much that it fades
-# within about twice this time, or four control steps. Else the spline would swing back rather than change its
-# acceleration.
-_TAIL_SHARE, _SLOWING_S = 0.001, 0.04
+# with about twice this time constant, but not within a few control steps. Else the spline would swing back rather than
+# change its acceleration.
+_TAIL_SHARE, _SLOWING_S, _FASTEST_SLOWING = 0.001, 0.033, 0.6
 # Share of the velocity and acceleration limits that the programs use; what is left is for rounding.
 INNER = 1 - 1e-4
 # Tolerance of the solver, and of adding a bound that was left out: far below what INNER leaves.
@@ -156,7 +156,8 @@ def track(
     """The spline that is closest to its targets while its acceleration changes little, inside the limits.
 
     It minimises the sum of weighted squared distances plus :func:`penalty` times that of squared changes of
-    acceleration; after the last target, and without targets, also the sum of squared velocities. It rests at its end.
+    acceleration; after the last target also the sums of squared velocities and accelerations, without targets that of
+    squared velocities. It rests at its end.
 
     Args:
         head: How it begins.
@@ -236,7 +237,10 @@ def _objective(
     last = len(targets.weights)
     matrix[last:, last:] -= (1 - _TAIL_SHARE) * change * _gram(count - last, 3)
     last += ORDER - 1
-    matrix[last:, last:] += _TAIL_SHARE * change * min(period_s / _SLOWING_S, 0.5) ** 4 * _gram(count - last, 1)
+    # The squared acceleration counts so much that the velocity is critically damped: it fades without changing sign.
+    rate = min(period_s / _SLOWING_S, _FASTEST_SLOWING)
+    slowing = rate**4 * _gram(count - last, 1) + 2 * rate**2 * _gram(count - last, 2)
+    matrix[last:, last:] += _TAIL_SHARE * change * slowing
     weights, shares = targets.weights, basis(targets.shares)
     # (intervals, 4, joints): the sources' weighted positions, by the coefficient they act on.
     pulls = (weights[:, None, :] * shares.T) @ (targets.positions - origin)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The splines that track chunks: against scipy's B-splines, and their programs against a general solver."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -75,17 +77,19 @@ def test_the_program_is_solved(seed: int, noise: float, share: float, speed: flo
 
     count = len(found)
     design = BSpline.design_matrix((np.arange(12) + share) * PERIOD, (np.arange(count + 4) - 3) * PERIOD, 3).toarray()
-    third, first = np.diff(np.eye(count), n=3, axis=0), np.diff(np.eye(count), axis=0)[14:]
+    third, second, first = (np.diff(np.eye(count), n=n, axis=0)[begin:] for n, begin in ((3, 0), (2, 14), (1, 14)))
     weight = penalty(PERIOD) * np.where(np.arange(count - 3) < 12, 1.0, 0.001)
-    slowing = weight[-1] * 0.5**4  # after the last target
+    slow, damp = weight[-1] * 0.6**4, weight[-1] * 2 * 0.6**2  # after the last target
 
     def objective(c: np.ndarray) -> float:
-        off, changes, speeds = design @ c - wanted[:, 0], third @ c, first @ c
-        return float((off**2).sum() + (weight * changes**2).sum() + slowing * (speeds**2).sum())
+        off, changes, forces, speeds = design @ c - wanted[:, 0], third @ c, second @ c, first @ c
+        ends = slow * (speeds**2).sum() + damp * (forces**2).sum()
+        return float((off**2).sum() + (weight * changes**2).sum() + ends)
 
     def gradient(c: np.ndarray) -> np.ndarray:
-        off, changes, speeds = design @ c - wanted[:, 0], third @ c, first @ c
-        return 2 * (design.T @ off + third.T @ (weight * changes) + slowing * first.T @ speeds)
+        off, changes, forces, speeds = design @ c - wanted[:, 0], third @ c, second @ c, first @ c
+        ends = slow * first.T @ speeds + damp * second.T @ forces
+        return 2 * (design.T @ off + third.T @ (weight * changes) + ends)
 
     eye = np.eye(count)
     fixed = LinearConstraint(
@@ -190,6 +194,18 @@ def test_it_comes_to_rest_where_its_last_target_is() -> None:
     at = np.arange(50) * PERIOD
     way = track(Head.going_on(head), head, one(0.5 * (1 - np.cos(2 * at))[:, None]), bound, PERIOD, 25)[:, 0]
     assert -0.01 < way[-1] - way[52] < 0.05
+
+
+@pytest.mark.parametrize("wanted", [lambda at: 0.2 * at, lambda at: 0.1 * at**2, lambda at: at - 0.45 * at**2])
+def test_from_a_motion_it_comes_to_rest_without_turning_back(wanted: Callable[[np.ndarray], np.ndarray]) -> None:
+    """A chunk that ends at a constant speed, speeding up, or slowing down, as a gripper that is still opening."""
+    bound = limits(acceleration=20.0, reach=2.0)
+    head = np.zeros((3, 1))
+    way = track(Head.going_on(head), head, one(wanted(np.arange(50) * PERIOD)[:, None]), bound, PERIOD, 25)
+    positions, speeds = (values[:, 0] for values in knots(way, PERIOD))
+    assert speeds[48] > 0.05
+    assert speeds[48:].min() > -1e-4 * speeds[48]
+    assert positions[-1] - wanted(49 * PERIOD) < 0.1 * speeds[48]  # it goes on for little
 
 
 def test_without_a_way_it_is_said_which_joint() -> None:

@@ -92,7 +92,7 @@ def test_an_active_node_sends_trajectories_and_only_an_active_one(
             else:  # opening, in metres
                 assert sent[-1, 0] == pytest.approx(0.058, abs=5e-4)  # at its limit, smoothed
                 back = np.maximum.accumulate(sent[30:, 0]) - sent[30:, 0]
-                assert back.max() < 5e-4  # it comes to rest a little short of where it turned
+                assert back.max() < 2e-4  # the limit stops it, from which it recoils a little
             assert all(not point.accelerations and not point.effort for point in message.points)
         values = driver.expect_status(DiagnosticStatus.OK, "active")
         assert values["instruction"] == TASK

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from results import Table, add_output_argument, write_results
 
 from clp_ros.calibration.calibrate import Calibrator
 from clp_ros.policies.lerobot_policy import LoadedPolicy, load_policy
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--passes", type=int, help="forward passes, at most (default: one a sample)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    add_output_argument(parser)
     args = parser.parse_args()
 
     memory = Memory()
@@ -61,10 +63,14 @@ def main() -> None:
     )
     print(f"tokens {calibration.meta['tokens']}, of these for all pairs {calibration.meta['matrix_tokens']}")
     print(f"{'seconds a sample':20}{'forward':>10}{'CKA':>10}{'CKA / forward':>16}")
+    times = Table("time", {"forward pass": "s a sample", "CKA": "s a sample", "CKA / forward pass": None})
     for name, ours, theirs in (("wall", sums.wall, forward.wall), ("processor", sums.cpu, forward.cpu)):
         mean, base = sum(ours) / args.samples, sum(theirs) / len(theirs)
+        times.rows[name] = {"forward pass": base, "CKA": mean, "CKA / forward pass": mean / base}
         print(f"{name:20}{base:10.3f}{mean:10.3f}{mean / base:16.1%}")
     print(", ".join(f"peak {name} {peak / 2**30:.2f} GiB" for name, peak in peaks.items()))
+    memory_table = Table("memory", {"peak": "GiB"}, {name: {"peak": peak / 2**30} for name, peak in peaks.items()})
+    write_results(args.output, [times, memory_table])
 
 
 def random_batch(policy: LoadedPolicy, rng: np.random.Generator) -> dict:

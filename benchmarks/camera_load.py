@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from results import Table, Value, add_output_argument, write_results
 
 from clp_ros.core.resources import resource_path
 
@@ -56,6 +57,17 @@ NOISE = 0.005  # of the policy's chunks, rad
 # Most that the node's memory may grow from the first quarter of a run to the last, MB: less than one set of frames a
 # minute.
 FLAT_MB = 5.0
+# Columns of the results of record: the least share of a camera's frames that was used, the oldest frame when it was
+# selected, and the latency without the policy's own time.
+UNITS = {
+    "frames used": None,
+    "oldest frame": "periods",
+    "p50": "ms",
+    "p99": "ms",
+    "largest": "ms",
+    "memory growth": "MB",
+    "taken by the host": None,
+}
 # How often memory and the host's share are read, and how much of a while the host may take for that to be a quiet one.
 WHILE_S, QUIET = 0.5, 0.01
 
@@ -95,6 +107,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="length of each run")
     parser.add_argument("--raw", action="store_true", help="raw images instead of JPEG")
     parser.add_argument("--awake", action="store_true", help="keep the processors from sleeping")
+    add_output_argument(parser)
     args = parser.parse_args()
     kind = RAW if args.raw else JPEG
     if args.raw:
@@ -105,11 +118,13 @@ def main() -> int:
         f"{len(CAMERAS)} cameras 640x480 {'rgb8' if args.raw else 'JPEG'} at {RATE_HZ:g} Hz, "
         f"joint states 2 x {JOINT_RATE_HZ:g} Hz, {os.cpu_count()} cores" + ", kept awake" * args.awake
     )
+    record = Table("cameras", dict(UNITS))
     with kept_awake() if args.awake else nullcontext():
         reached = [
-            run(name, phases, args.seconds, kind)
+            run(name, phases, args.seconds, kind, record.rows.setdefault(name, {}))
             for name, phases in (("together", (0, 0, 0)), ("apart", (0, 1 / 3, 2 / 3)))
         ]
+    write_results(args.output, [record])
     return 0 if all(reached) else 1
 
 
@@ -137,8 +152,8 @@ def idle_loop(cpu: int) -> None:
         pass
 
 
-def run(name: str, phases: tuple[float, ...], seconds: float, kind: Load) -> bool:
-    """One run of all processes; prints its figures and returns whether the goals are reached."""
+def run(name: str, phases: tuple[float, ...], seconds: float, kind: Load, record: dict[str, Value]) -> bool:
+    """One run of all processes, printed and added to the record; returns whether the goals are reached."""
     context = multiprocessing.get_context("spawn")
     end = context.Event()
     with tempfile.TemporaryDirectory() as folder:
@@ -168,7 +183,8 @@ def run(name: str, phases: tuple[float, ...], seconds: float, kind: Load) -> boo
         spent = cpu_ticks() - before
         busy = f"load average {np.mean(load):.1f}, CPUs {1 - (spent[1] + spent[3]) / spent.sum():.0%} busy, "
         busy += f"{spent[7] / spent.sum():.1%} taken by the host"
-        return report(f"{name} ({busy})", Path(folder), np.array(memory), quiet_times(ticks), kind)
+        record["taken by the host"] = f"{spent[7] / spent.sum():.1%}"
+        return report(f"{name} ({busy})", Path(folder), np.array(memory), quiet_times(ticks), kind, record)
 
 
 def cpu_ticks() -> np.ndarray:
@@ -190,8 +206,10 @@ def anonymous_mb(pid: int) -> float:
     return next((int(line.split()[1]) / 1e3 for line in lines if line.startswith("RssAnon")), 0.0)
 
 
-def report(name: str, folder: Path, memory: np.ndarray, quiet: np.ndarray, kind: Load) -> bool:
-    """Joins what the processes wrote, and prints it."""
+def report(
+    name: str, folder: Path, memory: np.ndarray, quiet: np.ndarray, kind: Load, record: dict[str, Value]
+) -> bool:
+    """Joins what the processes wrote, prints it and adds it to the record."""
     sent = np.load(folder / "cameras.npy")  # (frames, cameras) stamps
     used = np.load(folder / "node.npy")  # (chunks, cameras + 1): frame numbers, when the policy got them
     received = np.load(folder / "receiver.npy")  # (chunks, 2): when trajectories were made, when they were received
@@ -241,6 +259,9 @@ def report(name: str, folder: Path, memory: np.ndarray, quiet: np.ndarray, kind:
     quarter = max(1, len(memory) // 4)
     growth = float(np.median(memory[-quarter:]) - np.median(memory[:quarter]))
     print(f"  the node's anonymous memory: {np.median(memory[-quarter:]):.0f} MB, {growth:+.1f} MB over the run")
+    p50, p99, largest = np.percentile(without_policy, (50, 99, 100)).tolist()
+    record |= {"frames used": f"{min(shares):.1%}", "oldest frame": float(max(oldest))}
+    record |= {"p50": p50, "p99": p99, "largest": largest, "memory growth": growth}
     goals = {
         "no frame older than one period": max(oldest) <= 1,
         f"frames used >= {kind.used:.0%}": min(shares) >= kind.used,

@@ -38,6 +38,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+from results import Table, add_output_argument, write_results
 
 from clp_ros.control.chunk_schedule import MODES, ChunkSchedule, Mode, ScheduleSettings
 from clp_ros.control.safety import Limits, excess
@@ -341,12 +342,15 @@ def run(robot_name: str, seed: int, latency_ms: int, noise: str, way: str, pace:
     }
 
 
-def table(runs: list[dict], worst: bool) -> int:
-    """Prints a row a noise, latency, way and pace, over all robots and motions; returns the number of missed goals.
+def table(runs: list[dict], worst: bool) -> tuple[Table, list[str]]:
+    """A row a noise, latency, way and pace, over all robots and motions.
 
     Args:
         runs: What :func:`run` returned, with what it was given.
-        worst: Print a row a noise and way instead: the worst of its latencies and paces.
+        worst: Make a row a noise and way instead: the worst of its latencies and paces.
+
+    Returns:
+        The table, and the rows of clp_ros's modes that miss a goal.
     """
     grouped: dict[tuple, list[dict]] = defaultdict(list)
     for one in runs:
@@ -374,21 +378,32 @@ def table(runs: list[dict], worst: bool) -> int:
             key: {name: (sum if name in ("refused", "all") else max)(row[name] for row in its) for name in its[0]}
             for key, its in by_way.items()
         }
-    print(
-        "| noise mrad | latency ms | way | a chunk every | position jump rad | velocity jump rad/s | limits used "
-        "| off the path / noise | refused | time / expert's |\n" + "| --- " * 10 + "|"
-    )
+    titles = ("noise mrad", "way") if worst else ("noise mrad", "latency ms", "way", "a chunk every")
+    made = Table(", ".join(titles), dict(UNITS))
     for key, row in rows.items():
-        print(
-            f"| {' | '.join(map(str, key))} | {row['position_jump']:.1e} | {row['velocity_jump']:.3f} "
-            f"| {row['limits_used']:.3f} | {row['path']:.2f} | {row['refused']} of {row['all']} | {row['time']:.3f} |"
-        )
+        name = ", ".join(str(part) for part in key if part != "all")
+        made.rows[name] = {
+            "position jump": float(f"{row['position_jump']:.1e}"),
+            "velocity jump": round(row["velocity_jump"], 3),
+            "limits used": round(row["limits_used"], 3),
+            "off the path / noise": round(row["path"], 2),
+            "refused": f"{row['refused']} of {row['all']}",
+            "time / expert's": round(row["time"], 3),
+        }
+    return made, missed
+
+
+def show(made: Table, missed: list[str]) -> None:
+    """Prints a table as Markdown, and which goals are missed."""
+    heads = [f"{column} {unit or ''}".strip() for column, unit in made.units.items()]
+    print(f"| {' | '.join([made.title, *heads])} |\n" + "| --- " * (1 + len(heads)) + "|")
+    for name, row in made.rows.items():
+        print(f"| {' | '.join([name, *map(str, row.values())])} |")
     print(
         f"\njumps of at most {GOAL_POSITION:g} rad and {GOAL_VELOCITY:g} rad/s, inside the limits, no chunk late or "
         f"refused, nearer to the expert's path than the noise, time / expert's at most {GOAL_TIME:g}: "
         + (f"missed by {'; '.join(missed)}" if missed else "reached by every mode")
     )
-    return len(missed)
 
 
 def series(file: Path) -> int:
@@ -428,6 +443,14 @@ def series(file: Path) -> int:
     return refused
 
 
+UNITS = {
+    "position jump": "rad",
+    "velocity jump": "rad/s",
+    "limits used": None,
+    "off the path / noise": None,
+    "refused": None,
+    "time / expert's": None,
+}
 _KEYS = ("robot", "seed", "latency", "noise", "way", "pace", "lag")
 
 
@@ -444,6 +467,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, help="a file of JSON lines that is gone on with")
     parser.add_argument("--summary", action="store_true", help="run nothing, print what is in --results")
     parser.add_argument("--worst", action="store_true", help="print the worst of all latencies and paces")
+    add_output_argument(parser)
     parser.add_argument("--series", type=Path, help="run nothing, follow the recorded chunks of this .npz")
     options = parser.parse_args()
     if options.series is not None:
@@ -469,7 +493,11 @@ def main() -> int:
             if options.results is not None:
                 with options.results.open("a") as file:
                     file.write(json.dumps(done[key]) + "\n")
-    return 1 if table([one for one in done.values() if one["lag"] == options.lag], options.worst) else 0
+    made, missed = table([one for one in done.values() if one["lag"] == options.lag], options.worst)
+    show(made, missed)
+    reached = f"{len(missed)} rows of clp_ros's modes miss a goal" if missed else "Every mode reaches the goals"
+    write_results(options.output, [made], [f"{reached}."], on_machine=False)
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

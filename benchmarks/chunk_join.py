@@ -16,6 +16,7 @@ import sys
 import time
 
 import numpy as np
+from results import Table, add_output_argument, write_results
 
 from clp_ros.control.chunk_schedule import MODES, ScheduleSettings
 from clp_ros.control.output import TrajectoryOutput
@@ -33,7 +34,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chunks", type=int, default=300, help="of each row (default: %(default)s)")
     parser.add_argument("--noise", type=float, default=5.0, help="mrad (default: %(default)s)")
+    add_output_argument(parser)
     options = parser.parse_args()
+    columns = ("join p50", "join p99", "processor p50", "processor p99", "locked p99")
+    record = Table("mode, a chunk every", dict.fromkeys(columns, "ms"))
     print("| mode | a chunk every | join p50 ms | join p99 ms | processor p50 ms | processor p99 ms | locked p99 ms |")
     print("| --- " * 7 + "|")
     missed = False
@@ -41,9 +45,11 @@ def main() -> int:
         for every in (1, 10):
             figures = measured(mode, every, options.chunks, options.noise)
             print(f"| {mode} | {every} steps | " + " | ".join(f"{one:.2f}" for one in figures) + " |", flush=True)
+            record.rows[f"{mode}, {every} steps"] = dict(zip(columns, figures, strict=True))
             missed |= figures[3] > GOAL_JOIN_MS or figures[4] > GOAL_LOCKED_MS
     print(f"\nprocessor p99 at most {GOAL_JOIN_MS:g} ms, locked p99 at most {GOAL_LOCKED_MS:g} ms: ", end="")
     print("missed" if missed else "reached")
+    write_results(options.output, [record])
     return 1 if missed else 0
 
 

@@ -23,6 +23,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from results import Table, add_output_argument, write_results
 
 from clp_ros.calibration.similarity import LinearCKA
 
@@ -37,9 +38,10 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=960)
     parser.add_argument("--pairs", type=int, default=2, help="pairs the slow ways are timed on")
     parser.add_argument("--half", action="store_true", help="the ways to multiply states in half precision")
+    add_output_argument(parser)
     args = parser.parse_args()
     if args.half:
-        half_precision(args.tokens, args.dim)
+        write_results(args.output, [half_precision(args.tokens, args.dim)])
         return
 
     states = residual_stream(args.layers, args.tokens, args.dim)
@@ -69,14 +71,19 @@ def main() -> None:
     print(f"{'':44}{'seconds':>9}{'ratio':>8}{'held MiB':>10}{'peak RSS +MiB':>15}")
     for name, seconds, held, peak, how in rows:
         print(f"{name:44}{seconds:9.2f}{seconds / ours:7.1f}x{held:>10}{peak:15.0f}  {how}")
+    record = Table("way", {"time": "s", "time / ours": None, "held": "MiB", "peak": "MiB"})
+    for name, seconds, held, peak, _ in rows:
+        kept = None if held == "-" else int(held)
+        record.rows[name] = {"time": seconds, "time / ours": seconds / ours, "held": kept, "peak": peak}
+    write_results(args.output, [record])
     print(f"ours is {slow / ours:.1f} times as fast as torch-cka's way, {rival / ours:.1f} times as the better rival")
     exact = [cka_float64(x, y) for x, y in itertools.pairwise(states)]
     for name, scores in (("all pairs", np.diagonal(matrix, 1)), ("adjacent", np.diagonal(adjacent, 1))):
         print(f"largest error of {name} against the float64 formula: {np.abs(scores - exact).max():.1e}")
 
 
-def half_precision(tokens: int, dim: int) -> None:
-    """Compares the ways to multiply states in half precision, and prints it."""
+def half_precision(tokens: int, dim: int) -> Table:
+    """Compares the ways to multiply states in half precision, prints it and returns it."""
     generator = torch.Generator().manual_seed(0)
     stream = [torch.randn(tokens, dim, generator=generator)]
     stream.append(stream[0] + 0.3 * torch.randn(tokens, dim, generator=generator))
@@ -91,6 +98,7 @@ def half_precision(tokens: int, dim: int) -> None:
     print(f"2 layers x {tokens} tokens x {dim}, bfloat16, {torch.get_num_threads()} threads")
     print(f"torch's bfloat16 products on this processor: {torch.ops.mkldnn._is_mkldnn_bf16_supported()}")
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    record = Table("products", {"processor time": "s", "time / float64": None, "error": None})
     for _ in range(5):  # in turns
         for name, way in ways.items():
             start = time.process_time()
@@ -99,6 +107,12 @@ def half_precision(tokens: int, dim: int) -> None:
             if len(seconds[name]) == 5:
                 least, base = min(seconds[name]), min(seconds["clp_ros, float64"])
                 print(f"{name:30}{least:8.2f} s{least / base:6.2f}x  error {abs(score - exact):.0e}")
+                record.rows[name] = {
+                    "processor time": least,
+                    "time / float64": least / base,
+                    "error": f"{abs(score - exact):.0e}",
+                }
+    return record
 
 
 def folded(states: list[torch.Tensor], products: str) -> float:

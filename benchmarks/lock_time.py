@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 from camera_load import JPEG, cameras, joint_states
+from results import Table, add_output_argument, write_results
 
 STEPS = 100
 GOAL_MS = 1.0
@@ -46,20 +47,28 @@ def main() -> int:
     parser.add_argument("--modes", nargs="+", default=["replace", "ensemble"])
     parser.add_argument("--noise", type=float, default=5.0, help="mrad (default: %(default)s)")
     parser.add_argument("--results", type=Path, help="a file of JSON lines that the figures are added to")
+    add_output_argument(parser)
     options = parser.parse_args()
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
-    reached = True
+    reached, tables, notes = True, [], []
     for mode in options.modes:
         figures = run(mode, options.noise, options.seconds)
         if options.results is not None:
             with options.results.open("a") as file:
                 file.write(json.dumps(figures) + "\n")
         reached &= report(figures)
+        tables.append(
+            Table(f"{mode}, ms", {"number": None, "p50": None, "p99": None, "largest": None}, figures["spreads"])
+        )
+        notes.append(
+            f"`{mode}`: {figures['chunks']} chunks, {figures['stops']} stops; the host took {figures['stolen']:.1%}."
+        )
     print(
         f"\nthe state's lock is held, and ~/stop and the watchdog wait for it, {GOAL_MS:g} ms at most at p99: ", end=""
     )
     print("reached" if reached else "missed")
+    write_results(options.output, tables, notes)
     return 0 if reached else 1
 
 

@@ -25,6 +25,9 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+from results import Table, Value, add_output_argument, write_results
 
 from clp_ros.core.files import atomic_folder
 from clp_ros.policies.checkpoint import Checkpoint
@@ -132,7 +135,7 @@ def _make_checkpoint(family: str, folder: Path) -> None:
         family_named(family).make_checkpoint("full", temporary, folder, LIBERO, 0)
 
 
-def measure(source: Path, scratch: Path, runs: int) -> dict[str, object]:
+def measure(source: Path, scratch: Path, runs: int) -> dict[str, Any]:
     """Measures pruning against copying.
 
     Args:
@@ -189,6 +192,24 @@ def measure(source: Path, scratch: Path, runs: int) -> dict[str, object]:
     }
 
 
+def table(result: dict[str, Any]) -> Table:
+    """The results of record."""
+    units = {
+        "median": "s",
+        "median / cp": None,
+        "fastest": "s",
+        "fastest / cp": None,
+        "peak above an interpreter": "MiB",
+    }
+    rows: dict[str, dict[str, Value]] = {}
+    for job, name in (("cp", "`cp -r`"), ("inside", "pruning, the call"), ("prune", "pruning, the process")):
+        rows[name] = {"median": result["seconds"][job], "fastest": result["fastest_seconds"][job]}
+        if job != "cp":
+            rows[name] |= {"median / cp": result["ratios"][job], "fastest / cp": result["fastest_ratios"][job]}
+    rows["pruning, the process"]["peak above an interpreter"] = result["peak_mib_above_interpreter"]
+    return Table("way", units, rows)
+
+
 def main() -> None:
     """Runs the benchmark and prints it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -197,12 +218,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=9, help="how often both are run")
     parser.add_argument("--scratch", type=Path, help="where the copies go (default: the system's temporary folder)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_output_argument(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="clp_surgery_", dir=arguments.scratch) as scratch:
         source = arguments.checkpoint or Path(scratch, "base")
         if arguments.checkpoint is None:
             _make_checkpoint(arguments.family, source)
         result = measure(source.resolve(), Path(scratch), arguments.runs)
+    write_results(arguments.output, [table(result)], [f"{result['bytes'] / 1e6:.0f} MB are written."])
     if arguments.json:
         print(json.dumps(result))
         return

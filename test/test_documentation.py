@@ -6,6 +6,8 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from clp_ros.robots.task import load_task, read_task
 
 ROOT = Path(__file__).resolve().parents[1]
 INDEX = ROOT / "doc" / "README.md"
+MEASUREMENTS = ROOT / "doc" / "reference" / "measurements" / "README.md"
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("doc/**/*.md")), ROOT / "rosbags" / "README.md"]
 NODES = ("calibration", "pruning", "policy")
 
@@ -151,7 +154,8 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 
 def test_every_page_is_linked_from_the_index() -> None:
     assert INDEX in {(ROOT / link).resolve() for link in links((ROOT / "README.md").read_text())}
-    linked = {(INDEX.parent / link).resolve() for link in links(INDEX.read_text())}
+    indexes = [INDEX, MEASUREMENTS]
+    linked = {(index.parent / link).resolve() for index in indexes for link in links(index.read_text())}
     assert set(PAGES) - {ROOT / "README.md", INDEX} <= linked
 
 
@@ -169,6 +173,10 @@ def test_commands_parse(page: Path) -> None:
 @every_page
 def test_commands_in_the_text_exist(page: Path) -> None:
     options = set().union(*sub_parsers().values())
+    if page.parent == MEASUREMENTS.parent:
+        options |= {
+            one for file in ROOT.glob("benchmarks/*.py") for one in re.findall(r'"(--[a-z-]+)"', file.read_text())
+        }
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     for code in re.findall(r"`([^`]+)`", text):
         words = code.split()
@@ -251,3 +259,9 @@ def test_every_key_of_an_embodiment_and_a_task_is_explained() -> None:
                  for name in re.findall(r"`([^`]+)`", name)}  # fmt: skip
     for schema in (Embodiment, Camera, JointStates, Controller, Joint, Sync, Task):
         assert set(schema.model_fields) <= explained, schema.__name__
+
+
+def test_measurements_are_what_the_script_makes() -> None:
+    script = [sys.executable, str(ROOT / "benchmarks" / "make_pages.py"), "--check"]
+    made = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stdout + made.stderr

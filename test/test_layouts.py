@@ -2,7 +2,7 @@
 """Every layout of a checkpoint that stock lerobot (or a hub, or a trainer) writes, through every command.
 
 Each is built small, by lerobot's own classes wherever they can write it.
-The result of each command is what doc/how-to/checkpoints.md says.
+The result of each command is what doc/reference/checkpoint-layouts.md says.
 """
 
 import json
@@ -310,7 +310,7 @@ def robot(folder: Path, slots: tuple[str, ...]) -> str:
 
 
 def table_rows() -> list[str]:
-    page = (ROOT / "doc" / "how-to" / "checkpoints.md").read_text(encoding="utf-8")
+    page = (ROOT / "doc" / "reference" / "checkpoint-layouts.md").read_text(encoding="utf-8")
     start = page.index("| policy | layout |")
     return page[start : page.index("\n\n", start)].splitlines()
 

@@ -30,6 +30,11 @@ MODES: tuple[Mode, ...] = ("replace", "ensemble", "rtc")
 # Where nothing is followed yet, controllers are given so long to come from their last command, which is not quite where
 # the robot is: one that holds a load droops.
 _START_NS = 200_000_000
+# A robot that is outside its limits comes back with at most this share of its velocity and acceleration limits: what
+# the chunk wants comes on top.
+_RETURN_SHARE = 0.5
+# Rad or m outside the limits that are rounding.
+_EDGE = 1e-6
 # Share of the allowed deviation by which a robot that has come to rest may have moved since, or else it begins anew.
 _MOVED = 0.1
 # So long after it has been told to rest, a robot does.
@@ -38,6 +43,9 @@ _SETTLED_NS = 300_000_000
 _LAG_S = 0.75
 # A chunk's end is followed by at least so long a way to rest.
 _TAIL_S = 0.5
+# And by no longer one: what brakes so slowly is led no faster than it can stop by then. A program's time and memory
+# grow with it.
+_LONGEST_TAIL_S = 5.0
 # Last steps of a chunk that say how fast it ends.
 _END_STEPS = 5
 _BRING = "bring the arm to where the demonstrations begin"
@@ -133,6 +141,7 @@ class _State:
         chunks: Those that count.
         started_ns: Before this time no point is sent.
         braking: Whether it leads to rest because of :meth:`ChunkSchedule.hold`.
+        outside: Indices of the joints that were outside their limits when the reference began, at the limit.
     """
 
     reference: Reference | None = None
@@ -140,6 +149,7 @@ class _State:
     chunks: tuple[Chunk, ...] = ()
     started_ns: int = 0
     braking: bool = False
+    outside: tuple[int, ...] = ()
 
     def ahead(self, now_ns: int) -> Reference:
         """What is to be sent.
@@ -224,6 +234,7 @@ class ChunkSchedule:
                 Reference(times + offset_ns, positions, velocities),
                 replace(old.spline, start_ns=old.spline.start_ns + offset_ns),
                 started_ns=old.started_ns + offset_ns,
+                outside=old.outside,
             )
 
     def add(self, positions: np.ndarray, observed_ns: int, now_ns: int, measured: np.ndarray) -> Joined:
@@ -273,7 +284,8 @@ class ChunkSchedule:
         if not np.isfinite(positions).all():
             raise ClpError("the chunk is not finite")
         chunk = Chunk(np.clip(positions, limits.lower, limits.upper), observed_ns, self._period_ns)
-        old = self._followed(before, now_ns, np.asarray(measured, dtype=np.float64))
+        measured = np.asarray(measured, dtype=np.float64)
+        old = self._followed(before, now_ns, measured)
         # While the controllers come from their last command, on one cubic, they are left to.
         earliest = now_ns + round(self.settings.send_lead_time_s * 1e9)
         knot = old.spline.knot_after(max(earliest, old.started_ns))
@@ -292,17 +304,31 @@ class ChunkSchedule:
         self._check_distance(np.min(gaps, axis=0), "the chunk begins {} from where the arm is", _BRING)
         head, started_ns = Head.going_on(feasible[:ORDER]), old.started_ns
         if old.started_ns == 0:
-            steps = -(-_START_NS // self._period_ns)
+            beyond = measured - begins[0]
+            steps = self._start_steps(beyond)
             early = 1 + self.settings.send_lead_time_s * 1e9 / self._period_ns
-            head = Head.one_cubic(begins[0], np.zeros_like(begins[0]), steps, early)
+            head = Head.one_cubic(begins[0], np.zeros_like(begins[0]), steps, early, beyond)
             started_ns = splice_ns + steps * self._period_ns
+            if beyond.any() and started_ns > chunk.last_ns:
+                joint = int(np.argmax(np.abs(beyond) / limits.velocity))
+                raise ClpError(
+                    f"it is {abs(beyond[joint]):.3f} outside its limits, and a chunk is too short to come back slowly",
+                    where=limits.names[joint],
+                    fix="bring the joint back",
+                )
         older = [one for one in old.chunks if one.last_ns > splice_ns] if self.settings.mode == "ensemble" else []
         coefficients, deviation, chunks = self._tracked([*older, chunk], head, feasible, splice_ns)
         spline = Spline(splice_ns, self._period_ns, coefficients)
         new = spline.reference(chunk.last_ns)
         check(new, limits)
         # Since its observation, for the next one's is later.
-        after = _State(old.reference.since(min(now_ns, observed_ns)).then(new), spline, tuple(chunks), started_ns)
+        after = _State(
+            old.reference.since(min(now_ns, observed_ns)).then(new),
+            spline,
+            tuple(chunks),
+            started_ns,
+            outside=old.outside,
+        )
         ahead = after.ahead(now_ns)
         joined = Joined(
             ahead,
@@ -365,7 +391,19 @@ class ChunkSchedule:
             # command, from which they need time.
         resting = np.clip(measured, limits.lower, limits.upper)[None]
         reference = Reference(np.array([now_ns], dtype=np.int64), resting, np.zeros_like(resting))
-        return _State(reference, Spline(now_ns, self._period_ns, np.repeat(resting, ORDER, axis=0)))
+        outside = tuple(np.flatnonzero(np.abs(resting[0] - measured) > _EDGE).tolist())
+        return _State(reference, Spline(now_ns, self._period_ns, np.repeat(resting, ORDER, axis=0)), outside=outside)
+
+    def _start_steps(self, beyond: np.ndarray) -> int:
+        """Control steps of the controllers' first cubic, for a robot that is (joints,) outside its limits.
+
+        From rest to rest, a cubic's largest velocity is 1.5 times its mean, and its acceleration 6 times its way a
+        squared time.
+        """
+        way, limits = np.abs(beyond), self.limits
+        fast = 1.5 * way / (_RETURN_SHARE * limits.velocity)
+        forceful = np.sqrt(6 * way / (_RETURN_SHARE * limits.acceleration))
+        return math.ceil(max(_START_NS, 1e9 * float(max(fast.max(), forceful.max()))) / self._period_ns)
 
     def _check_distance(self, distance: np.ndarray, words: str, fix: str, lag_s: float = 0.0) -> None:
         """Refuses what is farther than allowed.
@@ -398,7 +436,7 @@ class ChunkSchedule:
         coefficients = track(head, feasible, wanted, self.limits, period_s, self._tail(chunks[-1]))
         is_wanted = wanted.weights[:, -1] > 0
         followed = positions_at(coefficients, wanted.shares[-1], len(is_wanted))
-        deviation = np.abs(followed - wanted.positions[:, -1])[is_wanted].max(axis=0)
+        deviation = np.abs(followed - wanted.positions[:, -1])[is_wanted].max(axis=0, initial=0.0)
         try:
             self._check_distance(deviation, "inside its limits the arm is left {} behind the chunk", _TOO_FAST, _LAG_S)
         except ClpError:
@@ -413,4 +451,4 @@ class ChunkSchedule:
         period_s = self._period_ns / 1e9
         speed = np.abs(last[-1] - last[0]) / (max(1, len(last) - 1) * period_s)
         braking_s = float((np.minimum(speed, self.limits.velocity) / self.limits.braking).max())
-        return math.ceil(max(_TAIL_S, 1.5 * braking_s) / period_s) + ORDER
+        return math.ceil(min(max(_TAIL_S, 1.5 * braking_s), _LONGEST_TAIL_S) / period_s) + ORDER

@@ -68,7 +68,8 @@ def targets(chunks: Sequence[Chunk], splice_ns: int, decay: float) -> Targets:
     # The step of each chunk that is in the first interval after the splice; negative: its first one comes later.
     begins = [-1 - (one.observed_ns - splice_ns) // period for one in chunks]
     lengths = [len(one.positions) - begin for one, begin in zip(chunks, begins, strict=True)]
-    longest = int(np.argmax(lengths))
+    # Of equally long ones the newest: what it wants may count nowhere else.
+    longest = max(range(len(chunks)), key=lambda rank: (lengths[rank], rank))
     weights = np.zeros((max(lengths), len(chunks)))
     positions = np.zeros((max(lengths), len(chunks), chunks[0].positions.shape[1]))
     for rank, (one, begin, length) in enumerate(zip(chunks, begins, lengths, strict=True)):

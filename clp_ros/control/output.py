@@ -94,6 +94,8 @@ class TrajectoryOutput:
         self._period_ns = embodiment.period_ns
         self._past_ns = max(PAST_NS, 2 * embodiment.period_ns)
         self._from_measured: frozenset[str] = frozenset()
+        # By the joints' indices: two arms may have joints of the same names.
+        self._controller_of = [name for name, controller in embodiment.controllers.items() for _ in controller.joints]
         # The reference since some time before now, and when the first point of it may be sent.
         self._followed: Reference | None = None
         self._started_ns = 0
@@ -218,13 +220,13 @@ class TrajectoryOutput:
 
     def hold(self) -> bool:
         """Brakes to rest and stays there; returns whether there was anything to brake."""
+        now = self._clock_ns()
         while self._jumps:
             jumped_ns = self._jumps.popleft()
             self._schedule.shift(jumped_ns)
-            self._time.shift(jumped_ns)
+            self._time.shift(jumped_ns, now)
             if self._followed is not None:
                 self._followed, self._started_ns = self._followed.shifted(jumped_ns), self._started_ns + jumped_ns
-        now = self._clock_ns()
         if self._time.is_paused:
             return self._stay(now)
         plan = self._schedule.plan_hold(self._time.at(now))
@@ -265,7 +267,7 @@ class TrajectoryOutput:
 
     def _following(self, plan: Plan, now: int) -> Reference:
         """The reference of a plan, and what was followed before it, as far as a message needs it."""
-        new, followed = plan.after.reference, self._followed
+        new, followed = plan.after.reference, self._followed  # which others may take away meanwhile
         if followed is None or plan.after.started_ns != self._started_ns:
             return new  # it begins at rest where the robot is
         return followed.since(self._time.at(now) - self._past_ns).then(new)
@@ -279,7 +281,9 @@ class TrajectoryOutput:
         # The first moments: no point is before the one at which the controllers have come from their last command.
         others = ahead if past is None else (past.from_time(plan.after.started_ns - 1) or ahead).then(ahead)
         both = zip(self._split(sent, now, scaling), self._split(others, now, scaling), strict=True)
-        return self._serialise([one if one.controller in self._from_measured else other for one, other in both])
+        # One that would be led from outside the limits to their edge at once is given that time too.
+        at_once = self._from_measured - {self._controller_of[joint] for joint in plan.after.outside}
+        return self._serialise([one if one.controller in at_once else other for one, other in both])
 
     def _split(self, reference: Reference, now: int, scaling: float) -> list[Trajectory]:
         """One trajectory a controller: what the robot is at now, in trajectory time, is at ``now`` of the clock."""

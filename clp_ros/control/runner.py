@@ -43,6 +43,8 @@ POLL_S = 0.05
 TELL_AGAIN_S = 30.0
 # So often is a chunk joined anew where something else was sent meanwhile, as a brake.
 _PLANS = 3
+# A speed scaling of more than this is none: it is in another unit, or of another meaning.
+_LARGEST_SCALING = 1.05
 # Latency is estimated from so many chunks.
 _RECENT_CHUNKS = 20
 
@@ -180,11 +182,21 @@ class ChunkRunner:
     def set_speed_scaling(self, scaling: float) -> None:
         """Takes note of the robot's speed scaling, 1 at full speed.
 
+        Slightly more than 1 is the noise of its measurement, and counts as 1. What cannot be used counts as published
+        and stale: the robot is not taken to move at full speed.
+
         Raises:
-            ClpError: It is no number of at least 0.
+            ClpError: It is no number from 0 to 1: a controller that is sped up would exceed the robot's limits.
         """
-        if not 0 <= scaling < math.inf:
-            raise ClpError(f"a speed scaling of {scaling}", where=self._embodiment.name)
+        if not 0 <= scaling <= _LARGEST_SCALING:
+            if self._guard.scaling_s is None:
+                self._guard.scaling_s = time.monotonic()
+            raise ClpError(
+                f"a speed scaling of {100 * scaling:g} %",
+                where=self._embodiment.name,
+                fix="publish 0 to 100, or take speed_scaling out of the embodiment",
+            )
+        scaling = min(scaling, 1.0)
         self._scaling = scaling
         self._guard.scaling_s = time.monotonic()
         self._output.set_speed_scaling(scaling)
@@ -459,12 +471,9 @@ class ChunkRunner:
                         if self._session is session:
                             self._output.refresh()
             except Exception as error:  # noqa: BLE001 - as above
-                try:
-                    with self._publishing:
-                        if self._session is session:
-                            self._output.hold()
-                finally:
-                    self._give_up(session, f"the guard failed: {type(error).__name__}: {error}")
+                if self._brake(session):
+                    self._log.write("hold", self._clock_ns(), why=str(error))
+                self._give_up(session, f"the guard failed: {type(error).__name__}: {error}")
 
     def _found(self, session: Session, found: Finding) -> None:
         self._fault(session, found.kind, found.why)
@@ -480,12 +489,9 @@ class ChunkRunner:
             session.observed_ns = None  # whatever the policy made last, it was not sent
             session.faults += kind != PAUSED and not lasting
             faults = session.faults
-        if hold:
-            with self._publishing:
-                is_braked = self._session is session and self._output.hold()
-            if is_braked:
-                self.statistics.count("held")
-                self._log.write("hold", now, why=why)
+        if hold and self._brake(session):
+            self.statistics.count("held")
+            self._log.write("hold", now, why=why)
         if lasting:
             return
         self._log.write("fault", now, kind=kind, why=why)
@@ -499,6 +505,21 @@ class ChunkRunner:
             self._tell(logging.WARNING, f"holding: {why}")
         if kind != PAUSED and self._watch.max_faults and faults >= self._watch.max_faults:
             self._give_up(session, f"{faults} faults since the activation, the last: {why}")
+
+    def _brake(self, session: Session) -> bool:
+        """Brakes the robot; returns whether there was anything to brake.
+
+        It raises nothing: the threads that call it must live on. Where a stop cannot be sent at the second try either,
+        the robot follows what it has to its end, at rest, and the owner is told.
+        """
+        for _ in range(2):
+            try:
+                with self._publishing:
+                    return self._session is session and self._output.hold()
+            except Exception as error:  # noqa: BLE001 - whatever prevents a stop from being sent
+                why = f"the robot cannot be braked: {type(error).__name__}: {error}"
+        self._give_up(session, why)
+        return False
 
     def _give_up(self, session: Session, why: str) -> None:
         """Sends nothing any more, and tells the owner."""

@@ -43,11 +43,13 @@ class ScaledClock:
     def set(self, scaling: float, time_ns: int) -> None:
         """The scaling from a time on."""
         with self._lock:
-            if abs(scaling - self.scaling) < _CHANGE and (scaling < PAUSED_BELOW) == self.is_paused:
+            changed_ns, _, last = self._changes[-1]
+            if abs(scaling - last) < _CHANGE and (scaling < PAUSED_BELOW) == (last < PAUSED_BELOW):
+                self.scaling = last
                 return
-            changed_ns = max(time_ns, self._changes[-1][0])
-            self._changes.append((changed_ns, self._at(changed_ns), scaling))
             self.scaling = scaling
+            if time_ns >= changed_ns:  # else the clock has jumped back, and whoever notices calls shift() or restart()
+                self._changes.append((time_ns, self._at(time_ns), scaling))
 
     def restart(self, time_ns: int) -> None:
         """Trajectory time is the robot's clock now; it goes on at the present scaling."""
@@ -55,11 +57,20 @@ class ScaledClock:
             first = (0, 0, 1.0) if self.scaling == 1.0 else (time_ns, time_ns, self.scaling)
             self._changes = deque([first], maxlen=_MOST)
 
-    def shift(self, offset_ns: int) -> None:
-        """The robot's clock has jumped by so much, and all trajectory times are moved by as much."""
+    def shift(self, offset_ns: int, now_ns: int) -> None:
+        """The robot's clock has jumped by so much, and all trajectory times are moved by as much.
+
+        Args:
+            offset_ns: By how much.
+            now_ns: The time after it. Changes since the jump, which came before it was noticed, count from now on.
+        """
         with self._lock:
             changes = [(real + offset_ns, scaled + offset_ns, scaling) for real, scaled, scaling in self._changes]
+            while len(changes) > 1 and changes[-1][0] > now_ns:
+                changes.pop()
             self._changes = deque(changes, maxlen=_MOST)
+            if changes[-1][2] != self.scaling:
+                self._changes.append((now_ns, self._at(now_ns), self.scaling))
 
     def _at(self, time_ns: int) -> int:
         index = max(0, bisect_right(self._changes, time_ns, key=lambda change: change[0]) - 1)

@@ -118,19 +118,28 @@ class Head:
         fixed: (coefficients, joints): what the first ones are where :attr:`free` is zero.
         free: (coefficients, unknowns): what each unknown adds to them.
         rows: (rows, unknowns): accelerations that the unknowns cause somewhere else, a control step squared.
+        caused: (rows, joints): those that are there anyway.
     """
 
     fixed: np.ndarray
     free: np.ndarray
     rows: np.ndarray
+    caused: np.ndarray
 
     @classmethod
     def going_on(cls, coefficients: np.ndarray) -> Head:
         """It goes on from a spline's three coefficients, (3, joints), with the same acceleration too."""
-        return cls(coefficients, np.zeros((ORDER, 0)), np.zeros((0, 0)))
+        return cls(coefficients, np.zeros((ORDER, 0)), np.zeros((0, 0)), np.zeros((0, coefficients.shape[1])))
 
     @classmethod
-    def one_cubic(cls, position: np.ndarray, speed: np.ndarray, steps: int, early: float = 0.0) -> Head:
+    def one_cubic(
+        cls,
+        position: np.ndarray,
+        speed: np.ndarray,
+        steps: int,
+        early: float = 0.0,
+        beyond: np.ndarray | float = 0.0,
+    ) -> Head:
         """It begins with one cubic of some steps, whose unknowns are its acceleration and the change of that.
 
         Args:
@@ -139,15 +148,17 @@ class Head:
             steps: Number of control steps.
             early: A controller that begins so many steps earlier with a cubic to the same end, at rest, must not
                 accelerate beyond the limits either.
+            beyond: (joints,), how far from ``position`` such a controller begins.
         """
         at = np.arange(steps + ORDER)[:, None] - 1.0
         free = np.concatenate([at**2 / 2 - 1 / 6, (at**3 - at) / 6], axis=1)
         if not early:
-            return cls(position + at * speed, free, np.zeros((0, 2)))
+            return cls(position + at * speed, free, np.zeros((0, 2)), np.zeros((0, len(position))))
         way, end = np.array([steps**2 / 2, steps**3 / 6]), np.array([steps, steps**2 / 2])
         span = steps + early
         rows = np.stack([6 * way / span**2 - 2 * end / span, 4 * end / span - 6 * way / span**2])
-        return cls(position + at * speed, free, rows)
+        caused = np.outer([-6 / span**2, 6 / span**2], np.broadcast_to(beyond, position.shape))
+        return cls(position + at * speed, free, rows, caused)
 
 
 def track(
@@ -197,8 +208,8 @@ def track(
     values, possible = (
         np.concatenate([_bounded(one), extra])
         for one, extra in (
-            (found, head.rows @ unknown[: head.rows.shape[1]]),
-            (extended(feasible, count) - origin, np.zeros((len(head.rows), len(origin)))),
+            (found, head.caused + head.rows @ unknown[: head.rows.shape[1]]),
+            (extended(feasible, count) - origin, head.caused),
         )
     )
     lower, upper = np.minimum(lower, possible), np.maximum(upper, possible)

@@ -55,16 +55,22 @@ class ControllerFacts:
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:
         """The facts in parameter values by name."""
-        desired = values.get(_FROM_DESIRED)
-        if values.get("open_loop_control"):  # deprecated, and the same
+
+        def said(name: str, kind: type) -> Any:
+            # Another node of that name may have other parameters of the same names.
+            value = values.get(name)
+            return value if isinstance(value, kind) else None
+
+        desired = said(_FROM_DESIRED, bool)
+        if said("open_loop_control", bool):  # deprecated, and the same
             desired = True
-        joints = values.get("joints")
+        joints = said("joints", list)
         return cls(
             desired,
-            values.get("allow_nonzero_velocity_at_trajectory_end"),
-            values.get("allow_partial_joints_goal"),
-            values.get("interpolation_method"),
-            None if joints is None else tuple(joints),
+            said("allow_nonzero_velocity_at_trajectory_end", bool),
+            said("allow_partial_joints_goal", bool),
+            said("interpolation_method", str),
+            None if joints is None or not all(isinstance(one, str) for one in joints) else tuple(joints),
         )
 
 

@@ -350,6 +350,44 @@ def test_a_chunk_far_from_the_arm_is_refused_and_the_reference_stays() -> None:
     np.testing.assert_allclose(joined.reference.positions, 0.5)
 
 
+@pytest.mark.parametrize("wanted", [1.5, 1.3])
+def test_a_robot_slightly_outside_its_limits_comes_back_inside_the_others(wanted: float) -> None:
+    """By a controller that begins with one cubic from where the robot is."""
+    plan, measured = schedule(acceleration=4.0), np.array([1.57, -1.56, 0.0])
+    joined = plan.add(wanted * np.ones((100, JOINTS)) * [1, -1, 0], START_NS, START_NS, measured)
+    after_s = (joined.reference.times_ns[0] - START_NS) / 1e9
+    ends, speed = joined.reference.positions[0], joined.reference.velocities[0]
+    cubic = CubicHermiteSpline([0.0, after_s], [measured, ends], [np.zeros(JOINTS), speed])
+    times = np.linspace(0, after_s, 200)
+    assert np.abs(cubic(times, 2)).max() <= 4.0
+    assert np.abs(cubic(times, 1)).max() <= 2.0
+    check(joined.reference, limits(4.0))
+
+
+def test_a_robot_outside_its_limits_is_not_driven_by_a_chunk_too_short_to_come_back() -> None:
+    with pytest.raises(ClpError, match="too short to come back slowly"):
+        schedule(acceleration=0.5).add(np.full((10, JOINTS), 1.4), START_NS, START_NS, np.full(JOINTS, 1.6))
+
+
+def test_of_two_chunks_of_one_observation_the_newest_is_the_last_to_count() -> None:
+    """Its last step alone may be left: then it must count at all."""
+    plan = schedule(mode="ensemble", send_lead_time_s=0.0)
+    for wanted in (0.1, 0.12):
+        plan.add(np.full((12, JOINTS), wanted), START_NS, START_NS, np.full(JOINTS, 0.1))
+    assert (plan.reference.positions[-1] > 0.111).all()
+    now = START_NS + 10 * PERIOD_NS + 1
+    plan.add(np.full((12, JOINTS), 0.14), START_NS, now, plan.reference.sample(now)[0])
+    assert (plan.reference.positions[-1] > 0.111).all()
+
+
+def test_a_joint_that_brakes_very_slowly_is_led_no_faster_than_it_can_stop_soon() -> None:
+    plan = schedule(acceleration=0.05)
+    ramp = np.linspace(0.02, 1.0, 50)[:, None] * np.ones(JOINTS)
+    plan.add(ramp, START_NS, START_NS, np.zeros(JOINTS))
+    assert plan.reference.end_ns - START_NS < 7 * 10**9
+    check(plan.reference, limits(0.05))
+
+
 @pytest.mark.parametrize("bad", [1.7, -1.7, np.nan, np.inf])
 def test_a_robot_outside_its_limits_is_not_driven(bad: float) -> None:
     plan = schedule()

@@ -846,6 +846,19 @@ def test_a_message_that_cannot_be_sent_leaves_the_schedule_as_it_was(embodiment:
     assert rig.runner.close(20)
 
 
+def test_a_controller_is_not_led_from_outside_the_limits_to_their_edge_at_once(embodiment: Embodiment) -> None:
+    """One that begins at the measured state follows points that have passed at once."""
+    sent: list[list[Trajectory]] = []
+    output = TrajectoryOutput(embodiment, ScheduleSettings(), sent.append, lambda: START_NS)
+    output.start(embodiment.controllers)
+    state = np.zeros(embodiment.action_size)
+    state[0] = embodiment.joints[0].upper + 0.04
+    output.chunk(np.tile(np.minimum(state, [joint.upper for joint in embodiment.joints]), (50, 1)), START_NS, state)
+    first = {one.controller: one.start_ns + one.times[0] * 1e9 - START_NS for one in sent[0]}
+    assert first["left_arm"] > 200 * MS
+    assert first["right_arm"] < 0
+
+
 def test_a_brake_that_cannot_be_sent_is_sent_the_next_time(embodiment: Embodiment) -> None:
     now, sent, fails = [START_NS], [], [RuntimeError("no publisher")]
 
@@ -863,6 +876,39 @@ def test_a_brake_that_cannot_be_sent_is_sent_the_next_time(embodiment: Embodimen
     assert output.hold()
     assert not output.hold()
     assert len(sent) == 2
+
+
+def test_a_stop_that_can_never_be_sent_ends_the_activation_and_no_thread(embodiment: Embodiment) -> None:
+    broken = []
+
+    def policy(images: Any, state: np.ndarray, task: str) -> np.ndarray:
+        if broken:
+            raise RuntimeError("no policy")
+        return moving(images, state, task)
+
+    rig = Rig(embodiment, Pace(0), policy)
+    send = rig.runner._output._send
+
+    def sometimes(messages: Any) -> None:
+        if broken:
+            raise RuntimeError("no publisher")
+        send(messages)
+
+    rig.runner._output._send = sometimes
+    rig.started()
+    in_motion(rig)
+    broken.append(True)
+    rig.frames()
+    until(lambda: rig.failures)
+    assert rig.failures == ["the robot cannot be braked: RuntimeError: no publisher"]
+    assert rig.runner._worker.is_alive()
+    assert rig.runner._watcher.is_alive()
+    broken.clear()
+    sent = len(rig.sent)
+    rig.runner.activate()
+    rig.due_frames()
+    until(lambda: len(rig.sent) > sent and rig.runner.holding is None)
+    assert rig.runner.close(20)
 
 
 @pytest.fixture(scope="module")
@@ -919,9 +965,18 @@ def test_a_speed_scaling_that_is_published_no_more_stops_the_robot(scaled: Embod
     until(lambda: len(rig.sent) == 2)
     assert "no speed scaling for" in rig.runner.holding
     assert_brakes(from_now(rig.sent[1], rig.now), before)
-    for wrong in (np.nan, -1.0, np.inf):
-        with pytest.raises(ClpError, match="speed scaling"):
-            rig.runner.set_speed_scaling(wrong)
+    rig.runner.close()
+
+
+@pytest.mark.parametrize("wrong", [np.nan, -1.0, np.inf, 1.5])
+def test_a_robot_whose_speed_scaling_cannot_be_used_is_not_driven(scaled: Embodiment, wrong: float) -> None:
+    rig = Rig(scaled, Pace(0), moving).started()
+    in_motion(rig)
+    with pytest.raises(ClpError, match="speed scaling"):
+        rig.runner.set_speed_scaling(wrong)
+    until(lambda: "no speed scaling for" in (rig.runner.holding or ""))
+    rig.runner.set_speed_scaling(1.02)  # noise of its measurement: no controller is sped up
+    assert rig.runner.speed_scaling == 1.0
     rig.runner.close()
 
 

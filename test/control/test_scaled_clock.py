@@ -28,7 +28,7 @@ def test_it_is_the_integral_of_the_scaling() -> None:
         clock.set(scaling, int(time))
     for asked in rng.integers(SECOND, 12 * SECOND, 50):
         assert abs(clock.at(int(asked)) - integral(asked, times, scalings)) < 100
-    clock.shift(-3 * SECOND)
+    clock.shift(-3 * SECOND, 12 * SECOND)
     assert abs(clock.at(8 * SECOND) - (integral(11 * SECOND, times, scalings) - 3 * SECOND)) < 100
     clock.restart(20 * SECOND)
     assert clock.at(20 * SECOND) == 20 * SECOND
@@ -42,3 +42,15 @@ def test_a_pause_is_noticed_and_noise_is_not() -> None:
     clock.set(0.0, 3 * SECOND)
     assert clock.is_paused
     assert clock.at(9 * SECOND) == 3 * SECOND
+
+
+def test_a_change_between_a_jump_and_its_notice_counts_at_once() -> None:
+    for jump in (-50 * SECOND, 50 * SECOND):
+        clock = ScaledClock()
+        clock.set(0.5, 100 * SECOND)
+        now = 110 * SECOND + jump
+        clock.set(0.25, now)
+        clock.shift(jump, now)
+        # 100 s, and 10 s at half the speed, moved as the clock was.
+        assert clock.at(now) == 105 * SECOND + jump
+        assert clock.at(now + 4 * SECOND) == 106 * SECOND + jump

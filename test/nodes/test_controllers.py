@@ -149,6 +149,13 @@ def test_partial_goals_allow_a_controller_of_more_joints(asking: Any, controller
     nodes.close()
 
 
+def test_parameters_of_another_kind_of_node_say_nothing() -> None:
+    assert ControllerFacts.of({"joints": 6, "interpolate_from_desired_state": "no", "interpolation_method": 2}) == (
+        ControllerFacts()
+    )
+    assert ControllerFacts.of({"joints": "arm", "open_loop_control": "yes"}) == ControllerFacts()
+
+
 def test_the_node_follows_from_the_topic() -> None:
     assert node_name("/left/arm_controller/joint_trajectory") == "/left/arm_controller"
     assert node_name("/left/commands") is None

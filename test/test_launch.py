@@ -349,6 +349,7 @@ def test_a_simulated_robot_is_driven_and_all_ends_on_ctrl_c(
             "the arm moves",
         )
         assert {tuple(message.joint_names) for message in sent[0]} == {tuple(joint.name for joint in arm)}
+        assert "does not answer" not in log.read_text()  # the simulation has the controllers' parameters, too
         interrupt(process, log)
 
 

@@ -13,6 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # Tests may import what they share (bag_tools); --import-mode=importlib puts nothing on the path by itself.
 sys.path.append(str(Path(__file__).parent))
+# Threads of OpenMP that wait for each other spin, unless told otherwise before PyTorch is imported. Two tests at a time
+# on two cores, each with two such threads, can stand still for minutes.
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 # First, so that two workers that take a file each end at about the same time.
 _LONG = (

@@ -21,14 +21,21 @@ from clp_ros.robots.task import load_task, read_task
 ROOT = Path(__file__).resolve().parents[1]
 INDEX = ROOT / "doc" / "README.md"
 MEASUREMENTS = ROOT / "doc" / "reference" / "measurements" / "README.md"
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("doc/**/*.md")), ROOT / "rosbags" / "README.md"]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "rosbags/README.md", "lerobot_policy_clp/README.md")),
+    *sorted(ROOT.glob("doc/**/*.md")),
+]
 NODES = ("calibration", "pruning", "policy")
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
+def without_blocks(text: str) -> str:
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
 def without_code(text: str) -> str:
-    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    return re.sub(r"`[^`\n]*`", "", without_blocks(text))
 
 
 def links(text: str) -> list[str]:
@@ -37,7 +44,7 @@ def links(text: str) -> list[str]:
 
 def anchors(text: str) -> set[str]:
     """The anchors a Markdown page gets from its headings, as GitHub makes them."""
-    titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", without_blocks(text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
@@ -62,6 +69,8 @@ def command_lines(text: str) -> list[list[str]]:
 def clp_command(words: list[str]) -> list[str] | None:
     if words[0] == "clp":
         return words[1:]
+    if words[0] == "torchrun" and "clp_ros.cli" in words:
+        return words[words.index("clp_ros.cli") + 1 :]
     return words[4:] if words[:4] == ["ros2", "run", "clp_ros", "clp"] else None
 
 
@@ -121,10 +130,6 @@ def node_parameters(node: str) -> dict[str, object]:
     raise AssertionError(f"{node}.py has no PARAMETERS")
 
 
-def section(text: str, title: str) -> str:
-    return re.split(r"^## ", text.split(f"\n## {title}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
-
-
 def table(text: str, first_heading: str) -> dict[str, list[str]]:
     """A Markdown table by the code in its first column; a cell that names several things gives several rows."""
     lines = text.splitlines()
@@ -137,6 +142,62 @@ def table(text: str, first_heading: str) -> dict[str, list[str]]:
         for name in re.findall(r"`([^`]+)`", cells[0]):
             rows[name] = cells[1:]
     return rows
+
+
+@every_page
+def test_style(page: Path) -> None:
+    """One sentence a line, no line over 220 characters, no paragraph in a table cell."""
+    previous = ""
+    for line in without_blocks(page.read_text()).splitlines():
+        if line.startswith("|"):
+            long = [cell for cell in line.strip("|").split(" | ") if len(cell) > 160]
+            assert not long, f"a table cell of more than 160 characters: {long}"
+            previous = ""
+            continue
+        assert len(line) <= 220, f"more than 220 characters: {line}"
+        text = line.strip()
+        if text.startswith(("#", "!", "<")):
+            previous = ""
+            continue
+        item = re.match(r"([-*]|\d+\.) ", text)
+        if previous and text and not item:
+            assert re.search(r"[.:!?][*)]*$", previous), f"a sentence goes on in the next line: {previous}"
+        sentences = re.sub(r"`[^`]*`|\]\([^)]*\)", "x", re.sub(r"^([-*]|\d+\.) |\*\*[^*]+[.:?]\*\* ", "", text))
+        assert not re.search(r"[\w)][.!?]\*{0,2} +[A-Z\[]", sentences), f"more than one sentence: {line}"
+        previous = text
+
+
+@every_page
+def test_paths_and_names_in_the_text_exist(page: Path) -> None:
+    folders = "|".join(("clp_ros", "doc", "config", "launch", "test", "benchmarks", "rosbags", "lerobot_policy_clp"))
+    for code in re.findall(r"`([^`\n]+)`", without_blocks(page.read_text())):
+        if re.fullmatch(rf"({folders})/[\w./-]*", code):
+            assert (ROOT / code).exists(), code
+        elif re.fullmatch(r"clp_ros(\.\w+)+", code):
+            assert is_defined(code), code
+
+
+def is_defined(name: str) -> bool:
+    """Whether a dotted name of clp_ros is a module, or something that its module defines."""
+    path, parts = ROOT, name.split(".")
+    while parts and (path / parts[0]).is_dir():
+        path /= parts.pop(0)
+    if parts and (path / f"{parts[0]}.py").is_file():
+        path /= f"{parts.pop(0)}.py"
+    source = path / "__init__.py" if path.is_dir() else path
+    return (
+        not parts
+        or re.search(rf"^(class|def) {parts[0]}\b|^{parts[0]}\b", source.read_text(), re.MULTILINE) is not None
+    )
+
+
+def test_the_floors_of_the_architecture_are_those_tested() -> None:
+    tree = ast.parse((ROOT / "test" / "test_packaging.py").read_text())
+    (value,) = (node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "FLOORS")
+    floors = eval(compile(ast.Expression(value), "FLOORS", "eval"))
+    text = (ROOT / "doc" / "explanation" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", text, re.MULTILINE)
+    assert {room: int(floor) for floor, room in rows} == floors
 
 
 @every_page
@@ -177,7 +238,7 @@ def test_commands_in_the_text_exist(page: Path) -> None:
         options |= {
             one for file in ROOT.glob("benchmarks/*.py") for one in re.findall(r'"(--[a-z-]+)"', file.read_text())
         }
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    text = without_blocks(page.read_text())
     for code in re.findall(r"`([^`]+)`", text):
         words = code.split()
         if words[0] == "clp" and len(words) > 1:
@@ -209,24 +270,25 @@ def code_words(cell: str) -> set[str]:
 
 
 def test_launch_files_of_the_reference_are_those_there() -> None:
-    text = section((ROOT / "doc" / "reference" / "ros-graph.md").read_text(), "Launch files")
-    rows, robots = table(text, "file"), table(text, "robot")
-    tasks = {file: robot for robot, cells in robots.items() for file in re.findall(r"`(\w+\.launch\.py)`", cells[1])}
+    text = (ROOT / "doc" / "reference" / "launch-files.md").read_text()
+    rows, robots, states = table(text, "file"), table(text, "robot"), table(text, "robot's states")
+    tasks = {file: robot for robot, cells in robots.items() for file in re.findall(r"`(\w+\.launch\.py)`", cells[-1])}
     assert {*rows, *robots, *tasks} == {path.name for path in ROOT.glob("launch/*.launch.py")}
     assert len(tasks) == len(list(ROOT.glob("config/tasks/*.yaml")))
     common = {"params_file", "namespace", "log_level"}
     for name, cells in rows.items():
         assert set().union(*map(code_words, cells)) == launch_arguments(ROOT / "launch" / name) - common, name
     policy = launch_arguments(ROOT / "launch" / "policy.launch.py")
-    for name, (topics, _) in robots.items():
-        assert code_words(topics) == launch_arguments(ROOT / "launch" / name) - policy, name
+    for name, (*topics, _) in robots.items():
+        arguments = set().union(*map(code_words, topics + states[name]))
+        assert arguments == launch_arguments(ROOT / "launch" / name) - policy, name
     for name, robot in tasks.items():
         assert read_task(name.removesuffix(".launch.py")).embodiment == robot.removesuffix(".launch.py")
 
 
 @pytest.mark.parametrize("node", NODES)
 def test_parameters_of_the_reference_are_those_there(node: str) -> None:
-    rows = table(section((ROOT / "doc" / "reference" / "ros-graph.md").read_text(), node), "parameter")
+    rows = table((ROOT / "doc" / "reference" / f"{node}-node.md").read_text(), "parameter")
     parameters = node_parameters(node)
     assert set(rows) == set(parameters)
     for name, (default, *_) in rows.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every fault in the table of doc/reference/ros-graph.md, injected over real DDS: what is sent, and how it ends."""
+"""Every fault in the table of doc/reference/policy-faults.md, injected over real DDS: what is sent, and how it ends."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -76,7 +76,7 @@ class ScheduleSettings:
     ensemble_decay: float = 0.01
 
 
-class Late(ClpError):  # noqa: N818 - nothing is broken
+class LateError(ClpError):
     """All of a chunk's steps have passed by the time it could be sent."""
 
 
@@ -274,7 +274,7 @@ class ChunkSchedule:
             measured: (joints,), where the robot is.
 
         Raises:
-            Late: Nothing of it lies ahead.
+            LateError: Nothing of it lies ahead.
             ClpError: It must not be sent.
         """
         limits, before = self.limits, self._state
@@ -292,7 +292,7 @@ class ChunkSchedule:
         splice_ns = old.spline.start_ns + knot * self._period_ns
         if chunk.last_ns <= splice_ns:
             late = (splice_ns - chunk.last_ns) / 1e9
-            raise Late(f"a chunk came {late:.2f} s after the time its last step was for")
+            raise LateError(f"a chunk came {late:.2f} s after the time its last step was for")
         begins, feasible = old.reference.sample(splice_ns), old.spline.rest(knot)
         wanted, speed = chunk.at(splice_ns)
         gap = np.abs(wanted - begins[0])

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from clp_ros.control.inputs import LiveInputs
 from clp_ros.control.output import TrajectoryOutput
 from clp_ros.control.pace import Watch
-from clp_ros.control.safety import Outside
+from clp_ros.control.safety import OutsideError
 from clp_ros.control.session import Session
-from clp_ros.robots.observation import NotReady
+from clp_ros.robots.observation import NotReadyError
 
 OUTSIDE = "outside"
 PAUSED = "paused"
@@ -78,9 +78,9 @@ class Guard:
             return Finding(PAUSED, "the robot is paused, or in a protective stop: its speed scaling is 0")
         try:
             self._output.check_state(self._inputs.state(now))
-        except Outside as outside:
+        except OutsideError as outside:
             return Finding(OUTSIDE, str(outside))
-        except NotReady:
+        except NotReadyError:
             pass  # one of those that are missing, for a moment only as yet
         return None
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from clp_ros.robots.embodiment import Embodiment
-from clp_ros.robots.observation import NotReady, Observation, ObservationBuffer
+from clp_ros.robots.observation import NotReadyError, Observation, ObservationBuffer
 
 Selected = dict[str, tuple[int, Any]]
 
@@ -26,14 +26,14 @@ MAX_LEAD_NS = 100_000_000
 _RECENT = 12
 
 
-class Incomplete(Exception):  # noqa: N818 - a state of affairs, as NotReady is
+class IncompleteError(Exception):
     """No observation can be made now.
 
     Attributes:
         missing: Why not, an entry an input; the one whose newest message is the oldest comes first.
     """
 
-    def __init__(self, missing: list[NotReady]) -> None:
+    def __init__(self, missing: list[NotReadyError]) -> None:
         super().__init__("; ".join(str(one) for one in missing))
         self.missing = missing
 
@@ -130,21 +130,21 @@ class LiveInputs:
                 the next one is about to come.
 
         Raises:
-            Incomplete: Inputs are missing or stale, or a camera's newer frame has not come yet.
+            IncompleteError: Inputs are missing or stale, or a camera's newer frame has not come yet.
         """
         selected: Selected = {}
-        faults: list[tuple[int, NotReady]] = []
+        faults: list[tuple[int, NotReadyError]] = []
         with self._changed:
             for topic in self._topics:
                 try:
                     allowed_ns = self._usable_ns(topic)
                     selected[topic] = self._select(topic, now_ns, allowed_ns, newer_than.get(topic))
-                except NotReady as missing:
+                except NotReadyError as missing:
                     # Its traceback holds this frame, which holds it: the images would stay until garbage is collected.
                     faults.append((self._buffer.newest(topic) or 0, missing.with_traceback(None)))
         if faults:
             faults.sort(key=lambda fault: fault[0])
-            raise Incomplete([missing for _, missing in faults])
+            raise IncompleteError([missing for _, missing in faults])
         return selected
 
     def decode_ahead(self, now_ns: int, newer_than: Mapping[str, int | None]) -> None:
@@ -155,19 +155,19 @@ class LiveInputs:
         messages = {}
         with self._changed:
             for topic in self._cameras:
-                with suppress(NotReady):
+                with suppress(NotReadyError):
                     entry = self._select(topic, now_ns, self._usable_ns(topic), newer_than.get(topic))
                     messages[topic] = entry[1]
         self._buffer.decode_ahead(messages)
 
-    def missing(self, now_ns: int) -> list[NotReady]:
+    def missing(self, now_ns: int) -> list[NotReadyError]:
         """Inputs that have no message to act on now, an entry each; a camera's next frame must not be overdue."""
         found = []
         with self._changed:
             for topic in self._topics:
                 try:
                     self._select(topic, now_ns, self._period_ns(topic) + self._lag_ns(topic))
-                except NotReady as missing:
+                except NotReadyError as missing:
                     found.append(missing.with_traceback(None))
         return found
 
@@ -175,7 +175,7 @@ class LiveInputs:
         """Where the joints are, (action_size,) float32 in the policy's units.
 
         Raises:
-            NotReady: A JointState is missing or stale.
+            NotReadyError: A JointState is missing or stale.
         """
         with self._changed:
             return self._buffer.state(now_ns)
@@ -210,19 +210,19 @@ class LiveInputs:
     def _select(self, topic: str, now_ns: int, allowed_ns: float, last: int | None = None) -> tuple[int, Any]:
         # Of every publisher: one joint of the future would be that of the past, with a stamp that says it is new.
         if (ahead := self._buffer.lead_ns(topic, now_ns)) > MAX_LEAD_NS:
-            raise NotReady(
+            raise NotReadyError(
                 topic,
                 f"its stamps are {ahead / 1e6:.0f} ms in the future (synchronise the clocks of the two hosts)",
                 "stamps in the future",
             )
         try:
             entry = self._buffer.select(now_ns, [topic])[topic]
-        except NotReady as missing:
+        except NotReadyError as missing:
             why = self._buffer.refused.get(topic)
-            raise NotReady(topic, f"{missing.reason}; {why}" if why else missing.reason, missing.kind) from None
+            raise NotReadyError(topic, f"{missing.reason}; {why}" if why else missing.reason, missing.kind) from None
         age = now_ns - entry[0]
         if topic in self._cameras and ((last is not None and entry[0] <= last) or age > allowed_ns):
-            raise NotReady(topic, f"no newer frame for {age / 1e6:.0f} ms", "no newer frame")
+            raise NotReadyError(topic, f"no newer frame for {age / 1e6:.0f} ms", "no newer frame")
         return entry
 
     def _period_ns(self, topic: str) -> float:

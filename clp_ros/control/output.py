@@ -171,7 +171,7 @@ class TrajectoryOutput:
             state: (joints,), where the robot is, in the policy's units.
 
         Raises:
-            Outside: A joint is.
+            OutsideError: A joint is.
         """
         measured = joint_positions(state, self._embodiment)
         check_measured(measured, self._schedule.limits)

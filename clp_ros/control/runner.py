@@ -20,19 +20,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from clp_ros.control.chunk_schedule import Late, ScheduleSettings
+from clp_ros.control.chunk_schedule import LateError, ScheduleSettings
 from clp_ros.control.guard import OUTSIDE, PAUSED, Finding, Guard
-from clp_ros.control.inputs import Incomplete, LiveInputs
+from clp_ros.control.inputs import IncompleteError, LiveInputs
 from clp_ros.control.output import Planned, TrajectoryOutput
 from clp_ros.control.pace import Pace, Watch
 from clp_ros.control.processor_share import ProcessorShare
 from clp_ros.control.run_log import RunLog
-from clp_ros.control.safety import Outside
+from clp_ros.control.safety import OutsideError
 from clp_ros.control.session import Session
 from clp_ros.control.statistics import Statistics, largest_by_unit
 from clp_ros.core.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment
-from clp_ros.robots.observation import NotReady
+from clp_ros.robots.observation import NotReadyError
 from clp_ros.robots.trajectory import Trajectory, chunk_positions
 
 # What may differ in the words of one and the same fault.
@@ -278,14 +278,14 @@ class ChunkRunner:
             try:
                 if self._step(session):
                     continue
-            except Incomplete:
+            except IncompleteError:
                 pass  # the guard says so when it lasts
-            except Late as late:
+            except LateError as late:
                 self.statistics.count("late")
                 self._fault(session, "late", str(late), hold=False)
-            except Outside as outside:
+            except OutsideError as outside:
                 self._fault(session, OUTSIDE, str(outside))
-            except (ClpError, NotReady) as fault:
+            except (ClpError, NotReadyError) as fault:
                 self.statistics.count("refused")
                 self._fault(session, f"refused {getattr(fault, 'where', None) or ''}", str(fault))
             except (Exception, SystemExit) as error:  # noqa: BLE001 - a model may raise anything; the node lives on
@@ -384,10 +384,10 @@ class ChunkRunner:
                 return None
             try:
                 state = self._inputs.state(self._clock_ns())
-            except NotReady as missing:  # the guard brakes, and says so, when it lasts
+            except NotReadyError as missing:  # the guard brakes, and says so, when it lasts
                 self.statistics.count("dropped stale")
                 session.observed_ns = None  # the policy's last chunk is another one now
-                raise Incomplete([missing]) from None
+                raise IncompleteError([missing]) from None
             planned = self._output.plan(positions, now, state)
             with self._publishing:
                 with self._gate:

@@ -77,7 +77,7 @@ class Limits:
         return np.maximum(share * span, least)
 
 
-class Outside(ClpError):  # noqa: N818 - a state of affairs
+class OutsideError(ClpError):
     """A joint is outside its limits already."""
 
 
@@ -155,13 +155,13 @@ def check_measured(measured: np.ndarray, limits: Limits) -> None:
         limits: The limits.
 
     Raises:
-        Outside: A joint is, by more than its tolerance, or not finite; it names the joint.
+        OutsideError: A joint is, by more than its tolerance, or not finite; it names the joint.
     """
     slack = 0.05 * (limits.upper - limits.lower) if limits.tolerance is None else limits.tolerance
     outside = ~((measured >= limits.lower - slack) & (measured <= limits.upper + slack))
     if outside.any():
         joint = int(np.argmax(outside))
-        raise Outside(
+        raise OutsideError(
             f"the robot reports {measured[joint]:.3f}, outside [{limits.lower[joint]:g}, {limits.upper[joint]:g}] "
             f"by more than {slack[joint]:g}",
             where=limits.names[joint],

@@ -14,7 +14,7 @@ from clp_ros.core.errors import ClpError
 from clp_ros.core.settings import did_you_mean
 from clp_ros.messages.stamps import MAX_CLOCK_JUMP_NS
 from clp_ros.robots.embodiment import Embodiment, type_advice
-from clp_ros.robots.observation import NotReady, Observation, ObservationBuffer
+from clp_ros.robots.observation import NotReadyError, Observation, ObservationBuffer
 
 
 @dataclass(frozen=True)
@@ -183,13 +183,13 @@ def usable_ticks(
     buffer = ObservationBuffer(embodiment)
     usable: list[int] = []
     unusable: Counter[str] = Counter()
-    reasons: dict[str, NotReady] = {}
+    reasons: dict[str, NotReadyError] = {}
     for tick, _ in control_ticks(reader, buffer):
         if progress is not None:
             progress(tick)
         try:
             buffer.select(tick)
-        except NotReady as missing:
+        except NotReadyError as missing:
             kind = f"{missing.topic}: {missing.kind}"
             unusable[kind] += 1
             reasons[kind] = missing
@@ -209,7 +209,7 @@ def usable_ticks(
 
 
 def _no_tick(
-    reader: BagReader, embodiment: Embodiment, missing: NotReady | None, dropped: Counter[tuple[str, str]]
+    reader: BagReader, embodiment: Embodiment, missing: NotReadyError | None, dropped: Counter[tuple[str, str]]
 ) -> ClpError:
     topic = next(iter(embodiment.topics)) if missing is None else missing.topic
     reason = "no message can be read" if missing is None else missing.reason
@@ -254,7 +254,7 @@ def read_frames(
         if pending:
             try:
                 state = buffer.state(tick)
-            except NotReady:
+            except NotReadyError:
                 state = None
             for _, actions in pending:
                 actions.append(state)
@@ -264,7 +264,7 @@ def read_frames(
             next_tick = next(wanted, None)
             try:
                 pending.append((buffer.observe(tick), []))
-            except NotReady as missing:
+            except NotReadyError as missing:
                 raise ValueError(f"tick {tick} cannot be used: {missing}") from missing
             except ClpError as error:
                 left_out.add(error, reader.path)

@@ -14,7 +14,7 @@ from clp_ros.core.errors import ClpError
 from clp_ros.datasets.episodes import Frame, LeftOut, Steps, make_frame
 from clp_ros.messages.stamps import MAX_CLOCK_JUMP_NS
 from clp_ros.robots.embodiment import Embodiment
-from clp_ros.robots.observation import NotReady, ObservationBuffer
+from clp_ros.robots.observation import NotReadyError, ObservationBuffer
 
 
 @dataclass
@@ -140,14 +140,14 @@ class FrameReservoir:
         if self._open:
             try:
                 state = self._buffer.state(tick)
-            except NotReady:
+            except NotReadyError:
                 state = None
             for drawn in self._open:
                 drawn.actions.append(state)
             self._open = [drawn for drawn in self._open if len(drawn.actions) < self._chunk]
         try:
             selected = self._buffer.select(tick)
-        except NotReady as missing:
+        except NotReadyError as missing:
             self.unusable[f"{missing.topic}: {missing.kind}"] += 1
             return
         self.usable += 1

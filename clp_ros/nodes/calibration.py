@@ -22,7 +22,7 @@ from clp_ros.bags.reader import open_bag
 from clp_ros.core.errors import ClpError
 from clp_ros.core.files import check_apart, check_output_folder
 from clp_ros.datasets.episodes import check_topics
-from clp_ros.nodes.job import Cancelled, Job
+from clp_ros.nodes.job import CancelledError, Job
 from clp_ros.nodes.live_frames import LiveFrames
 from clp_ros.nodes.messages import image_message, matrix_message
 from clp_ros.nodes.parameters import checkpoint_folder, declare, given_embodiment, output_folder, texts
@@ -94,7 +94,7 @@ class CalibrationNode(Node):
         try:
             with self._job.work("checking the parameters"):
                 self._calibrate()
-        except Cancelled:
+        except CancelledError:
             return
         except (ClpError, OSError) as error:
             self.get_logger().error(str(error))

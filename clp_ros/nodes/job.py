@@ -15,7 +15,7 @@ from clp_ros.core.errors import ClpError
 from clp_ros.nodes.diagnostics import Diagnostics, Level, Report
 
 
-class Cancelled(Exception):  # noqa: N818 - an order, not a fault
+class CancelledError(Exception):
     """The node shuts down. Raised in the thread that works, so that what it has begun to write is removed."""
 
 
@@ -51,14 +51,14 @@ class Job:
     def work(self, step: str) -> Iterator[None]:
         """The block of the work.
 
-        A ClpError, or any other exception of it but :class:`Cancelled`, becomes the report; it is raised again.
+        A ClpError, or any other exception of it but :class:`CancelledError`, becomes the report; it is raised again.
 
         Args:
             step: What is done first.
 
         Raises:
             ClpError: There is work going on already.
-            Cancelled: The node shuts down.
+            CancelledError: The node shuts down.
         """
         if not self._busy.acquire(blocking=False):
             raise ClpError("already running", fix="wait until it is done")
@@ -66,7 +66,7 @@ class Job:
             self._started = time.monotonic()
             self.step(step)
             yield
-        except Cancelled:
+        except CancelledError:
             raise
         except (Exception, SystemExit) as error:  # libraries raise the latter, too
             fault = str(error) if isinstance(error, ClpError) else f"{type(error).__name__}: {error}"
@@ -79,7 +79,7 @@ class Job:
         """Says what is done from here on.
 
         Raises:
-            Cancelled: The node shuts down.
+            CancelledError: The node shuts down.
         """
         self.check()
         self._tell(Report(Level.OK, message, values))
@@ -88,17 +88,17 @@ class Job:
         """Says how far the step is; what it is called with has no unit.
 
         Raises:
-            Cancelled: The node shuts down.
+            CancelledError: The node shuts down.
         """
         self.check()
         report = self._report
         self._report = replace(report, values={**report.values, "done": done, "total": total})
 
     def check(self) -> None:
-        """Raises :class:`Cancelled` when the node shuts down."""
+        """Raises :class:`CancelledError` when the node shuts down."""
         # A signal ends the context first, and nothing can be published from then on.
         if self._cancelled.is_set() or not self._node.context.ok():
-            raise Cancelled
+            raise CancelledError
 
     def cancel(self) -> None:
         """Ends the work, if there is any, and waits until it has ended. No other begins after that."""

@@ -14,7 +14,7 @@ from sensor_msgs.msg import JointState
 
 from clp_ros.nodes.listener import TakenHere
 from clp_ros.robots.embodiment import Embodiment
-from clp_ros.robots.observation import NotReady
+from clp_ros.robots.observation import NotReadyError
 
 # Reliable: a best-effort subscription is not sent what was latched. Deep enough for a driver of each joint.
 _LATCHED = QoSProfile(
@@ -79,7 +79,7 @@ class LatchedStates:
                 return
             self._receive(topic, taken[0])
 
-    def advice(self, missing: NotReady) -> str:
+    def advice(self, missing: NotReadyError) -> str:
         """What to add to the reason why a topic's message is missing: who publishes it, and how."""
         publishers = self._node.get_publishers_info_by_topic(missing.topic)
         if not publishers:

@@ -85,7 +85,7 @@ def _load_policy(folder: Path, device: str) -> Any:
     return policy
 
 
-class Ended(Exception):  # noqa: N818 - nothing is wrong
+class EndedError(Exception):
     """A signal ended ROS while the policy was being loaded."""
 
 
@@ -126,7 +126,7 @@ class PolicyNode(ManagedNode):
         self._fault = None
         try:
             self._set_up()
-        except Ended:
+        except EndedError:
             return TransitionCallbackReturn.FAILURE
         except ClpError as error:
             self.release()
@@ -239,7 +239,7 @@ class PolicyNode(ManagedNode):
             policy = self._load(checkpoint, self.get_parameter("device").value)
             embodiment = descriptions.narrow()
         if not self.context.ok():
-            raise Ended
+            raise EndedError
         slots = [camera.slot for camera in embodiment.cameras.values()]
         for note in policy.check_features(slots, embodiment.action_size, embodiment.name) or ():
             self.get_logger().warning(note)

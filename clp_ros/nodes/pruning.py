@@ -16,7 +16,7 @@ from std_srvs.srv import Trigger
 
 from clp_ros.core.errors import ClpError
 from clp_ros.core.files import check_apart
-from clp_ros.nodes.job import Cancelled, Job
+from clp_ros.nodes.job import CancelledError, Job
 from clp_ros.nodes.parameters import checkpoint_folder, declare, output_folder, texts
 from clp_ros.nodes.spin import main as run_node
 from clp_ros.nodes.topics import LATCHED
@@ -63,7 +63,7 @@ class PruningNode(Node):
                 self._job.step(
                     "done", output=result["output"], removed=json.dumps(result["removed"]), seconds=result["seconds"]
                 )
-        except Cancelled:
+        except CancelledError:
             response.message = "the node shuts down"
         except (ClpError, OSError) as error:
             self.get_logger().error(str(error))

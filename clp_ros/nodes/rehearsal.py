@@ -102,7 +102,7 @@ class PolicyProcess:
                 self._fault = line.strip()
 
 
-class Stopped(Exception):  # noqa: N818 - a signal's wish, not an error
+class StoppedError(Exception):
     """The rehearsal was told to end before it was over."""
 
 
@@ -126,7 +126,7 @@ class Rehearsal:
 
         Raises:
             ClpError: It has ended, does not answer, or the transition fails.
-            Stopped: The rehearsal is to end.
+            StoppedError: The rehearsal is to end.
         """
         client = self._node.create_client(ChangeState, "/policy/change_state")
         if not self._wait(lambda: client.wait_for_service(timeout_sec=0.1), policy, _START_S):
@@ -140,13 +140,13 @@ class Rehearsal:
             raise policy.error(f"refused to {transition}")
 
     def sleep(self, seconds: float) -> None:
-        """Waits so long, or raises Stopped."""
+        """Waits so long, or raises StoppedError."""
         end = time.monotonic() + seconds
         while not self._stopped():
             if (left := end - time.monotonic()) <= 0:
                 return
             time.sleep(min(left, 0.05))
-        raise Stopped
+        raise StoppedError
 
     def _wait(self, done: Callable[[], bool], policy: PolicyProcess, timeout: float) -> bool:
         deadline = time.monotonic() + timeout
@@ -179,7 +179,7 @@ def rehearse(
 
     Raises:
         ClpError: The node does not come up, or the bag does not fit.
-        Stopped: ``stopped`` said so.
+        StoppedError: ``stopped`` said so.
     """
     embodiment = load_embodiment(embodiment_name)
     parameters = {"checkpoint": checkpoint, "embodiment": embodiment_name, "task": task}
@@ -232,7 +232,7 @@ def main(args: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda number, _: received.append(number))
     try:
         result = rehearse(options.checkpoint, options.bag, options.embodiment, options.task, lambda: received)
-    except Stopped:
+    except StoppedError:
         return 128 + received[0]
     except ClpError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201

@@ -35,7 +35,7 @@ from clp_ros.nodes.simulated_controllers import SimulatedControllerNodes
 from clp_ros.nodes.spin import main as run_node
 from clp_ros.nodes.topics import LATCHED
 from clp_ros.robots.embodiment import Camera
-from clp_ros.simulation.controller import Command, Point, Rejected
+from clp_ros.simulation.controller import Command, Point, RejectedError
 from clp_ros.simulation.description import robot_description
 from clp_ros.simulation.robot import SimulatedRobot
 
@@ -155,7 +155,7 @@ class SimulationNode(Node):
         stamp = message.header.stamp.sec * NANOSECONDS + message.header.stamp.nanosec
         try:
             self.robot.command(controller, Command(tuple(message.joint_names), points, stamp), self._now_ns())
-        except Rejected as rejected:
+        except RejectedError as rejected:
             self.get_logger().warning(f"{controller} drops a trajectory: {rejected}", throttle_duration_sec=1.0)
 
     def _publish_joints(self, publisher: Any, source: str, time_ns: int) -> None:

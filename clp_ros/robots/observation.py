@@ -21,7 +21,7 @@ from clp_ros.robots.joint_states import JointSelector, JointStream, OtherJoints
 _END_OF_TIME = 2**63
 
 
-class NotReady(Exception):  # noqa: N818 - a state of affairs, not a fault of the user's
+class NotReadyError(Exception):
     """No observation can be made at this tick.
 
     Attributes:
@@ -165,7 +165,7 @@ class ObservationBuffer:
             topics: The topics to look at; all by default.
 
         Raises:
-            NotReady: A topic has none.
+            NotReadyError: A topic has none.
         """
         return {topic: self._select_one(topic, tick_ns) for topic in topics or self._sync}
 
@@ -173,7 +173,7 @@ class ObservationBuffer:
         """The state vector at a tick: (action_size,) float32.
 
         Raises:
-            NotReady: A JointState is missing or stale.
+            NotReadyError: A JointState is missing or stale.
         """
         return self._state(self.select(tick_ns, list(self._selectors)))
 
@@ -181,7 +181,7 @@ class ObservationBuffer:
         """The observation at a tick, with its images decoded.
 
         Raises:
-            NotReady: An input is missing or stale.
+            NotReadyError: An input is missing or stale.
             ClpError: An image cannot be decoded.
         """
         return self.decode(tick_ns, self.select(tick_ns))
@@ -227,11 +227,11 @@ class ObservationBuffer:
         if newest is None:
             missing = source.missing(tick_ns) if isinstance(source, JointStream) else None
             if missing is not None:
-                raise NotReady(topic, *missing)
+                raise NotReadyError(topic, *missing)
             if source.newest is None:
-                raise NotReady(topic, "no message yet", "no message yet")
+                raise NotReadyError(topic, "no message yet", "no message yet")
             ahead = (source.newest - tick_ns) / 1e6
-            raise NotReady(topic, f"its stamps are {ahead:.0f} ms in the future", "stamps in the future")
+            raise NotReadyError(topic, f"its stamps are {ahead:.0f} ms in the future", "stamps in the future")
         age = tick_ns - newest[0]
         if sync.policy == "asof" and age > sync.tolerance_ms * 1e6:
             joint, lag = source.oldest(tick_ns) if isinstance(source, JointStream) else (None, source.steady_lag_ns)
@@ -243,9 +243,9 @@ class ObservationBuffer:
                     f": its stamps are always {lag / 1e6:.0f} ms behind the receive stamps, as those of a host whose "
                     "clock is off (synchronise the clocks, or set its sync stamp to receive)"
                 )
-            raise NotReady(topic, reason, f"older than {sync.tolerance_ms:g} ms")
+            raise NotReadyError(topic, reason, f"older than {sync.tolerance_ms:g} ms")
         if sync.policy == "drop" and age >= self.embodiment.period_ns:
-            raise NotReady(topic, f"nothing new for {age / 1e6:.0f} ms", "nothing new since the tick before")
+            raise NotReadyError(topic, f"nothing new for {age / 1e6:.0f} ms", "nothing new since the tick before")
         return newest
 
     def _drop(self, topic: str, reason: str, part: tuple[int, ...] | None = None) -> bool:

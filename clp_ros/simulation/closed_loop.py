@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from clp_ros.control.chunk_schedule import Late, ScheduleSettings
+from clp_ros.control.chunk_schedule import LateError, ScheduleSettings
 from clp_ros.control.output import TrajectoryOutput
 from clp_ros.control.pace import Pace
 from clp_ros.core.errors import ClpError
@@ -219,7 +219,7 @@ class ScheduledSender:
         splice_ns = observed_ns
         try:
             joined = self._output.chunk(positions, observed_ns, (measured - self._offset) / self._scale)
-        except Late:
+        except LateError:
             self.counts["late"] += 1
         except ClpError:
             self.counts["refused"] += 1

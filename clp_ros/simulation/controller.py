@@ -21,7 +21,7 @@ from clp_ros.robots.trajectory import Trajectory
 _AT_REST = float(np.finfo(np.float32).eps)
 
 
-class Rejected(ClpError):  # noqa: N818 - the controller's word
+class RejectedError(ClpError):
     """A message that the controller drops; a real one only logs it."""
 
 
@@ -134,7 +134,7 @@ class TrajectoryController:
         """Takes a message; it is followed from the next :meth:`sample` on.
 
         Raises:
-            Rejected: It is dropped; what is being followed goes on.
+            RejectedError: It is dropped; what is being followed goes on.
         """
         self._check(command, now_ns)
         self._next = command
@@ -181,31 +181,31 @@ class TrajectoryController:
     def _check(self, command: Command, now_ns: int) -> None:
         names, count = command.joint_names, len(self.joints)
         if not names:
-            raise Rejected("it names no joints")
+            raise RejectedError("it names no joints")
         if len(names) > count or (len(names) < count and not self._partial):
-            raise Rejected(f"it names {len(names)} joints, the controller has {count}")
+            raise RejectedError(f"it names {len(names)} joints, the controller has {count}")
         for name in names:
             if name not in self.joints:
-                raise Rejected(f"the controller has no joint {name!r}")
+                raise RejectedError(f"the controller has no joint {name!r}")
         if not command.points:
-            raise Rejected("it has no points")
+            raise RejectedError("it has no points")
         last = command.points[-1]
         if command.stamp_ns and command.stamp_ns + last.time_ns < now_ns:
-            raise Rejected(f"it ended {(now_ns - command.stamp_ns - last.time_ns) / 1e9:.3f} s ago")
+            raise RejectedError(f"it ended {(now_ns - command.stamp_ns - last.time_ns) / 1e9:.3f} s ago")
         if not self._moving_end and any(abs(speed) > _AT_REST for speed in last.velocities):
-            raise Rejected("it does not end at rest")
+            raise RejectedError("it does not end at rest")
         previous_ns: float = -math.inf
         for index, point in enumerate(command.points):
             if point.time_ns <= previous_ns:
-                raise Rejected(f"point {index} is not after the one before it")
+                raise RejectedError(f"point {index} is not after the one before it")
             previous_ns = point.time_ns
             if len(point.positions) != len(names):
-                raise Rejected(f"point {index} has {len(point.positions)} positions for {len(names)} joints")
+                raise RejectedError(f"point {index} has {len(point.positions)} positions for {len(names)} joints")
             for what in ("velocities", "accelerations"):
                 if len(getattr(point, what)) not in (0, len(names)):
-                    raise Rejected(f"point {index} has {len(getattr(point, what))} {what} for {len(names)} joints")
+                    raise RejectedError(f"point {index} has {len(getattr(point, what))} {what} for {len(names)} joints")
             if len(point.effort):
-                raise Rejected(f"point {index} has effort")
+                raise RejectedError(f"point {index} has effort")
 
     def _in_order(self, command: Command) -> list[Point]:
         """Its points in the controller's order of joints; a joint that is not named stays."""

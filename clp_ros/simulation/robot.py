@@ -104,7 +104,7 @@ class SimulatedRobot:
         """Gives a trajectory to its controller.
 
         Raises:
-            Rejected: The controller drops it.
+            RejectedError: The controller drops it.
         """
         self._controllers.receive(trajectory, now_ns)
 
@@ -112,7 +112,7 @@ class SimulatedRobot:
         """Gives a message to a controller, by its name in the embodiment.
 
         Raises:
-            Rejected: The controller drops it.
+            RejectedError: The controller drops it.
         """
         self._controllers.controllers[controller].receive(command, now_ns)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.interpolate import CubicHermiteSpline
 
-from clp_ros.control.chunk_schedule import MODES, ChunkSchedule, Late, ScheduleSettings
+from clp_ros.control.chunk_schedule import MODES, ChunkSchedule, LateError, ScheduleSettings
 from clp_ros.control.reference import Reference
 from clp_ros.control.safety import Limits, check, excess
 from clp_ros.core.errors import ClpError
@@ -97,7 +97,7 @@ def test_steps_that_have_passed_are_left_out() -> None:
     # Step i is for i + 1 control steps after the observation.
     positions, _ = joined.reference.sample(START_NS + 30 * PERIOD_NS)
     np.testing.assert_allclose(positions, ramp[29], atol=1e-3)
-    with pytest.raises(Late):
+    with pytest.raises(LateError):
         schedule().add(ramp, START_NS, START_NS + 50 * PERIOD_NS, ramp[-1])
 
 
@@ -216,7 +216,7 @@ def test_chunks_of_one_step(mode: str) -> None:
         wanted = np.full((1, JOINTS), 0.002 * min(number, 50))
         try:
             here = plan.add(wanted, observed, observed, here).reference.positions[0]
-        except Late:
+        except LateError:
             assert plan.settings.send_lead_time_s * 1e9 >= PERIOD_NS
         observed += PERIOD_NS
         here = here if plan.reference is None else plan.reference.sample(observed)[0]
@@ -263,7 +263,7 @@ def test_a_chunk_shorter_than_its_latency_is_late_and_the_robot_stops() -> None:
     end = plan.reference
     for number in range(5):
         observed = START_NS + number * 300_000_000
-        with pytest.raises(Late):
+        with pytest.raises(LateError):
             here = end.sample(observed + 300_000_000)[0]
             plan.add(chunk_at(number * 0.3, steps=10), observed, observed + 300_000_000, here)
     assert plan.reference is end

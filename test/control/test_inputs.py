@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from clp_ros.control.inputs import Incomplete, LiveInputs
+from clp_ros.control.inputs import IncompleteError, LiveInputs
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
 
 MS = 10**6
@@ -53,7 +53,7 @@ def played(embodiment: Embodiment, phases_ns: list[int], lag_ns: int, seconds: f
         if is_camera:
             try:
                 selected = inputs.take(now, seen)
-            except Incomplete:
+            except IncompleteError:
                 continue
             seen = {topic: selected[topic][0] for topic in cameras}
             ages += [now - stamp for stamp in seen.values()]

@@ -19,7 +19,7 @@ import pytest
 from scipy.interpolate import CubicHermiteSpline
 
 from clp_ros.control.chunk_schedule import ScheduleSettings
-from clp_ros.control.inputs import Incomplete, LiveInputs
+from clp_ros.control.inputs import IncompleteError, LiveInputs
 from clp_ros.control.output import TrajectoryOutput
 from clp_ros.control.pace import Pace, Watch
 from clp_ros.control.processor_share import ProcessorShare
@@ -705,7 +705,7 @@ def test_stamps_ahead_of_the_clock_are_not_used(embodiment: Embodiment) -> None:
     rig.frames(3)
     rig.inputs.take(rig.now, {})
     rig.add(rig.cameras[1], age_ns=-101 * MS)
-    with pytest.raises(Incomplete, match="101 ms in the future") as caught:
+    with pytest.raises(IncompleteError, match="101 ms in the future") as caught:
         rig.inputs.take(rig.now, {})
     assert [one.topic for one in caught.value.missing] == [rig.cameras[1]]
     assert rig.runner.close(20)

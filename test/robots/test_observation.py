@@ -16,7 +16,7 @@ from robot_tools import EYE, JOINTS, MS, START, STATES, document, picture, robot
 from clp_ros.core.errors import ClpError
 from clp_ros.messages.images import JPEG_FORMAT, decode_image, encode_jpeg
 from clp_ros.robots.embodiment import Embodiment
-from clp_ros.robots.observation import NotReady, ObservationBuffer
+from clp_ros.robots.observation import NotReadyError, ObservationBuffer
 
 PERIOD = 20 * MS
 HEADER_POLICIES = [sync(), sync("asof", 35.0), sync("drop")]
@@ -110,7 +110,7 @@ def check_against_search(eye: dict[str, Any], joints: dict[str, Any], sent: list
         found = None not in (frame, *joint_entries.values())
         oldest = min(entry[0] for entry in joint_entries.values()) if found else 0
         if not found or not fits(eye, frame[0], tick) or not fits(joints, oldest, tick):
-            with pytest.raises(NotReady):
+            with pytest.raises(NotReadyError):
                 buffer.observe(tick)
             continue
         observation = buffer.observe(tick)
@@ -207,7 +207,7 @@ def test_a_header_clock_that_jumps(jump_s: float, message: str, topic: str) -> N
         buffer.add(topic, picture(jumped) if topic == EYE else states(jumped), START)
     assert fault.value.where == topic
     assert fault.value.fix
-    with pytest.raises(NotReady, match=f"{topic}: no message yet"):
+    with pytest.raises(NotReadyError, match=f"{topic}: no message yet"):
         buffer.observe(now)
     assert ready(buffer, now)
 
@@ -231,7 +231,7 @@ def test_a_stalled_network_is_no_clock_jump() -> None:
     for stamp in range(START + 20 * MS, now - 500 * MS, 20 * MS):
         assert buffer.add(STATES, states(stamp), now)
         assert buffer.add(EYE, picture(stamp), now)
-    with pytest.raises(NotReady, match="ms old, tolerance 100 ms"):
+    with pytest.raises(NotReadyError, match="ms old, tolerance 100 ms"):
         buffer.observe(now)
     assert ready(buffer, now + 20 * MS)
     assert not buffer.dropped
@@ -293,7 +293,7 @@ def test_a_host_whose_clock_is_behind_is_named_as_that(late_ms: int) -> None:
     words = rf"{late_ms // 100}\d\d ms old, tolerance 50 ms: {lag}, as those of a host whose clock is off"
     for names, others, whose in ((FINGER, ARM, "joint 'finger' is "), (JOINTS, (), "")):
         buffer = clocked({names: -late_ms * MS, others: 0})
-        with pytest.raises(NotReady, match=f"/states: {whose}{words}"):
+        with pytest.raises(NotReadyError, match=f"/states: {whose}{words}"):
             buffer.state(LAST)
 
 
@@ -303,7 +303,7 @@ def test_a_host_that_is_ahead_is_refused_and_the_others_are_not(offset_s: float)
     words = f"header stamps of joint 'finger' are {offset_s:.1f} s ahead of the receive stamps: they are on different"
     # What the arm's messages say does not hide it.
     assert buffer.refused[STATES].startswith(words)
-    with pytest.raises(NotReady, match="no message yet with joint 'finger'"):
+    with pytest.raises(NotReadyError, match="no message yet with joint 'finger'"):
         buffer.state(LAST)
     assert buffer.add(STATES, states(LAST, FINGER), LAST)
     assert np.allclose(buffer.state(LAST), [0.5, 1.0, 2.0], rtol=1e-6)
@@ -320,7 +320,7 @@ def test_messages_that_were_kept_and_come_late_at_first_are_no_jump(late_s: floa
     for number in range(count):
         now = START + number * apart_ms * MS
         assert buffer.add(EYE, picture(START - round(late_s * 1e9) + number * 33 * MS), now)
-        with pytest.raises(NotReady, match=r"/eye: \d+ ms old, tolerance 100 ms$"):
+        with pytest.raises(NotReadyError, match=r"/eye: \d+ ms old, tolerance 100 ms$"):
             buffer.observe(now)
     for _ in range(40):
         now += 33 * MS
@@ -340,7 +340,7 @@ def test_a_latched_gripper_on_the_arms_topic_is_old_and_nothing_else() -> None:
         if step >= 5:
             assert np.allclose(held.state(now + MS), [0.5, 1.0, 2.0], rtol=1e-6)
         if 5 <= step < 150:
-            with pytest.raises(NotReady, match=r"joint 'finger' is \d+ ms old, tolerance 50 ms$"):
+            with pytest.raises(NotReadyError, match=r"joint 'finger' is \d+ ms old, tolerance 50 ms$"):
                 buffer.state(now)
     assert not buffer.dropped
 
@@ -431,7 +431,7 @@ def test_values_of_joints_that_are_not_wanted_do_not_matter() -> None:
 def test_an_arm_and_its_gripper_that_publish_on_one_topic() -> None:
     buffer = ObservationBuffer(robot(states=sync("asof", 50.0)))
     buffer.add(STATES, states(START, ("waist", "elbow"), [1.0, 2.0]), START)
-    with pytest.raises(NotReady, match=r"joint 'finger' is in no JointState \(they have waist, elbow\)"):
+    with pytest.raises(NotReadyError, match=r"joint 'finger' is in no JointState \(they have waist, elbow\)"):
         buffer.state(START)
     # The gripper's stamp is before the arm's and it comes in after it: still news.
     assert buffer.add(STATES, states(START - 10 * MS, ("finger",), [0.06]), START + MS)
@@ -443,7 +443,7 @@ def test_an_arm_and_its_gripper_that_publish_on_one_topic() -> None:
         if now - (START - 10 * MS) <= 50 * MS:
             assert np.allclose(buffer.state(now), [1.0, 1.0 + step, 2.0])
         else:
-            with pytest.raises(NotReady, match=r"joint 'finger' is \d+ ms old, tolerance 50 ms"):
+            with pytest.raises(NotReadyError, match=r"joint 'finger' is \d+ ms old, tolerance 50 ms"):
                 buffer.state(now)
     assert buffer.newest(STATES) == START - 10 * MS
     assert not buffer.dropped
@@ -454,7 +454,7 @@ def test_a_joint_that_never_comes_is_named() -> None:
     for step in range(3):
         buffer.add(STATES, states(START + step * MS, ("waist", "elbwo", "finger"), [1.0] * 3), START + step * MS)
     with pytest.raises(
-        NotReady, match=r"/states: joint 'elbow' is in no JointState \(they have waist, elbwo, finger\)"
+        NotReadyError, match=r"/states: joint 'elbow' is in no JointState \(they have waist, elbwo, finger\)"
     ):
         buffer.state(START + 10 * MS)
     assert buffer.newest(STATES) is None
@@ -519,22 +519,22 @@ def test_what_was_begun_ahead_is_decoded_once_and_only_what_is_asked_for_is_give
 
 def test_reasons() -> None:
     buffer = ObservationBuffer(robot(sync("asof", 100.0), sync("drop")))
-    with pytest.raises(NotReady) as missing:
+    with pytest.raises(NotReadyError) as missing:
         buffer.observe(START)
     assert (missing.value.topic, missing.value.reason) == (EYE, "no message yet")
     buffer.add(EYE, picture(START + 500 * MS), START)
-    with pytest.raises(NotReady, match="its stamps are 500 ms in the future"):
+    with pytest.raises(NotReadyError, match="its stamps are 500 ms in the future"):
         buffer.observe(START)
-    with pytest.raises(NotReady, match="/states: no message yet"):
+    with pytest.raises(NotReadyError, match="/states: no message yet"):
         buffer.observe(START + 500 * MS)
     buffer.add(STATES, states(START + 500 * MS), START + 500 * MS)
     assert buffer.observe(START + 500 * MS).tick_ns == START + 500 * MS
-    with pytest.raises(NotReady, match="/states: nothing new for 20 ms"):
+    with pytest.raises(NotReadyError, match="/states: nothing new for 20 ms"):
         buffer.observe(START + 520 * MS)
-    with pytest.raises(NotReady, match="/eye: 101 ms old, tolerance 100 ms"):
+    with pytest.raises(NotReadyError, match="/eye: 101 ms old, tolerance 100 ms"):
         buffer.observe(START + 601 * MS)
     buffer.forget(EYE)
-    with pytest.raises(NotReady, match="/eye: no message yet"):
+    with pytest.raises(NotReadyError, match="/eye: no message yet"):
         buffer.observe(START + 500 * MS)
     assert buffer.newest(STATES) == START + 500 * MS
     buffer.forget()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from robot_tools import document, robot, states
 
-from clp_ros.control.safety import Limits, Outside, check_measured
+from clp_ros.control.safety import Limits, OutsideError, check_measured
 from clp_ros.core.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
 from clp_ros.robots.joint_states import JointSelector
@@ -275,7 +275,7 @@ def test_a_stock_alohas_fingers_are_inside_their_limits(shared_data: Path, name:
         check_measured(np.where(fingers, finger, 0.0), limits)
     # Radians of the motor, and the right finger.
     for finger in (0.6197, 1.6214, -0.03, 0.0):
-        with pytest.raises(Outside, match="left_finger"):
+        with pytest.raises(OutsideError, match="left_finger"):
             check_measured(np.where(fingers, finger, 0.0), limits)
     normalised = embodiment.joints[6]
     assert (0.01844 - normalised.offset, 0.058 - normalised.offset) == pytest.approx((0.0, normalised.scale))
@@ -304,5 +304,5 @@ def test_how_far_beyond_its_limits_a_joint_may_report_to_be(
     for inside in (limits[0] - 0.999 * allowed, limits[1] + 0.999 * allowed):
         check_measured(np.array([inside]), given)
     for outside in (limits[0] - 1.001 * allowed, limits[1] + 1.001 * allowed):
-        with pytest.raises(Outside, match=f"by more than {allowed:g}"):
+        with pytest.raises(OutsideError, match=f"by more than {allowed:g}"):
             check_measured(np.array([outside]), given)

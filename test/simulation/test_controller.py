@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.interpolate import BPoly, CubicHermiteSpline
 
-from clp_ros.simulation.controller import Command, Point, Rejected, TrajectoryController
+from clp_ros.simulation.controller import Command, Point, RejectedError, TrajectoryController
 
 JOINTS = ("a", "b")
 NOW = 1_000 * 10**9
@@ -50,7 +50,7 @@ def test_what_it_drops_changes_nothing(bad: Command, why: str) -> None:
     one = controller()
     one.receive(command(Point(200 * MS, [0.4, 0.4])), NOW)
     one.sample(NOW)
-    with pytest.raises(Rejected, match=why):
+    with pytest.raises(RejectedError, match=why):
         one.receive(bad, NOW)
     np.testing.assert_allclose(one.sample(NOW + 100 * MS), 0.2)
 

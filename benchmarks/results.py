@@ -87,13 +87,14 @@ def given(arguments: list[str]) -> list[str]:
 
 def machine() -> dict[str, Any]:
     """The processor, its cores and features, the memory (GiB), the GPU, and whether it is a virtual machine."""
-    processor, flags = platform.processor() or platform.machine(), set()
+    fields: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            processor = value.strip()
-        elif name.strip() in ("flags", "Features"):
-            flags = set(value.split())
+        fields.setdefault(name.strip(), value.strip())
+    flags = set(fields.get("flags", fields.get("Features", "")).split())
+    processor = fields.get("model name", platform.machine())
+    if "cpu family" in fields:  # a virtual machine's model name may be of all generations
+        processor += f" (family {fields['cpu family']}, model {fields['model']})"
     return {
         "processor": processor,
         "cores": len(os.sched_getaffinity(0)),

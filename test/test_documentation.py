@@ -6,8 +6,6 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -321,9 +319,3 @@ def test_every_key_of_an_embodiment_and_a_task_is_explained() -> None:
                  for name in re.findall(r"`([^`]+)`", name)}  # fmt: skip
     for schema in (Embodiment, Camera, JointStates, Controller, Joint, Sync, Task):
         assert set(schema.model_fields) <= explained, schema.__name__
-
-
-def test_measurements_are_what_the_script_makes() -> None:
-    script = [sys.executable, str(ROOT / "benchmarks" / "make_pages.py"), "--check"]
-    made = subprocess.run(script, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stdout + made.stderr

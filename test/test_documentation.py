@@ -319,3 +319,24 @@ def test_every_key_of_an_embodiment_and_a_task_is_explained() -> None:
                  for name in re.findall(r"`([^`]+)`", name)}  # fmt: skip
     for schema in (Embodiment, Camera, JointStates, Controller, Joint, Sync, Task):
         assert set(schema.model_fields) <= explained, schema.__name__
+
+
+def test_every_command_is_in_the_reference() -> None:
+    rows = table((ROOT / "doc" / "reference" / "command-line.md").read_text(), "command")
+    assert {name.removeprefix("clp ") for name in rows} == set(sub_parsers())
+
+
+def test_every_exported_name_is_in_the_reference() -> None:
+    import clp_ros
+
+    assert set(table((ROOT / "doc" / "reference" / "python.md").read_text(), "name")) == set(clp_ros.__all__)
+
+
+def test_the_examples_in_python_run(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "base").symlink_to(tiny_checkpoint)
+    (tmp_path / "rosbags").symlink_to(ROOT / "rosbags")
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "doc" / "reference" / "python.md"
+    for program in blocks(page.read_text(), "python"):
+        exec(compile(program, page.name, "exec"), {})
+    assert (tmp_path / "pruned" / "clp.json").is_file()

@@ -175,6 +175,13 @@ def test_paths_and_names_in_the_text_exist(page: Path) -> None:
             assert is_defined(code), code
 
 
+def test_pages_that_the_code_names_exist() -> None:
+    sources = [path for folder in ("clp_ros", "config", "launch", "benchmarks") for path in (ROOT / folder).rglob("*")]
+    for path in (path for path in sources if path.suffix in (".py", ".yaml", ".xml")):
+        for name in re.findall(r"(?<![\w/])[\w/-]+\.md", path.read_text()):
+            assert name.startswith("benchmarks/pages/") or (ROOT / name).is_file(), f"{path}: {name}"
+
+
 def is_defined(name: str) -> bool:
     """Whether a dotted name of clp_ros is a module, or something that its module defines."""
     path, parts = ROOT, name.split(".")

@@ -46,7 +46,7 @@ LATER_STANDARD_LIBRARY = {"compression"}
 # Imported in ROS branches only, and not on PyPI.
 NOT_ON_PYPI = {"cv_bridge", "launch", "launch_ros", "rosbag2_py", "rosidl_runtime_py"}
 
-# architecture.md: a file imports only from floors below its own, and inside its own folder.
+# doc/explanation/architecture.md: a file imports only from floors below its own, and inside its own folder.
 FLOORS = {
     "core": 0,
     **dict.fromkeys(("bags", "messages", "checkpoints"), 1),

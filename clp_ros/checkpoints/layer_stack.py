@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LayerStack:
-    """One stack of layers that can be pruned (method.md: a prunable module).
+    """One stack of layers that can be pruned (doc/explanation/method.md: a prunable module).
 
     Attributes:
         name: As the command line, the files and the topics name it.

@@ -98,7 +98,7 @@ def make_plan(
     criterion: str = "cka",
     seed: int = 0,
 ) -> Plan:
-    """Selects the layers to remove (method.md, steps 3 and 4).
+    """Selects the layers to remove (doc/explanation/method.md, steps 3 and 4).
 
     Args:
         calibration: Scores.

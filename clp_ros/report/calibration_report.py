@@ -39,7 +39,7 @@ def write_calibration(
     command: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes a calibration folder (interfaces.md, Files): ``calibration.json``, ``cka.npz``, heatmaps, ``report.html``.
+    """Writes a calibration folder: ``calibration.json``, ``cka.npz``, heatmaps and ``report.html``.
 
     The folder appears when all of it is written; on any failure, Ctrl-C too, nothing is left behind.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Selection against brute force over all subsets, written from method.md and not from the dynamic programme."""
+"""Selection against brute force over all subsets, by the rules of doc/explanation/method.md."""
 
 import itertools
 import math

@@ -6,7 +6,7 @@
 Two ALOHA arms (14 joints), chunks of 100 steps of a scripted expert with white noise (mrad), a chunk each control step
 (`at once`) or every 10, in every mode; an ensemble at once is of up to 98 chunks. `join` is from the chunk to the
 messages' content, in wall and in processor time: the computer's other work counts in the first alone. `locked` is the
-processor time that is spent with the lock held that the guard and ~/stop need, less what publishing takes.
+processor time that is spent with the lock held that the watchdog and ~/stop need, less what publishing takes.
 """
 
 from __future__ import annotations

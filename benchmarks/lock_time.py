@@ -321,7 +321,7 @@ def node(folder: str, end: Any, ready: Any, mode: str, noise: float) -> None:
         for thread, function, waited, held, worked in list(lock.noted):
             # The executor's thread alone runs services. What a transition ends has the same functions.
             is_stop = thread == "executor" and function in ("stop", "_end")
-            who = "~/stop" if is_stop else {"guard": "watchdog", "policy": "worker"}.get(thread, "others")
+            who = "~/stop" if is_stop else {"watchdog": "watchdog", "policy": "worker"}.get(thread, "others")
             for key, value in (
                 (f"{name} held", held),
                 (f"{name} held, processor time", worked),

@@ -14,6 +14,8 @@ from types import ModuleType
 # Old name -> new name, both inside clp_ros. Remove this file in 0.3.
 MOVED = {
     "bags.images": "messages.images",
+    "control.guard": "control.watchdog",
+    "control.pace": "control.replan",
     "demo": "cli.demo",
     "errors": "core.errors",
     "files": "core.files",
@@ -68,6 +70,11 @@ MOVED = {
     "vla.tensor_check": "checkpoints.tensor_check",
     "vla.threads": "core.threads",
 }
+# Old names inside the modules above -> where each is now, as module:name.
+RENAMED = {
+    "control.guard": {"Finding": "control.watchdog:Fault", "Guard": "control.watchdog:Watchdog"},
+    "control.pace": {"Pace": "control.replan:ReplanConfig", "Watch": "control.watchdog:WatchdogConfig"},
+}
 # Packages that hold none of their old modules any more.
 _OLD_PACKAGES = {"vla": "policies"}
 
@@ -96,6 +103,9 @@ class _MovedModules(MetaPathFinder, Loader):
         )
         names = vars(importlib.import_module(new))
         vars(module).update({name: value for name, value in names.items() if not name.startswith("__")})
+        for name, where in RENAMED.get(old, {}).items():
+            place, _, new_name = where.partition(":")
+            vars(module)[name] = getattr(importlib.import_module(f"clp_ros.{place}"), new_name)
 
 
 def install() -> None:

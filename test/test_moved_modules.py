@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from clp_ros.moved_modules import MOVED
+from clp_ros.moved_modules import MOVED, RENAMED
 
 
 @pytest.mark.parametrize("old", sorted(MOVED))
@@ -19,6 +19,15 @@ def test_an_old_name_gives_what_the_new_one_does(old: str) -> None:
     public = {name for name in vars(new) if not name.startswith("_")}
     assert public
     assert all(getattr(module, name) is getattr(new, name) for name in public)
+
+
+@pytest.mark.parametrize(("old", "name"), [(old, name) for old, names in RENAMED.items() for name in names])
+def test_a_renamed_class_keeps_its_old_name_in_the_old_module(old: str, name: str) -> None:
+    sys.modules.pop(f"clp_ros.{old}", None)
+    with pytest.warns(DeprecationWarning, match="is now"):
+        module = importlib.import_module(f"clp_ros.{old}")
+    place, _, new_name = RENAMED[old][name].partition(":")
+    assert getattr(module, name) is getattr(importlib.import_module(f"clp_ros.{place}"), new_name)
 
 
 def test_the_old_entry_of_torchrun() -> None:

@@ -140,7 +140,7 @@ class _State:
         spline: The same from the last splice on.
         chunks: Those that count.
         started_ns: Before this time no point is sent.
-        braking: Whether it leads to rest because of :meth:`ChunkSchedule.hold`.
+        braking: Whether it leads to rest because of :meth:`ChunkSchedule.safe_stop`.
         outside: Indices of the joints that were outside their limits when the reference began, at the limit.
     """
 
@@ -182,7 +182,7 @@ class Plan:
 class ChunkSchedule:
     """The reference of one robot.
 
-    :meth:`plan` and :meth:`plan_hold` change nothing: any thread may call them. :meth:`commit` makes the change, if
+    :meth:`plan` and :meth:`plan_safe_stop` change nothing: any thread may call them. :meth:`commit` makes the change, if
     there was no other meanwhile. All other methods must not be called by several threads at once.
 
     Args:
@@ -243,15 +243,17 @@ class ChunkSchedule:
         self.commit(plan)
         return plan.joined
 
-    def hold(self, now_ns: int) -> Reference | None:
+    def safe_stop(self, now_ns: int) -> Reference | None:
         """Brakes to rest, as soon as the controllers can be told to.
 
         Returns:
             What to send; None where the robot brakes or rests already, or was never moved.
         """
-        plan = self.plan_hold(now_ns)
+        plan = self.plan_safe_stop(now_ns)
         self.commit(plan)
         return plan.ahead
+
+    hold = safe_stop  # the method's name before 0.2
 
     def commit(self, plan: Plan) -> bool:
         """Makes a change; returns whether it did: not if there was another since it was planned."""
@@ -340,8 +342,8 @@ class ChunkSchedule:
         )
         return Plan(before, after, joined, ahead)
 
-    def plan_hold(self, now_ns: int) -> Plan:
-        """What :meth:`hold` would change."""
+    def plan_safe_stop(self, now_ns: int) -> Plan:
+        """What :meth:`safe_stop` would change."""
         old = self._state
         resting = replace(old, chunks=(), braking=True)
         if old.reference is None or old.braking or now_ns >= old.reference.end_ns:

@@ -62,7 +62,7 @@ class Planned:
 class TrajectoryOutput:
     """Sends one robot's reference.
 
-    One thread at a time may call :meth:`start`, :meth:`refresh`, :meth:`send`, :meth:`chunk` and :meth:`hold`: its
+    One thread at a time may call :meth:`start`, :meth:`refresh`, :meth:`send`, :meth:`chunk` and :meth:`safe_stop`: its
     owner holds a lock around them. Any thread may call the others at any time.
 
     Args:
@@ -140,7 +140,7 @@ class TrajectoryOutput:
         self._time.restart(self._clock_ns())
 
     def note_jump(self, jumped_ns: int) -> None:
-        """Takes note that the clock has jumped by so much: no chunk is sent from now on until the next :meth:`hold`."""
+        """Notes a jump of the clock: no chunk is sent from now on until the next :meth:`safe_stop`."""
         self._jumps.append(jumped_ns)
 
     @property
@@ -218,7 +218,7 @@ class TrajectoryOutput:
         self.send(planned)
         return planned.plan.joined
 
-    def hold(self) -> bool:
+    def safe_stop(self) -> bool:
         """Brakes to rest and stays there; returns whether there was anything to brake."""
         now = self._clock_ns()
         while self._jumps:
@@ -229,7 +229,7 @@ class TrajectoryOutput:
                 self._followed, self._started_ns = self._followed.shifted(jumped_ns), self._started_ns + jumped_ns
         if self._time.is_paused:
             return self._stay(now)
-        plan = self._schedule.plan_hold(self._time.at(now))
+        plan = self._schedule.plan_safe_stop(self._time.at(now))
         if plan.ahead is None:
             self._schedule.commit(plan)
             return False

@@ -29,15 +29,15 @@ class ProcessorShare:
 
     def __init__(
         self,
-        tell: Callable[[str], None],
+        notify: Callable[[str], None],
         wall: Callable[[], float] = time.perf_counter,
         cpu: Callable[[], float] = time.thread_time,
     ) -> None:
-        self._tell = tell
+        self._notify = notify
         self._wall = wall
         self._cpu = cpu
         self._starved = 0
-        self._told = False
+        self._notified = False
 
     @contextmanager
     def measured(self) -> Iterator[None]:
@@ -46,9 +46,9 @@ class ProcessorShare:
         yield
         took, had = self._wall() - wall, self._cpu() - cpu
         self._starved = self._starved + 1 if took >= _SHORTEST_S and took >= RATIO * had else 0
-        if self._starved == IN_A_ROW and not self._told:
-            self._told = True
-            self._tell(
+        if self._starved == IN_A_ROW and not self._notified:
+            self._notified = True
+            self._notify(
                 f"the policy waits for the processor: a chunk took {took:.2f} s, its thread ran for {had:.2f} s of it; "
                 "other programs, or more threads than free cores, slow it down "
                 "(hint: set the parameter threads to the number of free cores, see doc/how-to/threads.md)"

@@ -3,7 +3,7 @@
 
 Nothing here knows ROS. Which thread runs what: the owner's threads call every public method of :class:`ChunkRunner`,
 none of which waits for the policy but :meth:`ChunkRunner.close`; the worker alone decodes, predicts and sends chunks;
-the guard looks at the inputs, the clock and the worker once a control step, and stops the robot when one fails.
+the watchdog looks at the inputs, the clock and the worker once a control step, and stops the robot when one fails.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from clp_ros.control.chunk_schedule import LateError, ScheduleSettings
-from clp_ros.control.guard import OUTSIDE, PAUSED, Finding, Guard
 from clp_ros.control.inputs import IncompleteError, LiveInputs
 from clp_ros.control.output import Planned, TrajectoryOutput
-from clp_ros.control.pace import Pace, Watch
 from clp_ros.control.processor_share import ProcessorShare
+from clp_ros.control.replan import ReplanConfig
 from clp_ros.control.run_log import RunLog
 from clp_ros.control.safety import OutsideError
 from clp_ros.control.session import Session
 from clp_ros.control.statistics import Statistics, largest_by_unit
+from clp_ros.control.watchdog import OUTSIDE, PAUSED, Fault, Watchdog, WatchdogConfig
 from clp_ros.core.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.observation import NotReadyError
@@ -40,7 +40,7 @@ _NUMBER = re.compile(r"\b0x[0-9a-f]+|\d+(?:\.\d+)?")
 # How long the worker sleeps at most when no frame wakes it.
 POLL_S = 0.05
 # The same fault is told at most this often.
-TELL_AGAIN_S = 30.0
+LOG_AGAIN_S = 30.0
 # So often is a chunk joined anew where something else was sent meanwhile, as a brake.
 _PLANS = 3
 # A speed scaling of more than this is none: it is in another unit, or of another meaning.
@@ -73,22 +73,22 @@ class ChunkRunner:
         inputs: Where its messages come in.
         policy: What turns observations into chunks. Only the worker calls it, one chunk at a time.
         instruction: What the policy is told to do; :attr:`instruction` can be set at any time.
-        pace: When chunks are made.
-        send: Sends what ``serialise`` returned. Called by the worker, the guard, and whoever deactivates or stops, one
-            at a time.
+        replan: When chunks are made.
+        send: Sends what ``serialise`` returned. Called by the worker, the watchdog, and the threads
+            that deactivate or stop, one at a time.
         clock_ns: The time on the messages' clock, nanoseconds. May jump.
         tell: Tells a person: a level of the logging module, and a line.
         schedule: How chunks are joined.
-        watch: When the guard stops the robot.
-        failed: Called, by a thread of its own, when there were too many faults or the guard failed. Nothing is sent any
-            more then.
+        watchdog: When the watchdog stops the robot.
+        failed: Called, by a thread of its own, when there were too many faults or the watchdog failed. Nothing is
+            sent any more then.
         log: Where every chunk and fault is written down.
         processor: Tells when the policy waits for the processor; None where it does not run on one.
         serialise: Makes of trajectories, one a controller, what is sent. Called as ``send`` is, but the worker calls it
             while others may send.
 
     Attributes:
-        statistics: Counts ``chunks``, ``held``, ``late``, ``dropped stale``, ``dropped deactivated``,
+        statistics: Counts ``chunks``, ``safe stops``, ``late``, ``dropped stale``, ``dropped deactivated``,
             ``refused``, ``policy errors`` and ``limits hit`` (positions moved to a joint's limit); milliseconds of
             ``wait`` (from when a chunk was due to its observation), ``decode``, ``inference``, ``send``, ``latency``
             (from the observation until sent) and ``image to trajectory`` (from the newest image's stamp until sent),
@@ -103,13 +103,13 @@ class ChunkRunner:
         inputs: LiveInputs,
         policy: Policy,
         instruction: str,
-        pace: Pace,
+        replan: ReplanConfig,
         send: Callable[[Any], None],
         *,
         clock_ns: Callable[[], int],
-        tell: Callable[[int, str], None],
+        notify: Callable[[int, str], None],
         schedule: ScheduleSettings | None = None,
-        watch: Watch | None = None,
+        watchdog: WatchdogConfig | None = None,
         failed: Callable[[str], None] | None = None,
         log: RunLog | None = None,
         processor: ProcessorShare | None = None,
@@ -120,18 +120,18 @@ class ChunkRunner:
         self._embodiment = embodiment
         self._inputs = inputs
         self._policy = policy
-        self._pace = pace
+        self._replan = replan
         self._clock_ns = clock_ns
-        self._tell = tell
+        self._notify = notify
         self._schedule = schedule or ScheduleSettings()
-        self._watch = watch or Watch()
+        self._watchdog_config = watchdog or WatchdogConfig()
         self._failed = failed or (lambda _: None)
         self._log = log or RunLog(None)
         self._processor = processor
         self._output = TrajectoryOutput(embodiment, self._schedule, send, clock_ns, serialise)
-        self._guard = Guard(inputs, self._output, self._watch, clock_ns)
+        self._watchdog = Watchdog(inputs, self._output, self._watchdog_config, clock_ns)
         self._scaling: float | None = None
-        self._told: dict[str, float] = {}
+        self._notified: dict[str, float] = {}
         self._latencies: deque[float] = deque(maxlen=_RECENT_CHUNKS)
         self._cameras = tuple(camera.topic for camera in embodiment.cameras.values())
         # Guards what is below. It is held for moments only: nothing is computed or published meanwhile.
@@ -147,20 +147,20 @@ class ChunkRunner:
         self._working_s: float | None = None
         # Daemons: a policy that hangs must not keep the process alive after close() has given up on it.
         self._worker = threading.Thread(target=self._run, name="policy", daemon=True)
-        self._watcher = threading.Thread(target=self._look, name="guard", daemon=True)
+        self._watcher = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._worker.start()
         self._watcher.start()
 
     @property
     def stopped(self) -> bool:
-        """Whether :meth:`stop` was called since the last :meth:`allow`."""
+        """Whether :meth:`stop` was called since the last :meth:`clear_stop`."""
         return self._stopped
 
     @property
-    def holding(self) -> str | None:
+    def fault_reason(self) -> str | None:
         """Why the robot is held at present, though active; None while all is well."""
         session = self._session
-        return session.holding if session else None
+        return session.fault_reason if session else None
 
     @property
     def faults(self) -> int:
@@ -189,8 +189,8 @@ class ChunkRunner:
             ClpError: It is no number from 0 to 1: a controller that is sped up would exceed the robot's limits.
         """
         if not 0 <= scaling <= _LARGEST_SCALING:
-            if self._guard.scaling_s is None:
-                self._guard.scaling_s = time.monotonic()
+            if self._watchdog.scaling_s is None:
+                self._watchdog.scaling_s = time.monotonic()
             raise ClpError(
                 f"a speed scaling of {100 * scaling:g} %",
                 where=self._embodiment.name,
@@ -198,10 +198,10 @@ class ChunkRunner:
             )
         scaling = min(scaling, 1.0)
         self._scaling = scaling
-        self._guard.scaling_s = time.monotonic()
+        self._watchdog.scaling_s = time.monotonic()
         self._output.set_speed_scaling(scaling)
 
-    def allow(self) -> None:
+    def clear_stop(self) -> None:
         """Ends a :meth:`stop`: :meth:`activate` may be called again."""
         with self._gate:
             self._stopped = False
@@ -214,7 +214,7 @@ class ChunkRunner:
                 :meth:`TrajectoryOutput.start`.
 
         Returns:
-            Whether it did: not after a :meth:`stop`, which lasts until :meth:`allow`.
+            Whether it did: not after a :meth:`stop`, which lasts until :meth:`clear_stop`.
         """
         with self._publishing:
             now = self._clock_ns()
@@ -232,7 +232,7 @@ class ChunkRunner:
         self._end("deactivated")
 
     def stop(self) -> None:
-        """As :meth:`deactivate`; it cannot be activated until :meth:`allow`."""
+        """As :meth:`deactivate`; it cannot be activated until :meth:`clear_stop`."""
         with self._gate:
             self._stopped = True
         self._end("stopped")
@@ -260,7 +260,7 @@ class ChunkRunner:
             ended, self._session = self._session, None
         with self._publishing:  # what is being published leaves first; nothing else does
             if ended is not None:
-                self._output.hold()
+                self._output.safe_stop()
                 self._log.write(event, self._clock_ns())
         self._inputs.wake()
 
@@ -279,10 +279,10 @@ class ChunkRunner:
                 if self._step(session):
                     continue
             except IncompleteError:
-                pass  # the guard says so when it lasts
+                pass  # the watchdog says so when it lasts
             except LateError as late:
                 self.statistics.count("late")
-                self._fault(session, "late", str(late), hold=False)
+                self._fault(session, "late", str(late), safe_stop=False)
             except OutsideError as outside:
                 self._fault(session, OUTSIDE, str(outside))
             except (ClpError, NotReadyError) as fault:
@@ -384,7 +384,7 @@ class ChunkRunner:
                 return None
             try:
                 state = self._inputs.state(self._clock_ns())
-            except NotReadyError as missing:  # the guard brakes, and says so, when it lasts
+            except NotReadyError as missing:  # the watchdog brakes, and says so, when it lasts
                 self.statistics.count("dropped stale")
                 session.observed_ns = None  # the policy's last chunk is another one now
                 raise IncompleteError([missing]) from None
@@ -396,9 +396,14 @@ class ChunkRunner:
                     continue  # it was stopped, or something else was sent meanwhile
                 with self._gate:
                     session.observed_ns, session.due_ns = now, self._due_ns(now, len(positions), planned)
-                    told, session.told, session.fault, session.holding = session.told, False, None, None
-            if told:
-                self._tell(logging.INFO, "sending again")
+                    notified, session.notified, session.fault, session.fault_reason = (
+                        session.notified,
+                        False,
+                        None,
+                        None,
+                    )
+            if notified:
+                self._notify(logging.INFO, "sending again")
             return planned
         self.statistics.count("dropped stale")
         return None
@@ -408,13 +413,13 @@ class ChunkRunner:
         expected_s = self.latency_s + self._schedule.send_lead_time_s
         splice_ns = self._output.clock_ns(sent.plan.joined.splice_ns)
         period_ns = self._embodiment.period_ns
-        return self._pace.due_ns(self._schedule.mode, observed_ns, splice_ns, steps, period_ns, expected_s)
+        return self._replan.due_ns(self._schedule.mode, observed_ns, splice_ns, steps, period_ns, expected_s)
 
     def _is_wanted(self, session: Session, now: int, jumps: int, worked_s: float) -> bool:
         """Whether a chunk may still be sent; counts one that may not. No lock may be held: it may have to brake."""
         with self._gate:
             is_over = self._session is not session
-            jumped = None if is_over else self._guard.clock(session)
+            jumped = None if is_over else self._watchdog.check_clock(session)
         if is_over:
             self.statistics.count("dropped deactivated")
             return False
@@ -433,10 +438,10 @@ class ChunkRunner:
     def _too_old(self, observed_ns: int, worked_s: float) -> str | None:
         """Why a chunk is too old to be sent; None where it is not."""
         latency = (self._clock_ns() - observed_ns) / 1e9
-        if worked_s > self._watch.policy_timeout_s:
-            return f"the policy was at work for {worked_s:.2f} s, policy_timeout is {self._watch.policy_timeout_s:g} s"
-        if not 0 <= latency <= self._pace.max_latency_s:
-            return f"its observation was {latency:.2f} s old, max_latency is {self._pace.max_latency_s:g} s"
+        if worked_s > (limit_s := self._watchdog_config.policy_timeout_s):
+            return f"the policy was at work for {worked_s:.2f} s, policy_timeout is {limit_s:g} s"
+        if not 0 <= latency <= self._replan.max_latency_s:
+            return f"its observation was {latency:.2f} s old, max_latency is {self._replan.max_latency_s:g} s"
         return None
 
     def _continuing(self, session: Session, now: int) -> dict[str, int]:
@@ -447,9 +452,9 @@ class ChunkRunner:
         last, current, then = map(self._output.trajectory_ns, (session.observed_ns, now, now + round(delay_s * 1e9)))
         return {"elapsed_steps": round((current - last) / period), "delay_steps": math.ceil((then - current) / period)}
 
-    # ------------------------------------------------------------------------------------------------ the guard
+    # ------------------------------------------------------------------------------------------------ the watchdog
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
         while True:
             with self._gate:
                 if self._gate.wait_for(lambda: self._closing, self._embodiment.period_ns / 1e9):
@@ -458,7 +463,7 @@ class ChunkRunner:
                 if session is None:
                     continue
                 try:
-                    found, failed = self._guard.look(session, self._working_s), None
+                    found, failed = self._watchdog.check(session, self._working_s), None
                 except Exception as error:  # noqa: BLE001 - nobody would watch the robot any more, and nobody know
                     found, failed = None, error
             try:
@@ -472,38 +477,38 @@ class ChunkRunner:
                             self._output.refresh()
             except Exception as error:  # noqa: BLE001 - as above
                 if self._brake(session):
-                    self._log.write("hold", self._clock_ns(), why=str(error))
-                self._give_up(session, f"the guard failed: {type(error).__name__}: {error}")
+                    self._log.write("safe_stop", self._clock_ns(), why=str(error))
+                self._give_up(session, f"the watchdog failed: {type(error).__name__}: {error}")
 
-    def _found(self, session: Session, found: Finding) -> None:
-        self._fault(session, found.kind, found.why)
+    def _found(self, session: Session, found: Fault) -> None:
+        self._fault(session, found.kind, found.reason)
 
-    def _fault(self, session: Session, kind: str, why: str, hold: bool = True) -> None:
+    def _fault(self, session: Session, kind: str, why: str, safe_stop: bool = True) -> None:
         """Brakes the robot, says why, and counts: once for what lasts, each time for a chunk that fails."""
         with self._gate:
             if self._session is not session:
                 return
             lasting = session.fault == kind and not kind.startswith(("refused", "policy errors", "late", "stale"))
-            session.fault, session.holding = kind, why
+            session.fault, session.fault_reason = kind, why
             now = self._clock_ns()
             session.observed_ns = None  # whatever the policy made last, it was not sent
             session.faults += kind != PAUSED and not lasting
             faults = session.faults
-        if hold and self._brake(session):
-            self.statistics.count("held")
-            self._log.write("hold", now, why=why)
+        if safe_stop and self._brake(session):
+            self.statistics.count("safe stops")
+            self._log.write("safe_stop", now, why=why)
         if lasting:
             return
         self._log.write("fault", now, kind=kind, why=why)
         same = _NUMBER.sub("#", why)
         with self._gate:
-            is_told = time.monotonic() - self._told.get(same, -TELL_AGAIN_S) < TELL_AGAIN_S
-            if not is_told:
-                self._told[same] = time.monotonic()
-                session.told = True
-        if not is_told:
-            self._tell(logging.WARNING, f"holding: {why}")
-        if kind != PAUSED and self._watch.max_faults and faults >= self._watch.max_faults:
+            is_notified = time.monotonic() - self._notified.get(same, -LOG_AGAIN_S) < LOG_AGAIN_S
+            if not is_notified:
+                self._notified[same] = time.monotonic()
+                session.notified = True
+        if not is_notified:
+            self._notify(logging.WARNING, f"safe stop: {why}")
+        if kind != PAUSED and self._watchdog_config.max_faults and faults >= self._watchdog_config.max_faults:
             self._give_up(session, f"{faults} faults since the activation, the last: {why}")
 
     def _brake(self, session: Session) -> bool:
@@ -515,7 +520,7 @@ class ChunkRunner:
         for _ in range(2):
             try:
                 with self._publishing:
-                    return self._session is session and self._output.hold()
+                    return self._session is session and self._output.safe_stop()
             except Exception as error:  # noqa: BLE001 - whatever prevents a stop from being sent
                 why = f"the robot cannot be braked: {type(error).__name__}: {error}"
         self._give_up(session, why)

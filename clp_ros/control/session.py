@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One activation of a robot's loop: what is due, what has been seen, and what is wrong at present."""
+"""The state of one activation of the runner."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Session:
-    """One activation. A chunk that was begun in another one is never sent.
+    """One activation. A chunk that was begun in one session is never sent in another.
+
+    Times ending in ``_ns`` are on the robot's clock, in nanoseconds.
 
     Attributes:
-        due_ns: When the next chunk may be made.
-        since_ns: Since when the worker has been waiting for its observation.
-        seen: Stamps that each camera's frame must be newer than, by topic.
-        last_ns, last_s: When the clock was looked at last: the robot's, and the computer's own.
-        missing: Since when each input that is missing has been, by topic.
-        jumps: How often the robot's clock has jumped.
-        observed_ns: Observation time of the chunk sent last; None before the first and after a stop.
-        fault: What is wrong at present: the kind; None while all is well.
-        holding: The same in words.
-        told: Whether a person was told so.
+        due_ns: Earliest time of the next observation.
+        since_ns: Since when the worker has been waiting for an observation.
+        seen: By topic, the stamp that each camera's next frame must be newer than; None: any frame.
+        last_ns: Time of the watchdog's last check.
+        last_s: The same on ``time.monotonic``, in seconds.
+        missing: By topic, since when each missing input has been missing.
+        jumps: Number of jumps of the robot's clock.
+        observed_ns: Observation time of the last chunk that was sent; None before the first and after a safe stop.
+        fault: Kind of the present fault; None without a fault.
+        fault_reason: Description of the present fault; None without a fault.
+        notified: Whether the user was notified of a fault since the last chunk that was sent.
         faults: Number of faults.
     """
 
@@ -33,6 +36,6 @@ class Session:
     jumps: int = 0
     observed_ns: int | None = None
     fault: str | None = None
-    holding: str | None = None
-    told: bool = False
+    fault_reason: str | None = None
+    notified: bool = False
     faults: int = 0

@@ -38,7 +38,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from clp_ros.control.inputs import LiveInputs
 from clp_ros.control.processor_share import ProcessorShare
-from clp_ros.control.runner import TELL_AGAIN_S, ChunkRunner
+from clp_ros.control.runner import LOG_AGAIN_S, ChunkRunner
 from clp_ros.core.errors import ClpError
 from clp_ros.core.settings import did_you_mean
 from clp_ros.core.threads import set_threads
@@ -63,7 +63,7 @@ from clp_ros.robots.trajectory import Trajectory
 # How long a running inference is waited for when the node is cleaned up or ends.
 _CLOSE_S = 30.0
 _NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
-_THROTTLE_S = TELL_AGAIN_S
+_THROTTLE_S = LOG_AGAIN_S
 # How long the controllers are given to acknowledge the last message.
 _ACKNOWLEDGED_S = 0.2
 # How often activating looks at the inputs.
@@ -138,7 +138,7 @@ class PolicyNode(ManagedNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Starts sending, and ends a stop that was before, once every input is alive."""
         self._fault = None
-        self.runner.allow()
+        self.runner.clear_stop()
         if not self._wait_for_inputs():
             return TransitionCallbackReturn.FAILURE
         try:
@@ -243,8 +243,8 @@ class PolicyNode(ManagedNode):
         slots = [camera.slot for camera in embodiment.cameras.values()]
         for note in policy.check_features(slots, embodiment.action_size, embodiment.name) or ():
             self.get_logger().warning(note)
-        pace = settings.pace(self, task, policy.chunk_size)
-        schedule, watch = settings.schedule(self), settings.watch(self)
+        replan = settings.replan_config(self, task, policy.chunk_size)
+        schedule, watchdog = settings.schedule(self), settings.watchdog_config(self)
         if self.get_parameter("compile").value:
             if schedule.mode == "rtc":
                 raise ClpError(
@@ -255,7 +255,7 @@ class PolicyNode(ManagedNode):
             self.get_logger().info("compiling the denoising step")
             compile_policy(policy, task.instruction, cuda_graphs=False)  # the worker's thread cannot replay graphs
         if schedule.mode == "rtc":
-            policy.enable_rtc(pace.replan_steps or task.execution_length)
+            policy.enable_rtc(replan.replan_steps or task.execution_length)
         # Else a collection walks half a million objects of a loaded policy's now and then: 0.3 s in which nothing runs.
         gc.collect()
         gc.freeze()
@@ -266,12 +266,12 @@ class PolicyNode(ManagedNode):
             self._inputs,
             policy,
             task.instruction,
-            pace,
+            replan,
             self._send,
             clock_ns=self._now_ns,
-            tell=self._tell,
+            notify=self._notify,
             schedule=schedule,
-            watch=watch,
+            watchdog=watchdog,
             failed=self._fail,
             log=settings.run_log(self),
             processor=self._processor_share(policy),
@@ -283,7 +283,7 @@ class PolicyNode(ManagedNode):
     def _processor_share(self, policy: Any) -> ProcessorShare | None:
         """None on a GPU: there the thread waits for the GPU."""
         on_cpu = getattr(policy, "device", None) == "cpu"
-        return ProcessorShare(partial(self._tell, logging.WARNING)) if on_cpu else None
+        return ProcessorShare(partial(self._notify, logging.WARNING)) if on_cpu else None
 
     def _check_names(self) -> None:
         """Refuses parameters that do not exist: rclpy ignores them, and a misspelt one would do nothing."""
@@ -399,7 +399,7 @@ class PolicyNode(ManagedNode):
         for topic, message in messages:
             self._sending[topic].publish(message)
 
-    def _tell(self, level: int, text: str) -> None:
+    def _notify(self, level: int, text: str) -> None:
         # One call a severity: rclpy refuses a call whose severity changes.
         if level >= logging.WARNING:
             self.get_logger().warning(text)
@@ -464,8 +464,8 @@ class PolicyNode(ManagedNode):
             return Report(Level.WARN, "stopped by ~/stop", values)
         if state == "inactive" and self._fault is not None:
             return Report(Level.ERROR, f"not activated: {self._fault}", values)
-        if state == "active" and runner.holding is not None:
-            return Report(Level.WARN, f"holding: {runner.holding}", values)
+        if state == "active" and runner.fault_reason is not None:
+            return Report(Level.WARN, f"safe stop: {runner.fault_reason}", values)
         return Report(Level.OK, state, values)
 
 

@@ -8,7 +8,7 @@ from clp_ros.control.runner import ChunkRunner
 
 # See ChunkRunner.statistics.
 COUNTS = (
-    *("chunks", "held", "late", "dropped stale", "dropped deactivated"),
+    *("chunks", "safe stops", "late", "dropped stale", "dropped deactivated"),
     *("refused", "policy errors", "limits hit"),
 )
 

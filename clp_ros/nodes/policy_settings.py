@@ -10,8 +10,9 @@ from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.node import Node
 
 from clp_ros.control.chunk_schedule import MODES, ScheduleSettings
-from clp_ros.control.pace import Pace, Watch
+from clp_ros.control.replan import ReplanConfig
 from clp_ros.control.run_log import RunLog
+from clp_ros.control.watchdog import WatchdogConfig
 from clp_ros.core.errors import ClpError
 from clp_ros.core.settings import did_you_mean
 from clp_ros.robots.task import Task
@@ -67,7 +68,7 @@ def declare_old(node: Node) -> None:
         node.declare_parameter(name, None, ParameterDescriptor(description=f"Old: {instead}", dynamic_typing=True))
 
 
-def pace(node: Node, task: Task, chunk_size: int) -> Pace:
+def replan_config(node: Node, task: Task, chunk_size: int) -> ReplanConfig:
     """When chunks are made: ``replan_steps``, ``rate_hz``, ``max_latency``.
 
     Raises:
@@ -83,7 +84,7 @@ def pace(node: Node, task: Task, chunk_size: int) -> Pace:
             where=node.get_parameter("checkpoint").value,
             fix=f"set replan_steps to at most {chunk_size}, or use a checkpoint of longer chunks",
         )
-    return Pace(steps, _number(node, "rate_hz", 0), _number(node, "max_latency", above=0))
+    return ReplanConfig(steps, _number(node, "rate_hz", 0), _number(node, "max_latency", above=0))
 
 
 def schedule(node: Node) -> ScheduleSettings:
@@ -103,13 +104,13 @@ def schedule(node: Node) -> ScheduleSettings:
     )
 
 
-def watch(node: Node) -> Watch:
+def watchdog_config(node: Node) -> WatchdogConfig:
     """When the robot is stopped: ``input_timeout``, ``policy_timeout``, ``max_faults``.
 
     Raises:
         ClpError: One is out of its range.
     """
-    return Watch(
+    return WatchdogConfig(
         _number(node, "input_timeout", above=0),
         _number(node, "policy_timeout", above=0),
         _number(node, "max_faults", 0),

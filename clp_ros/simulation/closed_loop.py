@@ -16,7 +16,7 @@ import numpy as np
 
 from clp_ros.control.chunk_schedule import LateError, ScheduleSettings
 from clp_ros.control.output import TrajectoryOutput
-from clp_ros.control.pace import Pace
+from clp_ros.control.replan import ReplanConfig
 from clp_ros.core.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.trajectory import Trajectory
@@ -199,7 +199,7 @@ class ScheduledSender:
         self._now_ns = self._due_ns = START_NS
         self._output = TrajectoryOutput(robot.embodiment, settings, self._send, lambda: self._now_ns)
         self._output.start(getattr(robot, "from_measured", ()))
-        self._pace, self._mode = Pace(replan_steps), settings.mode
+        self._replan, self._mode = ReplanConfig(replan_steps), settings.mode
         self._expected_s = latency_s + settings.send_lead_time_s
         joints = robot.embodiment.joints
         self._offset, self._scale = (np.array([getattr(one, part) for one in joints]) for part in ("offset", "scale"))
@@ -223,12 +223,12 @@ class ScheduledSender:
             self.counts["late"] += 1
         except ClpError:
             self.counts["refused"] += 1
-            self._output.hold()
+            self._output.safe_stop()
         else:
             self.counts["chunks"] += 1
             splice_ns = self._output.clock_ns(joined.splice_ns)
             self.splices.append(splice_ns)
-        self._due_ns = self._pace.due_ns(self._mode, observed_ns, splice_ns, len(positions), period, expected_s)
+        self._due_ns = self._replan.due_ns(self._mode, observed_ns, splice_ns, len(positions), period, expected_s)
 
     def tick(self, now_ns: int) -> None:
         """See :class:`Sender`."""

@@ -118,7 +118,7 @@ def test_a_policy_that_dies_ends_in_a_smooth_stop() -> None:
     end = joined.reference
     np.testing.assert_array_equal(end.velocities[-1], 0.0)
     assert excess(end, limits(8.0)).factor <= 1 + 1e-6
-    assert plan.hold(end.end_ns + 1) is None
+    assert plan.safe_stop(end.end_ns + 1) is None
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -170,7 +170,7 @@ def test_a_chunk_that_agrees_changes_nothing_however_often_it_comes(
     plan.add(arc(START_NS + steps) + gap, START_NS, START_NS, here + gap)
     now = START_NS + 300_000_000
     if mode == "ensemble":  # their mean is not to change
-        plan.hold(now)
+        plan.safe_stop(now)
         now += 300_000_000
     # Here another one takes over.
     plan.add(arc(now + steps), now, now, plan.reference.sample(now)[0])
@@ -229,9 +229,9 @@ def test_a_hold_ends_the_way_to_a_chunk(mode: str) -> None:
     now = START_NS + 600_000_000
     joined = plan.add(chunk_at(0.6) + 0.05, now, now, plan.reference.sample(now)[0])
     now = joined.splice_ns + 3 * PERIOD_NS
-    stop = plan.hold(now)
+    stop = plan.safe_stop(now)
     check(stop, limits(8.0))
-    assert plan.hold(now) is None
+    assert plan.safe_stop(now) is None
     np.testing.assert_array_equal(plan.reference.velocities[-1], 0.0)
     # And nothing of it is left for what follows after it.
     now = stop.end_ns + 10 * PERIOD_NS
@@ -283,7 +283,7 @@ def test_a_hold_in_the_first_moments_leaves_them_to_the_controllers_too() -> Non
     for steps in (50, 5):  # the shorter chunk ends within them
         plan = schedule()
         first = plan.add(chunk_at(0.0, steps), START_NS, START_NS, expert(np.zeros(1))[0]).reference
-        stop = plan.hold(START_NS + 10_000_000)
+        stop = plan.safe_stop(START_NS + 10_000_000)
         assert stop.times_ns[0] == first.times_ns[0] > START_NS + 90_000_000
         assert not stop.velocities[-1].any()
         assert np.abs(stop.positions - expert(np.zeros(1))[0]).max() < 0.1
@@ -448,7 +448,7 @@ def test_nothing_unsafe_comes_out_whatever_goes_in(
             np.testing.assert_array_equal(previous.sample(joined.splice_ns), plan.reference.sample(joined.splice_ns))
         begun, previous = sent.times_ns[0], plan.reference
     now += hold_after * 1_000_000
-    stop = plan.hold(now)
+    stop = plan.safe_stop(now)
     if stop is not None:
         assert stop.times_ns[0] > now
         np.testing.assert_array_equal(stop.velocities[-1], 0.0)
@@ -494,7 +494,7 @@ def test_a_plan_is_made_only_if_nothing_has_changed_since() -> None:
     before, here = plan.reference, plan.reference.sample(now)[0]
     planned = plan.plan(chunk_at(0.5), now, now, here)
     assert plan.reference is before  # nothing has changed yet
-    stop = plan.hold(now)
+    stop = plan.safe_stop(now)
     assert not plan.commit(planned)
     np.testing.assert_array_equal(plan.reference.positions[-1], stop.positions[-1])
     again = plan.plan(chunk_at(0.5), now, now, here)

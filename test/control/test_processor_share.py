@@ -11,8 +11,8 @@ class Clocks:
 
     def __init__(self) -> None:
         self.wall_s, self.cpu_s = 100.0, 7.0
-        self.told: list[str] = []
-        self.share = ProcessorShare(self.told.append, lambda: self.wall_s, lambda: self.cpu_s)
+        self.notified: list[str] = []
+        self.share = ProcessorShare(self.notified.append, lambda: self.wall_s, lambda: self.cpu_s)
 
     def chunk(self, wall_s: float, cpu_s: float) -> None:
         with self.share.measured():
@@ -28,15 +28,15 @@ def clocks() -> Clocks:
 def test_it_is_told_once(clocks: Clocks) -> None:
     for _ in range(IN_A_ROW - 1):
         clocks.chunk(2.1, 0.7)
-    assert clocks.told == []
+    assert clocks.notified == []
     clocks.chunk(2.1, 0.7)
-    (told,) = clocks.told
+    (told,) = clocks.notified
     assert "took 2.10 s, its thread ran for 0.70 s" in told
     assert "threads" in told
     for _ in range(3 * IN_A_ROW):
         clocks.chunk(1, 1)
         clocks.chunk(2.1, 0.7)
-    assert len(clocks.told) == 1
+    assert len(clocks.notified) == 1
 
 
 def test_a_policy_that_gets_the_processor_is_not_told(clocks: Clocks) -> None:
@@ -44,14 +44,14 @@ def test_a_policy_that_gets_the_processor_is_not_told(clocks: Clocks) -> None:
         clocks.chunk(1, 1)
         clocks.chunk(1, 1.01 / RATIO)
         clocks.chunk(0.001, 0)  # too short to judge
-    assert clocks.told == []
+    assert clocks.notified == []
 
 
 def test_what_lasts_is_told_and_not_what_happens_now_and_then(clocks: Clocks) -> None:
     for _ in range(10):
         clocks.chunk(3, 0.1)
         clocks.chunk(1, 1)
-    assert clocks.told == []
+    assert clocks.notified == []
 
 
 def test_a_chunk_that_fails_does_not_count(clocks: Clocks) -> None:
@@ -59,4 +59,4 @@ def test_a_chunk_that_fails_does_not_count(clocks: Clocks) -> None:
         with pytest.raises(RuntimeError), clocks.share.measured():
             clocks.wall_s += 5
             raise RuntimeError
-    assert clocks.told == []
+    assert clocks.notified == []

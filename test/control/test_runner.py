@@ -21,11 +21,12 @@ from scipy.interpolate import CubicHermiteSpline
 from clp_ros.control.chunk_schedule import ScheduleSettings
 from clp_ros.control.inputs import IncompleteError, LiveInputs
 from clp_ros.control.output import TrajectoryOutput
-from clp_ros.control.pace import Pace, Watch
 from clp_ros.control.processor_share import ProcessorShare
+from clp_ros.control.replan import ReplanConfig
 from clp_ros.control.run_log import RunLog
 from clp_ros.control.runner import ChunkRunner
 from clp_ros.control.statistics import WINDOW, Statistics
+from clp_ros.control.watchdog import WatchdogConfig
 from clp_ros.core.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
 from clp_ros.robots.trajectory import Trajectory
@@ -48,7 +49,7 @@ class Rig:
     def __init__(
         self,
         embodiment: Embodiment,
-        pace: Pace,
+        replan: ReplanConfig,
         predict: Callable[..., np.ndarray] | None = None,
         log: RunLog | None = None,
         schedule: ScheduleSettings | None = None,
@@ -60,7 +61,7 @@ class Rig:
         self.names = [joint.name for joint in embodiment.joints[:7]]
         self.inputs = LiveInputs(embodiment)
         self.sent: list[list[Trajectory]] = []
-        self.told: list[tuple[int, str]] = []
+        self.notified: list[tuple[int, str]] = []
         self.tasks: list[str] = []
         self.failures: list[str] = []
         self.continuing: list[dict[str, int]] = []
@@ -70,11 +71,11 @@ class Rig:
             self.inputs,
             SimpleNamespace(predict_chunk=self._predict),
             "do it",
-            pace,
+            replan,
             self.sent.append,
             clock_ns=lambda: self.now,
-            tell=lambda level, text: self.told.append((level, text)),
-            watch=Watch(input_timeout_s=0.5, policy_timeout_s=1.0, max_faults=5),
+            notify=lambda level, text: self.notified.append((level, text)),
+            watchdog=WatchdogConfig(input_timeout_s=0.5, policy_timeout_s=1.0, max_faults=5),
             failed=self.failures.append,
             log=log,
             schedule=schedule,
@@ -133,7 +134,7 @@ def make(embodiment: Embodiment) -> Iterator[Callable[..., Rig]]:
     rigs: list[Rig] = []
 
     def make(predict: Callable[..., np.ndarray] | None = None, **pace: Any) -> Rig:
-        rigs.append(Rig(embodiment, Pace(**{"replan_steps": 0} | pace), predict))
+        rigs.append(Rig(embodiment, ReplanConfig(**{"replan_steps": 0} | pace), predict))
         return rigs[-1].started()
 
     yield make
@@ -167,7 +168,7 @@ def test_a_chunk_is_made_of_a_set_of_frames_that_is_new_in_every_camera(make: Ca
 def test_a_policy_that_waits_for_the_processor_is_told_once(embodiment: Embodiment) -> None:
     told: list[str] = []
     wall = itertools.count(0, 2).__next__  # each chunk takes 2 s, in which its thread does not run
-    rig = Rig(embodiment, Pace(0), processor=ProcessorShare(told.append, wall, lambda: 0.0)).started()
+    rig = Rig(embodiment, ReplanConfig(0), processor=ProcessorShare(told.append, wall, lambda: 0.0)).started()
     try:
         for number in range(1, 6):
             rig.due_frames()
@@ -202,7 +203,7 @@ def test_the_newest_chunk_alone_counts_so_with_a_slow_policy_the_next_is_made_wh
         rig.add(*rig.joints)
         return moving(images, state, task)
 
-    rig = Rig(embodiment, Pace(0), slow, schedule=ScheduleSettings(mode=mode)).started()
+    rig = Rig(embodiment, ReplanConfig(0), slow, schedule=ScheduleSettings(mode=mode)).started()
     try:
         rig.frames()
         until(lambda: len(rig.sent) == 1)
@@ -268,14 +269,14 @@ def test_whatever_the_policy_does_the_loop_goes_on(
         until(lambda times=times: rig.runner.statistics.counts()[counter] == times)
     rig.quiet()
     assert rig.runner.statistics.counts()[counter] == 3  # once a set of frames, not in circles
-    assert words in rig.runner.holding
-    assert [level for level, _ in rig.told] == [logging.WARNING]  # said once
-    assert words in rig.told[0][1]
+    assert words in rig.runner.fault_reason
+    assert [level for level, _ in rig.notified] == [logging.WARNING]  # said once
+    assert words in rig.notified[0][1]
     rig.predict = lambda images, state, task: np.tile(state, (50, 1))
     rig.frames()
     until(lambda: rig.sent)
-    assert rig.runner.holding is None
-    until(lambda: rig.told[1:] == [(logging.INFO, "sending again")])
+    assert rig.runner.fault_reason is None
+    until(lambda: rig.notified[1:] == [(logging.INFO, "sending again")])
 
 
 @pytest.mark.parametrize(("step_ns", "sent"), [(1000 * MS, 1), (1001 * MS, 0), (-1 * MS, 0)])
@@ -327,7 +328,7 @@ def test_a_chunk_in_the_making_is_thrown_away(make: Callable[..., Rig], end: str
         assert rig.sent == []
     if end == "stop":
         assert not rig.runner.activate()  # a stop lasts
-        rig.runner.allow()
+        rig.runner.clear_stop()
         assert not rig.runner.stopped
         assert rig.runner.activate()
         rig.frames()
@@ -347,15 +348,15 @@ def test_staleness_is_told_when_it_lasts_and_of_the_input_it_lasts_in(make: Call
     for _ in range(15):  # 495 ms: within the grace
         without_one()
     rig.quiet()
-    assert rig.told == []
+    assert rig.notified == []
     for _ in range(5):
         without_one()
-    until(lambda: rig.told)
+    until(lambda: rig.notified)
     rig.now += 120 * MS  # the others are late for a moment too
     rig.quiet()
-    assert len(rig.told) == 1
-    assert rig.joints[1] in rig.told[0][1]
-    assert rig.joints[1] in rig.runner.holding
+    assert len(rig.notified) == 1
+    assert rig.joints[1] in rig.notified[0][1]
+    assert rig.joints[1] in rig.runner.fault_reason
     sent = len(rig.sent)
     rig.frames(2)
     until(lambda: len(rig.sent) == sent + 1)
@@ -425,19 +426,19 @@ def test_whatever_ends_the_driving_brakes_the_robot_to_rest(make: Callable[..., 
         getattr(rig.runner, how)()
     elif how == "camera":
         until(lambda: (setattr(rig, "now", rig.now + MS), rig.add(*rig.joints, *rig.cameras[1:]), len(rig.sent) > 1)[2])
-        assert rig.cameras[0] in rig.runner.holding
+        assert rig.cameras[0] in rig.runner.fault_reason
     elif how == "joints":
         until(lambda: (setattr(rig, "now", rig.now + MS), rig.add(*rig.cameras, rig.joints[1]), len(rig.sent) > 1)[2])
-        assert rig.joints[0] in rig.runner.holding
+        assert rig.joints[0] in rig.runner.fault_reason
     elif how == "hang":
         rig.add(*rig.joints, *rig.cameras)  # taken up, and never finished
         until(lambda: len(rig.sent) > 1)
-        assert "has been at work for" in rig.runner.holding
+        assert "has been at work for" in rig.runner.fault_reason
     elif how == "clock":
         time.sleep(0.1)
         rig.now -= 10**9
         until(lambda: len(rig.sent) > 1)
-        assert "the clock jumped back" in rig.runner.holding
+        assert "the clock jumped back" in rig.runner.fault_reason
     until(lambda: len(rig.sent) == 2)
     if how == "clock":  # the same on the new clock, but for the time between two looks at it
         speeds = from_now(rig.sent[1], rig.now)[0].velocities[:, 0]
@@ -454,7 +455,7 @@ def test_whatever_ends_the_driving_brakes_the_robot_to_rest(make: Callable[..., 
             rig.frames()
             time.sleep(0.05)
         until(lambda: len(rig.sent) > 2)
-        until(lambda: rig.runner.holding is None)
+        until(lambda: rig.runner.fault_reason is None)
 
 
 def test_a_policy_that_hangs_is_told_in_the_next_activation_too(make: Callable[..., Rig]) -> None:
@@ -466,10 +467,10 @@ def test_a_policy_that_hangs_is_told_in_the_next_activation_too(make: Callable[.
 
     rig = make(hang)
     rig.frames()
-    until(lambda: rig.runner.holding)
+    until(lambda: rig.runner.fault_reason)
     rig.runner.deactivate()
     rig.runner.activate()
-    until(lambda: "has been at work for" in (rig.runner.holding or ""))
+    until(lambda: "has been at work for" in (rig.runner.fault_reason or ""))
     rig.predict = moving
     go_on.set()
     until(lambda: rig.runner.statistics.counts()["dropped deactivated"] == 1)
@@ -485,23 +486,23 @@ def test_a_chunk_that_took_longer_than_policy_timeout_is_dropped(make: Callable[
     rig = make(slow, max_latency_s=10.0)
     rig.frames()
     until(lambda: rig.runner.statistics.counts()["dropped stale"] == 1)
-    assert "policy_timeout is 1 s" in rig.runner.holding
+    assert "policy_timeout is 1 s" in rig.runner.fault_reason
     assert rig.sent == []
 
 
 def test_a_chunk_made_across_a_jump_of_the_clock_is_dropped(make: Callable[..., Rig]) -> None:
     def jumping(images: Any, state: np.ndarray, task: str) -> np.ndarray:
         rig.now += 900 * MS
-        time.sleep(0.1)  # the guard looks
+        time.sleep(0.1)  # the watchdog looks
         rig.now -= 500 * MS
-        until(lambda: rig.runner.holding)
+        until(lambda: rig.runner.fault_reason)
         rig.add(*rig.joints)  # the chunk looks 400 ms old, of stamps of the new clock
         return np.tile(state, (100, 1))
 
     rig = make(jumping)
     rig.frames()
     until(lambda: rig.runner.statistics.counts()["dropped stale"] == 1)
-    assert "the clock jumped back" in rig.runner.holding
+    assert "the clock jumped back" in rig.runner.fault_reason
     assert rig.sent == []
 
 
@@ -513,11 +514,13 @@ def test_a_state_outside_the_limits_is_one_fault_however_long_it_lasts(make: Cal
         rig.now += PERIOD_NS
         rig.add(*rig.joints, *rig.cameras, position=0.08)
         time.sleep(0.01)
-    until(lambda: rig.runner.holding)
-    assert "the robot reports 0.080, outside [0.01844, 0.058] by more than 0.006, left_finger" in rig.runner.holding
+    until(lambda: rig.runner.fault_reason)
+    assert (
+        "the robot reports 0.080, outside [0.01844, 0.058] by more than 0.006, left_finger" in rig.runner.fault_reason
+    )
     rig.quiet()
     assert rig.runner.faults == 1
-    assert len(rig.told) == 1
+    assert len(rig.notified) == 1
     assert rig.failures == []
     rig.now += 2 * 10**9 - MS  # the last chunk has come to its end
     sent = len(rig.sent)
@@ -525,7 +528,7 @@ def test_a_state_outside_the_limits_is_one_fault_however_long_it_lasts(make: Cal
         rig.frames()
         time.sleep(0.05)
     until(lambda: len(rig.sent) > sent)
-    assert rig.runner.holding is None
+    assert rig.runner.fault_reason is None
 
 
 def test_each_fault_is_told_however_soon_it_comes_after_another(make: Callable[..., Rig]) -> None:
@@ -535,7 +538,7 @@ def test_each_fault_is_told_however_soon_it_comes_after_another(make: Callable[.
         rig.frames()
         until(lambda number=number: rig.runner.statistics.counts()["refused"] == number)
     rig.quiet()
-    assert ["not finite" in text for _, text in rig.told] == [True, False]
+    assert ["not finite" in text for _, text in rig.notified] == [True, False]
 
 
 def test_a_guard_that_fails_is_told_and_nothing_is_sent(
@@ -544,7 +547,7 @@ def test_a_guard_that_fails_is_told_and_nothing_is_sent(
     rig = make()
     monkeypatch.setattr(rig.inputs, "missing", lambda now_ns: 1 / 0)
     until(lambda: rig.failures)
-    assert "the guard failed: ZeroDivisionError" in rig.failures[0]
+    assert "the watchdog failed: ZeroDivisionError" in rig.failures[0]
     rig.frames()
     rig.quiet()
     assert rig.sent == []
@@ -610,7 +613,7 @@ def test_real_time_chunking_is_told_what_has_passed_and_what_will_have(embodimen
         rig.add(*rig.joints)
         return moving(images, state, task)
 
-    rig = Rig(embodiment, Pace(0), slow, schedule=ScheduleSettings(mode="rtc")).started()
+    rig = Rig(embodiment, ReplanConfig(0), slow, schedule=ScheduleSettings(mode="rtc")).started()
     for number in range(3):
         rig.now += 7 * MS
         rig.frames()
@@ -633,7 +636,7 @@ def test_joint_states_that_are_late_when_a_chunk_is_there_cost_the_chunk_alone(m
     until(lambda: rig.runner.statistics.counts()["dropped stale"] == 1)
     assert rig.sent == []
     assert rig.runner.faults == 0
-    assert rig.runner.holding is None
+    assert rig.runner.fault_reason is None
     rig.predict = moving
     rig.frames()
     until(lambda: len(rig.sent) == 1)
@@ -643,7 +646,7 @@ def test_the_log_has_a_line_for_every_chunk_and_hold(
     make: Callable[..., Rig], embodiment: Embodiment, tmp_path: Path
 ) -> None:
     log = RunLog(tmp_path / "logs")
-    rig = Rig(embodiment, Pace(0), moving, log=log).started()
+    rig = Rig(embodiment, ReplanConfig(0), moving, log=log).started()
     rig.frames()
     until(lambda: len(rig.sent) == 1)
     rig.runner.stop()
@@ -661,7 +664,7 @@ def test_a_clock_that_jumps_back_is_told_and_survived(make: Callable[..., Rig]) 
     rig.frames()
     until(lambda: len(rig.sent) == 1)
     rig.now -= 500 * MS
-    until(lambda: any("jumped back" in text for _, text in rig.told))
+    until(lambda: any("jumped back" in text for _, text in rig.notified))
     rig.quiet()
     rig.frames(3)
     until(lambda: len(rig.sent) >= 2)
@@ -672,7 +675,7 @@ def test_an_image_that_cannot_be_decoded_holds(make: Callable[..., Rig], monkeyp
     monkeypatch.setitem(globals(), "JPEG", JPEG[: len(JPEG) // 2])
     rig.frames()
     until(lambda: rig.runner.statistics.counts()["refused"] == 1)
-    assert "cut off" in rig.runner.holding
+    assert "cut off" in rig.runner.fault_reason
     monkeypatch.undo()
     rig.frames()
     until(lambda: rig.sent)
@@ -701,7 +704,7 @@ def test_limits_hit_are_counted(make: Callable[..., Rig]) -> None:
 
 
 def test_stamps_ahead_of_the_clock_are_not_used(embodiment: Embodiment) -> None:
-    rig = Rig(embodiment, Pace(0))
+    rig = Rig(embodiment, ReplanConfig(0))
     rig.frames(3)
     rig.inputs.take(rig.now, {})
     rig.add(rig.cameras[1], age_ns=-101 * MS)
@@ -712,7 +715,7 @@ def test_stamps_ahead_of_the_clock_are_not_used(embodiment: Embodiment) -> None:
 
 
 def test_input_states_say_rate_age_and_what_was_dropped(embodiment: Embodiment) -> None:
-    rig = Rig(embodiment, Pace(0))
+    rig = Rig(embodiment, ReplanConfig(0))
     rig.frames(3)
     rig.add(rig.cameras[0])  # the same stamp again
     rig.now += 7 * MS
@@ -737,8 +740,8 @@ def test_windows_keep_the_latest_values_only() -> None:
 
 
 def test_whoever_stops_the_robot_does_not_wait_for_a_chunk_that_is_being_joined(embodiment: Embodiment) -> None:
-    """Nor does the guard; and the chunk is not sent any more."""
-    rig = Rig(embodiment, Pace(0), moving).started()
+    """Nor does the watchdog; and the chunk is not sent any more."""
+    rig = Rig(embodiment, ReplanConfig(0), moving).started()
     in_motion(rig)
     sent = len(rig.sent)
     joining, go_on = threading.Event(), threading.Event()
@@ -752,11 +755,11 @@ def test_whoever_stops_the_robot_does_not_wait_for_a_chunk_that_is_being_joined(
     rig.runner._output.plan = slow
     rig.frames()
     assert joining.wait(20)
-    # The guard goes on looking: a joint that leaves its limits is noticed meanwhile.
+    # The watchdog goes on looking: a joint that leaves its limits is noticed meanwhile.
     rig.now += PERIOD_NS
     rig.add(*rig.joints, position=3.0)
     until(lambda: len(rig.sent) == sent + 1)  # the brake
-    assert rig.runner.holding is not None
+    assert rig.runner.fault_reason is not None
     started = time.perf_counter()
     rig.runner.stop()
     assert time.perf_counter() - started < 0.1
@@ -767,7 +770,7 @@ def test_whoever_stops_the_robot_does_not_wait_for_a_chunk_that_is_being_joined(
 
 
 def test_a_stop_while_a_message_leaves_has_the_last_word_and_the_guard_goes_on(embodiment: Embodiment) -> None:
-    rig = Rig(embodiment, Pace(0), moving)
+    rig = Rig(embodiment, ReplanConfig(0), moving)
     leaving, go_on = threading.Event(), threading.Event()
 
     def send(messages: Any) -> None:
@@ -784,11 +787,11 @@ def test_a_stop_while_a_message_leaves_has_the_last_word_and_the_guard_goes_on(e
     # A joint that leaves its limits is noticed though the chunk has not left yet.
     rig.now += PERIOD_NS
     rig.add(*rig.joints, position=3.0)
-    until(lambda: rig.runner.holding)
+    until(lambda: rig.runner.fault_reason)
     assert len(rig.sent) == 1
     stopping = threading.Thread(target=rig.runner.stop)
     stopping.start()
-    until(lambda: rig.runner.stopped and rig.runner.holding is None)
+    until(lambda: rig.runner.stopped and rig.runner.fault_reason is None)
     time.sleep(0.05)
     assert stopping.is_alive()  # it has not returned before the brake has left
     go_on.set()
@@ -802,7 +805,7 @@ def test_a_stop_while_a_message_leaves_has_the_last_word_and_the_guard_goes_on(e
 
 
 def test_a_chunk_is_joined_anew_if_something_was_sent_meanwhile(embodiment: Embodiment) -> None:
-    rig = Rig(embodiment, Pace(0), moving).started()
+    rig = Rig(embodiment, ReplanConfig(0), moving).started()
     in_motion(rig)
     sent = len(rig.sent)
     plan, planned = rig.runner._output.plan, []
@@ -810,7 +813,7 @@ def test_a_chunk_is_joined_anew_if_something_was_sent_meanwhile(embodiment: Embo
     def interrupted(*given: Any) -> Any:
         planned.append(plan(*given))
         if len(planned) == 1:
-            rig.runner._output.hold()
+            rig.runner._output.safe_stop()
         return planned[-1]
 
     rig.runner._output.plan = interrupted
@@ -823,7 +826,7 @@ def test_a_chunk_is_joined_anew_if_something_was_sent_meanwhile(embodiment: Embo
 
 
 def test_a_message_that_cannot_be_sent_leaves_the_schedule_as_it_was(embodiment: Embodiment) -> None:
-    rig = Rig(embodiment, Pace(0), moving)
+    rig = Rig(embodiment, ReplanConfig(0), moving)
     output, fails = rig.runner._output, []
 
     def send(messages: Any) -> None:
@@ -839,7 +842,7 @@ def test_a_message_that_cannot_be_sent_leaves_the_schedule_as_it_was(embodiment:
     rig.frames()
     # The brake goes on from what was sent, not from what was not.
     until(lambda: len(rig.sent) == sent + 1)
-    assert "no publisher" in rig.runner.holding
+    assert "no publisher" in rig.runner.fault_reason
     assert_brakes(from_now(rig.sent[sent], rig.now), rig.sent[sent - 1])
     assert output.stamp_ns > stamp
     np.testing.assert_array_equal(output._schedule.reference.sample(rig.now), reference.sample(rig.now))
@@ -872,9 +875,9 @@ def test_a_brake_that_cannot_be_sent_is_sent_the_next_time(embodiment: Embodimen
     output.chunk(0.5 * np.linspace(0, 0.4, 50)[:, None] * np.ones(embodiment.action_size), START_NS, state)
     now[0] += 500 * MS
     with pytest.raises(RuntimeError):
-        output.hold()
-    assert output.hold()
-    assert not output.hold()
+        output.safe_stop()
+    assert output.safe_stop()
+    assert not output.safe_stop()
     assert len(sent) == 2
 
 
@@ -886,7 +889,7 @@ def test_a_stop_that_can_never_be_sent_ends_the_activation_and_no_thread(embodim
             raise RuntimeError("no policy")
         return moving(images, state, task)
 
-    rig = Rig(embodiment, Pace(0), policy)
+    rig = Rig(embodiment, ReplanConfig(0), policy)
     send = rig.runner._output._send
 
     def sometimes(messages: Any) -> None:
@@ -907,7 +910,7 @@ def test_a_stop_that_can_never_be_sent_ends_the_activation_and_no_thread(embodim
     sent = len(rig.sent)
     rig.runner.activate()
     rig.due_frames()
-    until(lambda: len(rig.sent) > sent and rig.runner.holding is None)
+    until(lambda: len(rig.sent) > sent and rig.runner.fault_reason is None)
     assert rig.runner.close(20)
 
 
@@ -920,7 +923,7 @@ def scaled(embodiment: Embodiment) -> Embodiment:
 
 
 def test_a_robot_that_is_paused_is_sent_nothing_and_stays_where_it_is(scaled: Embodiment) -> None:
-    rig = Rig(scaled, Pace(0), moving).started()
+    rig = Rig(scaled, ReplanConfig(0), moving).started()
     rig.runner.set_speed_scaling(1.0)
     before = in_motion(rig)
     end = threading.Event()
@@ -938,7 +941,7 @@ def test_a_robot_that_is_paused_is_sent_nothing_and_stays_where_it_is(scaled: Em
     assert [one.controller for one in rig.sent[1]] == ["left_gripper", "right_gripper"]
     # A pause that lasts ends what was followed.
     until(lambda: len(rig.sent) == 3)
-    assert "paused, or in a protective stop" in rig.runner.holding
+    assert "paused, or in a protective stop" in rig.runner.fault_reason
     for new, old in zip(rig.sent[2], before, strict=True):
         assert not new.velocities.any()
         place = CubicHermiteSpline(old.start_ns / 1e9 - rig.now / 1e9 + old.times, old.positions, old.velocities)(0.0)
@@ -952,36 +955,36 @@ def test_a_robot_that_is_paused_is_sent_nothing_and_stays_where_it_is(scaled: Em
     rig.published = 1.0
     rig.runner.set_speed_scaling(1.0)
     rig.frames(2)
-    until(lambda: len(rig.sent) == 4 and rig.runner.holding is None)
+    until(lambda: len(rig.sent) == 4 and rig.runner.fault_reason is None)
     end.set()
     publisher.join()
     rig.runner.close()
 
 
 def test_a_speed_scaling_that_is_published_no_more_stops_the_robot(scaled: Embodiment) -> None:
-    rig = Rig(scaled, Pace(0), moving).started()
+    rig = Rig(scaled, ReplanConfig(0), moving).started()
     before = in_motion(rig)  # it was never published: full speed
     rig.runner.set_speed_scaling(1.0)
     until(lambda: len(rig.sent) == 2)
-    assert "no speed scaling for" in rig.runner.holding
+    assert "no speed scaling for" in rig.runner.fault_reason
     assert_brakes(from_now(rig.sent[1], rig.now), before)
     rig.runner.close()
 
 
 @pytest.mark.parametrize("wrong", [np.nan, -1.0, np.inf, 1.5])
 def test_a_robot_whose_speed_scaling_cannot_be_used_is_not_driven(scaled: Embodiment, wrong: float) -> None:
-    rig = Rig(scaled, Pace(0), moving).started()
+    rig = Rig(scaled, ReplanConfig(0), moving).started()
     in_motion(rig)
     with pytest.raises(ClpError, match="speed scaling"):
         rig.runner.set_speed_scaling(wrong)
-    until(lambda: "no speed scaling for" in (rig.runner.holding or ""))
+    until(lambda: "no speed scaling for" in (rig.runner.fault_reason or ""))
     rig.runner.set_speed_scaling(1.02)  # noise of its measurement: no controller is sped up
     assert rig.runner.speed_scaling == 1.0
     rig.runner.close()
 
 
 def test_steps_of_a_robot_at_half_its_speed_pass_as_slowly(scaled: Embodiment) -> None:
-    rig = Rig(scaled, Pace(10), moving, schedule=ScheduleSettings(mode="rtc")).started()
+    rig = Rig(scaled, ReplanConfig(10), moving, schedule=ScheduleSettings(mode="rtc")).started()
     rig.runner.set_speed_scaling(0.5)
     rig.frames()
     until(lambda: len(rig.sent) == 1)

@@ -191,7 +191,7 @@ def node(driver: Driver, robot: Robot, tmp_path_factory: pytest.TempPathFactory)
 
 def told(node: NodeProcess, words: tuple[str, ...]) -> int:
     """How often a fault is in the log."""
-    return sum("holding: " in line and all(word in line for word in words) for line in node.log.splitlines())
+    return sum("safe stop: " in line and all(word in line for word in words) for line in node.log.splitlines())
 
 
 def assert_inside_limits(messages: dict[str, JointTrajectory]) -> None:
@@ -231,7 +231,7 @@ def test_on_a_fault_the_robot_is_braked_to_rest_until_it_is_over(
     try:
         robot.spoil = {topic: make() for topic, make in fault.spoil.items()}
         driver.set_task(fault.task)
-        driver.expect_status(DiagnosticStatus.WARN, "holding: ", *fault.words)
+        driver.expect_status(DiagnosticStatus.WARN, "safe stop: ", *fault.words)
         driver.expect_quiet(0.3)
         last = driver.last()
         if fault.is_sent:
@@ -354,7 +354,7 @@ def test_when_the_clock_jumps_the_robot_is_braked_on_the_new_clock(tmp_path: Pat
                 driver.expect_motion()
                 robot.spoil = dict.fromkeys(EMBODIMENT.topics, lose)
                 clock.offset_ns += jump_ns
-                driver.expect_status(DiagnosticStatus.WARN, f"holding: the clock jumped {way} by")
+                driver.expect_status(DiagnosticStatus.WARN, f"safe stop: the clock jumped {way} by")
                 driver.expect_quiet(0.3)
                 assert told(node, (f"the clock jumped {way} by",)) == 1
                 assert_brakes(driver.last())

@@ -192,7 +192,7 @@ def test_cleaning_up_and_ending_at_once_close_the_runner_once(
     cleaning.join()
     assert len(closed) == 1
     assert node.runner is None
-    assert not [thread for thread in threading.enumerate() if thread.name in ("policy", "guard")]
+    assert not [thread for thread in threading.enumerate() if thread.name in ("policy", "watchdog")]
 
 
 def test_a_stop_that_cannot_be_sent_is_answered(ros: Callable[..., None], peer: Peer, tmp_path: Path) -> None:

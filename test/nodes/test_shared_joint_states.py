@@ -67,7 +67,7 @@ class Stay:
 
 sys.exit(main(lambda: PolicyNode(lambda folder, device: Stay()), threads=1))
 """
-LOST = ("held", "late", "dropped stale", "refused", "faults", "/joint_states dropped")
+LOST = ("safe stops", "late", "dropped stale", "refused", "faults", "/joint_states dropped")
 
 
 @pytest.fixture(params=[50, 500])

@@ -182,8 +182,8 @@ class Plan:
 class ChunkSchedule:
     """The reference of one robot.
 
-    :meth:`plan` and :meth:`plan_safe_stop` change nothing: any thread may call them. :meth:`commit` makes the change, if
-    there was no other meanwhile. All other methods must not be called by several threads at once.
+    :meth:`plan` and :meth:`plan_safe_stop` change nothing, and any thread may call them. :meth:`commit` applies a plan
+    if nothing has changed since. All other methods must not be called by several threads at once.
 
     Args:
         limits: Of the robot's joints, in the order of its action.

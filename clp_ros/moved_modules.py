@@ -38,6 +38,7 @@ MOVED = {
     "resources": "core.resources",
     "robots.episode": "datasets.episodes",
     "robots.features": "jobs.embodiment_features",
+    "robots.joint_states": "messages.joint_states",
     "robots.reservoir": "datasets.reservoir",
     "robots.stream": "messages.stamps",
     "settings": "core.settings",

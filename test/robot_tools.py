@@ -33,7 +33,7 @@ def document(eye: dict[str, Any] | None = None, states: dict[str, Any] | None = 
             "eye": {
                 "topic": EYE,
                 "type": "sensor_msgs/msg/Image",
-                "slot": "observation.images.eye",
+                "feature": "observation.images.eye",
                 "sync": eye or sync(),
             }
         },

@@ -34,7 +34,7 @@ def robot(folder: Path, *cameras: str) -> Path:
     """The UR5 of the recorded demonstration, its cameras feeding these features."""
     document = yaml.safe_load(resource_path("config/embodiments/ur5.yaml").read_text())
     for camera, name in zip(document["cameras"].values(), cameras, strict=True):
-        camera["slot"] = f"observation.images.{name}"
+        camera["feature"] = f"observation.images.{name}"
     path = folder / "robot.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False))
     return path

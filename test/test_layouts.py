@@ -303,7 +303,7 @@ def robot(folder: Path, slots: tuple[str, ...]) -> str:
     """The robot's own file, its cameras feeding these features."""
     document = yaml.safe_load((ROOT / "config" / "embodiments" / f"{ROBOT}.yaml").read_text())
     for camera, slot in zip(document["cameras"].values(), slots, strict=True):
-        camera["slot"] = f"observation.images.{slot}"
+        camera["feature"] = f"observation.images.{slot}"
     path = folder / "robot.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False))
     return str(path)

@@ -249,7 +249,7 @@ def test_a_pruned_base_model_fine_tuned_for_another_robot_serves_every_command(
 
     robot = yaml.safe_load(resource_path("config/embodiments/ur5.yaml").read_text())
     for camera, number in zip(robot["cameras"].values(), (1, 2), strict=True):
-        camera["slot"] = f"{cameras}{number}"
+        camera["feature"] = f"{cameras}{number}"
     (tmp_path / "robot.yaml").write_text(yaml.safe_dump(robot, sort_keys=False))
     assert len(load_embodiment(str(tmp_path / "robot.yaml")).joints) == 7
 

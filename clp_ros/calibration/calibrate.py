@@ -333,7 +333,7 @@ def prepare(
         ClpError: The robot, the statistics and the policy do not fit each other: see
             :meth:`LoadedPolicy.check_features`.
     """
-    slots = [camera.slot for camera in embodiment.cameras.values()]
+    features = [camera.feature for camera in embodiment.cameras.values()]
     whose, notes = f"embodiment {embodiment.name}", []
     if statistics is not None and len(policy.normalisation.missing) < len(policy.normalisation.modes):
         notes.append("the checkpoint's own statistics are not used, but those given")
@@ -348,9 +348,9 @@ def prepare(
                 )
         policy.normalise_by(statistics)
     if statistics == BAGS:
-        notes += policy.check_cameras(slots, whose)
+        notes += policy.check_cameras(features, whose)
     else:
-        notes += policy.check_features(slots, embodiment.action_size, whose)
+        notes += policy.check_features(features, embodiment.action_size, whose)
     if statistics is None and policy.normalisation.missing:
         from clp_ros.policies.lerobot_policy import raw_values
 
@@ -367,8 +367,8 @@ def normalise_by_steps(policy: LoadedPolicy, embodiment: Embodiment, steps: Sequ
         ClpError: The policy takes none, or fewer components than the robot has joints.
     """
     policy.normalise_by(compute_statistics([one.states for one in steps], [one.actions for one in steps]))
-    slots = [camera.slot for camera in embodiment.cameras.values()]
-    policy.check_features(slots, embodiment.action_size, f"embodiment {embodiment.name}")
+    features = [camera.feature for camera in embodiment.cameras.values()]
+    policy.check_features(features, embodiment.action_size, f"embodiment {embodiment.name}")
 
 
 def draw_calibration_set(ticks: Sequence[int], samples: int, seed: int) -> list[np.ndarray]:

@@ -80,6 +80,10 @@ class LateError(ClpError):
     """All of a chunk's steps have passed by the time it could be sent."""
 
 
+Late = LateError
+"""Old name of :class:`LateError`; it goes with the next release."""
+
+
 @dataclass(frozen=True)
 class Joined:
     """What became of a chunk.

@@ -38,6 +38,10 @@ class IncompleteError(Exception):
         self.missing = missing
 
 
+Incomplete = IncompleteError
+"""Old name of :class:`IncompleteError`; it goes with the next release."""
+
+
 @dataclass(frozen=True)
 class InputState:
     """How one topic is doing.

@@ -81,6 +81,10 @@ class OutsideError(ClpError):
     """A joint is outside its limits already."""
 
 
+Outside = OutsideError
+"""Old name of :class:`OutsideError`; it goes with the next release."""
+
+
 @dataclass(frozen=True)
 class Excess:
     """By how much a reference exceeds limits.

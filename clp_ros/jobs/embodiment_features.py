@@ -17,7 +17,7 @@ def embodiment_features(embodiment: Embodiment) -> PolicyFeatures:
         means.append((lower + upper) / 2)
         deviations.append((upper - lower) / 10)
     return PolicyFeatures(
-        cameras={camera.slot: (camera.height, camera.width) for camera in embodiment.cameras.values()},
+        cameras={camera.feature: (camera.height, camera.width) for camera in embodiment.cameras.values()},
         state_size=embodiment.action_size,
         action_size=embodiment.action_size,
         state_mean=tuple(means),

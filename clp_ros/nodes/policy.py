@@ -240,7 +240,7 @@ class PolicyNode(ManagedNode):
             embodiment = descriptions.narrow()
         if not self.context.ok():
             raise EndedError
-        slots = [camera.slot for camera in embodiment.cameras.values()]
+        slots = [camera.feature for camera in embodiment.cameras.values()]
         for note in policy.check_features(slots, embodiment.action_size, embodiment.name) or ():
             self.get_logger().warning(note)
         replan = settings.replan_config(self, task, policy.chunk_size)

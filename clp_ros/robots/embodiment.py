@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
@@ -14,6 +15,8 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from clp_ros.bags.names import absolute_topic, full_type
 from clp_ros.core.errors import ClpError
 from clp_ros.core.settings import Settings, did_you_mean, find_settings, load_settings
+
+_logger = logging.getLogger(__name__)
 
 Positive = Annotated[float, Field(gt=0)]
 JOINT_STATE_TYPE = "sensor_msgs/msg/JointState"
@@ -78,14 +81,28 @@ class Sync(Settings):
 
 
 class Camera(Settings):
-    """A camera topic and the policy feature it feeds (``slot``, e.g. ``observation.images.cam_high``)."""
+    """A camera topic.
+
+    Attributes:
+        topic: Where it is.
+        type: Of its messages.
+        feature: The policy's feature that it feeds, e.g. ``observation.images.cam_high``. ``slot`` is the key's old
+            name, accepted for one release.
+        height, width: Its size in pixels, for checkpoints made for this robot.
+        sync: How it is sampled.
+    """
 
     topic: TopicName
     type: Annotated[Literal["sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"], BeforeValidator(_in_full)]
-    slot: str = Field(pattern=r"^observation\.images?(\.[A-Za-z0-9_]+)*$")
+    feature: str = Field(pattern=r"^observation\.images?(\.[A-Za-z0-9_]+)*$")
     height: Annotated[int, Field(gt=0)] = 480
     width: Annotated[int, Field(gt=0)] = 640
     sync: Sync
+
+    @property
+    def slot(self) -> str:
+        """Old name of :attr:`feature`; it goes with the next release."""
+        return self.feature
 
 
 class JointStates(Settings):
@@ -206,6 +223,24 @@ class Embodiment(Settings):
     controllers: Annotated[dict[str, Controller], Field(min_length=1)]
     speed_scaling: SpeedScaling | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_slot(cls, document: Any) -> Any:
+        """Takes the old name of a camera's ``feature``; see :class:`Camera`."""
+        cameras = document.get("cameras") if isinstance(document, dict) else None
+        if not isinstance(cameras, dict):
+            return document
+        renamed = {
+            name: {"feature" if key == "slot" else key: value for key, value in camera.items()}
+            for name, camera in cameras.items()
+            if isinstance(camera, dict) and "slot" in camera and "feature" not in camera
+        }
+        if not renamed:
+            return document
+        what = ", ".join(f"cameras.{name}.slot" for name in renamed)
+        _logger.warning("embodiment %s: %s: the key is now 'feature'", document.get("name"), what)
+        return document | {"cameras": cameras | renamed}
+
     @model_validator(mode="after")
     def _names_fit_together(self) -> Self:
         for name, controller in self.controllers.items():
@@ -222,8 +257,8 @@ class Embodiment(Settings):
                 if name not in self.controllers:
                     raise ValueError(f"speed_scaling.controllers: {did_you_mean(name, list(self.controllers))}")
         outputs = [controller.topic for controller in self.controllers.values()]
-        slots = [camera.slot for camera in self.cameras.values()]
-        for what, names in (("topic", inputs + outputs), ("slot", slots)):
+        features = [camera.feature for camera in self.cameras.values()]
+        for what, names in (("topic", inputs + outputs), ("feature", features)):
             twice = _repeated(names)
             if twice:
                 raise ValueError(f"the {what} {twice[0]} is there twice")
@@ -257,6 +292,11 @@ class Embodiment(Settings):
         """ROS type name of every input topic."""
         topics = {camera.topic: camera.type for camera in self.cameras.values()}
         return topics | {states.topic: JOINT_STATE_TYPE for states in self.joint_states.values()}
+
+    def joint_indices(self, source: str) -> list[int]:
+        """Where the joints of an entry of ``joint_states`` belong in :attr:`joints`, ascending."""
+        sources = [controller.joint_states for controller in self.controllers.values() for _ in controller.joints]
+        return [index for index, name in enumerate(sources) if name == source]
 
     def sync_of(self, topic: str) -> Sync:
         """How an input topic is sampled."""

@@ -13,9 +13,9 @@ import numpy as np
 
 from clp_ros.core.errors import ClpError
 from clp_ros.messages.images import decode_image
+from clp_ros.messages.joint_states import JointSelector, JointStream, OtherJointsError
 from clp_ros.messages.stamps import Stream, header_stamp_ns
 from clp_ros.robots.embodiment import Embodiment, Sync
-from clp_ros.robots.joint_states import JointSelector, JointStream, OtherJoints
 
 # A tick after all stamps.
 _END_OF_TIME = 2**63
@@ -37,13 +37,17 @@ class NotReadyError(Exception):
         self.kind = kind
 
 
+NotReady = NotReadyError
+"""Old name of :class:`NotReadyError`; it goes with the next release."""
+
+
 @dataclass(frozen=True)
 class Observation:
     """What a policy sees at one control tick.
 
     Attributes:
         tick_ns: The tick, nanoseconds on the clock the messages were received on.
-        images: (height, width, 3) uint8 RGB, by slot.
+        images: (height, width, 3) uint8 RGB, by the policy's feature.
         state: (action_size,) float32, in the embodiment's joint order and the policy's units.
         stamps: Stamp of the message used, nanoseconds, by topic.
     """
@@ -52,6 +56,19 @@ class Observation:
     images: dict[str, np.ndarray]
     state: np.ndarray
     stamps: dict[str, int]
+
+
+def joint_selector(embodiment: Embodiment, source: str) -> JointSelector:
+    """What picks an embodiment's joints out of the JointStates of one of its topics, in the policy's units.
+
+    Args:
+        embodiment: The robot.
+        source: Key in its ``joint_states``. :meth:`Embodiment.joint_indices` says where its joints belong.
+    """
+    joints = [embodiment.joints[index] for index in embodiment.joint_indices(source)]
+    return JointSelector(
+        [joint.name for joint in joints], [joint.offset for joint in joints], [joint.scale for joint in joints]
+    )
 
 
 class ObservationBuffer:
@@ -70,11 +87,14 @@ class ObservationBuffer:
         self._refused: dict[str, dict[tuple[int, ...] | None, str]] = {}
         self._sync: dict[str, Sync] = {topic: embodiment.sync_of(topic) for topic in embodiment.topics}
         self._selectors = {
-            states.topic: JointSelector(embodiment, name) for name, states in embodiment.joint_states.items()
+            states.topic: joint_selector(embodiment, name) for name, states in embodiment.joint_states.items()
         }
-        self._slots = {camera.topic: camera.slot for camera in embodiment.cameras.values()}
+        self._indices = {
+            states.topic: embodiment.joint_indices(name) for name, states in embodiment.joint_states.items()
+        }
+        self._features = {camera.topic: camera.feature for camera in embodiment.cameras.values()}
         self._compressed = any("Compressed" in camera.type for camera in embodiment.cameras.values())
-        self._decoders = ThreadPoolExecutor(max(1, len(self._slots)), thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(max(1, len(self._features)), thread_name_prefix="decode")
         self._decoding: dict[str, tuple[Any, Future[np.ndarray]]] = {}
         self._sources: dict[str, Stream | JointStream] = {}
         self.forget()
@@ -116,7 +136,7 @@ class ObservationBuffer:
                 # Before the clock is looked at: a JointState of other joints says nothing of that of these.
                 try:
                     part, positions = source.selector.select(message)
-                except OtherJoints as other:
+                except OtherJointsError as other:
                     self._others[topic, str(other)] += 1
                     if topic not in self._has_joints:
                         self._refuse(topic, None, str(other))
@@ -188,14 +208,14 @@ class ObservationBuffer:
 
     def decode(self, tick_ns: int, selected: dict[str, tuple[int, Any]]) -> Observation:
         """The observation of what :meth:`select` gave for all topics."""
-        messages = {topic: selected[topic][1] for topic in self._slots}
+        messages = {topic: selected[topic][1] for topic in self._features}
         # All begin before the first is waited for.
         self.decode_ahead(messages)
         pictures = {
-            slot: self._decoding.pop(topic)[1].result()
+            feature: self._decoding.pop(topic)[1].result()
             if self._compressed
             else decode_image(messages[topic], topic=topic)
-            for topic, slot in self._slots.items()
+            for topic, feature in self._features.items()
         }
         return Observation(
             tick_ns=tick_ns,
@@ -217,8 +237,8 @@ class ObservationBuffer:
 
     def _state(self, selected: dict[str, tuple[int, Any]]) -> np.ndarray:
         state = np.full(self.embodiment.action_size, np.nan)
-        for topic, selector in self._selectors.items():
-            state[selector.indices] = selected[topic][1]
+        for topic in self._selectors:
+            state[self._indices[topic]] = selected[topic][1]
         return state.astype(np.float32)
 
     def _select_one(self, topic: str, tick_ns: int) -> tuple[int, Any]:

@@ -465,7 +465,7 @@ def test_the_recorded_demonstration() -> None:
     lower = [0 if joint.unit == "normalised" else joint.lower for joint in embodiment.joints]
     upper = [1 if joint.unit == "normalised" else joint.upper for joint in embodiment.joints]
     for frame in frames:
-        assert sorted(frame.observation.images) == sorted(camera.slot for camera in embodiment.cameras.values())
+        assert sorted(frame.observation.images) == sorted(camera.feature for camera in embodiment.cameras.values())
         for image in frame.observation.images.values():
             assert image.ndim == 3
             assert image.shape[1] * 3 == image.shape[0] * 4

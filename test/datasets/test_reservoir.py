@@ -31,7 +31,7 @@ def arm() -> Embodiment:
                 "eye": {
                     "topic": "/eye",
                     "type": "sensor_msgs/msg/Image",
-                    "slot": "observation.images.eye",
+                    "feature": "observation.images.eye",
                     "sync": sync,
                 }
             },

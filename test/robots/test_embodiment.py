@@ -15,7 +15,7 @@ from clp_ros.core.errors import ClpError
 from clp_ros.core.resources import resource_path
 from clp_ros.jobs.embodiment_features import embodiment_features
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
-from clp_ros.robots.joint_states import JointSelector
+from clp_ros.robots.observation import joint_selector
 from clp_ros.robots.trajectory import chunk_positions
 
 SHIPPED = sorted(path.stem for path in resource_path("config/embodiments").glob("*.yaml"))
@@ -75,7 +75,7 @@ def test_single_aloha_is_the_right_arm_of_the_bimanual_one() -> None:
         assert controller == bimanual.controllers[name]
     assert single.joint_states["follower_right"] == bimanual.joint_states["follower_right"]
     assert single.joint_states["follower_right"].description_topic == "/follower_right/robot_description"
-    assert {camera.slot for camera in single.cameras.values()} == {
+    assert {camera.feature for camera in single.cameras.values()} == {
         "observation.images.cam_high",
         "observation.images.cam_right_wrist",
     }
@@ -134,7 +134,7 @@ def test_zero_and_one_turn_a_gripper_round(tmp_path: Path) -> None:
     turned = copy.deepcopy(document())
     turned["controllers"]["gripper"]["joints"][0] |= {"zero": 0.05, "one": 0.03}
     robot = Embodiment.model_validate(turned)
-    _, values = JointSelector(robot, "arm").select(states(0, positions=[1.0, 2.0, 0.045]))
+    _, values = joint_selector(robot, "arm").select(states(0, positions=[1.0, 2.0, 0.045]))
     assert values == pytest.approx([0.25, 1.0, 2.0])
     positions, limited = chunk_positions(np.array([[0.25, 1, 2], [-0.5, 1, 2], [1.6, 1, 2]]), robot)
     assert positions[:, 0] == pytest.approx([0.045, 0.06, 0.02])
@@ -176,10 +176,10 @@ def test_names_that_clash(tmp_path: Path) -> None:
     def another_camera(**fields: Any) -> Callable[[dict[str, Any]], None]:
         return lambda broken: broken["cameras"].update(second=eye | fields)
 
-    assert "topic /eye is there twice" in refusal(tmp_path, another_camera(slot="observation.images.b"))
-    assert "slot observation.images.eye is there twice" in refusal(tmp_path, another_camera(topic="/b"))
+    assert "topic /eye is there twice" in refusal(tmp_path, another_camera(feature="observation.images.b"))
+    assert "feature observation.images.eye is there twice" in refusal(tmp_path, another_camera(topic="/b"))
     assert "topic /states is there twice" in refusal(
-        tmp_path, another_camera(topic="/states", slot="observation.images.b")
+        tmp_path, another_camera(topic="/states", feature="observation.images.b")
     )
 
     def change(broken: dict[str, Any]) -> None:
@@ -269,3 +269,16 @@ def test_features_of_a_policy_for_it() -> None:
     assert features.state_size == features.action_size == 3
     assert features.action_mean == (0.5, 0.0, 0.0)
     assert features.action_std == (0.1, 200.0, 200.0)
+
+
+def test_the_old_key_of_a_cameras_feature(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    old = copy.deepcopy(document())
+    old["cameras"]["eye"]["slot"] = old["cameras"]["eye"].pop("feature")
+    path = tmp_path / "old.yaml"
+    path.write_text(yaml.safe_dump(old))
+    assert load_embodiment(path) == Embodiment.model_validate(document())
+    assert caplog.messages == ["embodiment small_arm: cameras.eye.slot: the key is now 'feature'"]
+    old["cameras"]["eye"]["feature"] = old["cameras"]["eye"]["slot"]
+    path.write_text(yaml.safe_dump(old))
+    with pytest.raises(ClpError, match=r"unknown key 'cameras\.eye\.slot'"):
+        load_embodiment(path)

@@ -12,7 +12,7 @@ from robot_tools import robot, states
 
 from clp_ros.core.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
-from clp_ros.robots.joint_states import JointSelector
+from clp_ros.robots.observation import joint_selector
 from clp_ros.robots.trajectory import Trajectory, chunk_positions, split_trajectory
 
 ALOHA = load_embodiment("aloha_bimanual")
@@ -56,13 +56,13 @@ def test_state_to_policy_to_controller_is_the_identity(part: np.ndarray, dtype: 
     positions = np.clip(LOWER + part * (UPPER - LOWER), LOWER, UPPER)
     chunk = np.empty_like(positions)
     for source in ALOHA.joint_states:
-        selector = JointSelector(ALOHA, source)
+        selector, indices = joint_selector(ALOHA, source), ALOHA.joint_indices(source)
         order = np.random.default_rng(0).permutation(len(selector.joints))
         for step, row in enumerate(positions):
             names = tuple(selector.joints[i] for i in order)
-            place, values = selector.select(states(0, names, row[selector.indices][order]))
+            place, values = selector.select(states(0, names, row[indices][order]))
             assert place == tuple(range(7))
-            chunk[step, selector.indices] = values
+            chunk[step, indices] = values
     trajectories, limited = chunk_to_trajectories(chunk.astype(dtype), ALOHA)
     back = np.hstack([t.positions for t in trajectories])
     assert np.allclose(back, positions, rtol=0, atol=1e-6 if dtype is np.float32 else 1e-12)

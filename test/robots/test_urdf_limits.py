@@ -15,7 +15,7 @@ from robot_tools import document, robot, states
 from clp_ros.control.safety import Limits, OutsideError, check_measured
 from clp_ros.core.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
-from clp_ros.robots.joint_states import JointSelector
+from clp_ros.robots.observation import joint_selector
 from clp_ros.robots.trajectory import chunk_positions
 from clp_ros.robots.urdf_limits import JointLimits, narrow, read_limits
 
@@ -191,7 +191,7 @@ def test_the_units_of_a_normalised_joint_stay() -> None:
     after, lines = narrowed(joint("finger", limit(0.03, 0.05), "prismatic"), *WIDE)
     assert lines == ["gripper, finger: lower 0.02 -> 0.03, upper 0.06 -> 0.05"]
     for embodiment in (robot(), after):
-        _, values = JointSelector(embodiment, "arm").select(states(0))
+        _, values = joint_selector(embodiment, "arm").select(states(0))
         assert values[0] == pytest.approx(0.5)
     positions, limited = chunk_positions(np.array([[0.5, 0, 0], [0.0, 0, 0], [1.0, 0, 0]]), after)
     assert positions[:, 0] == pytest.approx([0.04, 0.03, 0.05])

@@ -1,43 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An embodiment's joints out of the JointStates of one topic."""
+"""A robot's joints out of the JointStates of one topic."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from clp_ros.core.errors import ClpError
 from clp_ros.messages.stamps import Stream
-from clp_ros.robots.embodiment import Embodiment
 
 _ORDERS_KEPT = 64
 
 
-class OtherJoints(ClpError):  # noqa: N818 - no fault where other messages of the topic have the robot's joints
-    """A JointState has none of the robot's joints: it may be of a mobile base, or of another arm."""
+class OtherJointsError(ClpError):
+    """A JointState has none of the joints looked for: it may be of a mobile base, or of another arm."""
+
+
+OtherJoints = OtherJointsError
+"""Old name of :class:`OtherJointsError`; it goes with the next release."""
 
 
 class JointSelector:
-    """Picks an embodiment's joints out of the JointStates of one topic, by name, in the policy's units.
+    """Picks some joints out of JointStates, by name, and converts their positions: (position - offset) / scale.
 
     Args:
-        embodiment: The robot.
-        source: Key in its ``joint_states``.
+        joints: Names of the joints to pick, in the order wanted.
+        offset: (joints,), the positions that become 0; by default all 0.
+        scale: (joints,), the distance in position that becomes 1; by default all 1.
 
     Attributes:
-        joints: Names of the joints to pick, in vector order.
-        indices: Where they belong in ``observation.state``, int.
+        joints: The same.
         names: All names that JointStates had, in the order they came.
     """
 
-    def __init__(self, embodiment: Embodiment, source: str) -> None:
-        sources = [c.joint_states for c in embodiment.controllers.values() for _ in c.joints]
-        self.indices = np.array([i for i, name in enumerate(sources) if name == source], dtype=int)
-        picked = [embodiment.joints[index] for index in self.indices]
-        self.joints = tuple(joint.name for joint in picked)
-        self._offset = np.array([joint.offset for joint in picked])
-        self._scale = np.array([joint.scale for joint in picked])
+    def __init__(
+        self, joints: Sequence[str], offset: Sequence[float] | None = None, scale: Sequence[float] | None = None
+    ) -> None:
+        self.joints = tuple(joints)
+        self._offset = np.zeros(len(joints)) if offset is None else np.array(offset, dtype=float)
+        self._scale = np.ones(len(joints)) if scale is None else np.array(scale, dtype=float)
         self.names: dict[str, None] = {}
         self._orders: dict[tuple[str, ...], tuple[tuple[int, ...], np.ndarray]] = {}
 
@@ -45,10 +48,10 @@ class JointSelector:
         """Positions of the joints that a JointState has.
 
         Returns:
-            Which of :attr:`joints` they are, and their positions, float64, in the policy's units.
+            Which of :attr:`joints` they are, and their converted positions, float64.
 
         Raises:
-            OtherJoints: It has none of the joints.
+            OtherJointsError: It has none of the joints.
             ClpError: It has one of them twice, or one without a finite position.
         """
         names = tuple(message.name)
@@ -58,7 +61,7 @@ class JointSelector:
             self._orders[names] = self._find(names)
         part, order = self._orders[names]
         if not part:
-            raise OtherJoints(
+            raise OtherJointsError(
                 f"joint {self.joints[0]!r} is not in the JointState",
                 fix=f"it has {', '.join(names) or 'no names'}; name the joints in the embodiment as the robot does",
             )
@@ -121,7 +124,7 @@ class JointStream:
         """Every joint's newest position at a tick, and the stamp of the oldest of them.
 
         Returns:
-            (stamp, positions), positions (joints,) float64 in the policy's units; None where a joint has none.
+            (stamp, positions), positions (joints,) float64, converted as the selector does; None where a joint has none.
         """
         positions = np.full(len(self.selector.joints), np.nan)
         stamps: dict[int, int] = {}

@@ -42,6 +42,7 @@ MOVED = {
     "robots.reservoir": "datasets.reservoir",
     "robots.stream": "messages.stamps",
     "settings": "core.settings",
+    "simulation.controller": "robots.trajectory_controller",
     "strict_model": "core.strict_model",
     "vla.checkpoint": "policies.checkpoint",
     "vla.compilation": "policies.compilation",

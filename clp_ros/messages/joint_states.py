@@ -124,7 +124,7 @@ class JointStream:
         """Every joint's newest position at a tick, and the stamp of the oldest of them.
 
         Returns:
-            (stamp, positions), positions (joints,) float64, converted as the selector does; None where a joint has none.
+            (stamp, positions), positions (joints,) float64, converted as the selector does; None where one is missing.
         """
         positions = np.full(len(self.selector.joints), np.nan)
         stamps: dict[int, int] = {}

@@ -35,7 +35,7 @@ from clp_ros.nodes.simulated_controllers import SimulatedControllerNodes
 from clp_ros.nodes.spin import main as run_node
 from clp_ros.nodes.topics import LATCHED
 from clp_ros.robots.embodiment import Camera
-from clp_ros.simulation.controller import Command, Point, RejectedError
+from clp_ros.robots.trajectory_controller import Command, Point, RejectedError
 from clp_ros.simulation.description import robot_description
 from clp_ros.simulation.robot import SimulatedRobot
 

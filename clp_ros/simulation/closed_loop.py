@@ -20,7 +20,7 @@ from clp_ros.control.replan import ReplanConfig
 from clp_ros.core.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.trajectory import Trajectory
-from clp_ros.simulation.controller import Command, State, TrajectoryController
+from clp_ros.robots.trajectory_controller import Command, State, TrajectoryController
 from clp_ros.simulation.motion import Motion
 
 # The robot's clock when a run begins: a stamp of 0 would mean "now".

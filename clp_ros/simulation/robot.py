@@ -12,8 +12,8 @@ import numpy as np
 from clp_ros.core.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.trajectory import Trajectory
+from clp_ros.robots.trajectory_controller import Command, State
 from clp_ros.simulation.closed_loop import Controllers
-from clp_ros.simulation.controller import Command, State
 from clp_ros.simulation.model import Follower, Joint, load_model, load_mujoco
 
 # A robot that is so far behind its clock, as after a jump, stands still instead of catching up.

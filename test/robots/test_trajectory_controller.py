@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.interpolate import BPoly, CubicHermiteSpline
 
-from clp_ros.simulation.controller import Command, Point, RejectedError, TrajectoryController
+from clp_ros.robots.trajectory_controller import Command, Point, RejectedError, TrajectoryController
 
 JOINTS = ("a", "b")
 NOW = 1_000 * 10**9

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from clp_ros.cli import main
 from clp_ros.cli.parser import make_parser
 from clp_ros.robots.embodiment import load_embodiment
 from clp_ros.robots.task import load_task, read_task
@@ -347,3 +348,26 @@ def test_the_examples_in_python_run(tiny_checkpoint: Path, tmp_path: Path, monke
     for program in blocks(page.read_text(), "python"):
         exec(compile(program, page.name, "exec"), {})
     assert (tmp_path / "pruned" / "clp.json").is_file()
+
+
+def test_the_errors_of_the_tutorial_are_those_printed(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    text = (ROOT / "doc" / "tutorial" / "bag-to-pruned-checkpoint.md").read_text()
+    told = re.findall(r"^```\n(error: .*)\n```$", text, re.MULTILINE)
+    robot = blocks(text, "yaml")[0].replace("feature:", "featur:", 1)
+    (tmp_path / "my_robot.yaml").write_text(robot)
+    bag, task = str(ROOT / "rosbags" / "aloha_bimanual"), "Pick up the cube."
+    checkpoint = ["--checkpoint", str(tiny_checkpoint), "--output", str(tmp_path / "output")]
+    embodiment = ["--embodiment", str(tmp_path / "my_robot.yaml")]
+    for line, command in zip(
+        told,
+        (
+            ["calibrate", *checkpoint, "--bag", bag, *embodiment, "--task", task],
+            ["prune", *checkpoint, "--remove", "vlm=5"],
+        ),
+        strict=True,
+    ):
+        assert main(command) == 1
+        printed = capsys.readouterr().err.strip().replace(str(tmp_path), "/tmp/my_robot")
+        assert printed == line

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes to the controllers: chunks joined by the schedule, and the stop when there is no chunk to follow.
+"""Sends trajectories to the controllers: chunks joined by the schedule, and safe stops.
 
-A message begins with points that have passed already: those that the robot has just followed. A
-joint_trajectory_controller with ``interpolate_from_desired_state: false``, its default, begins a new trajectory at the
-measured state, and goes from there to the first point that is still to come: a step as large as the joints' lag. It
-uses the measured state only before the first point of the message. Where that has passed, the controller is on the
-trajectory at once, which is the one that it has followed so far, whatever the parameter says.
+A message begins with points that have passed: those that the robot has just followed. The reason is the
+joint_trajectory_controller's parameter ``interpolate_from_desired_state``, whose default is false. Then a controller
+begins a new trajectory at the measured state and moves from there to the first point in the future, which is a step of
+the size of the joints' lag. But the controller uses the measured state only before the first point of the message.
+Where the first point has passed, the controller continues on the trajectory at once, whatever the parameter says.
 
-A robot may scale its speed (Universal Robots: the speed slider, safety limits, a pause). A controller that knows of it
-passes through its trajectory as much more slowly, until a new message sets it back to the time of the clock. So the
-schedule goes by trajectory time (:mod:`clp_ros.control.scaled_clock`), and a message puts the point at which the robot
-is now at the present time of the clock. What goes to a controller that does not know of the scaling is stretched.
+A robot may scale its speed (Universal Robots: the speed slider, safety limits, a pause). A controller that supports
+speed scaling slows down its trajectory accordingly, until a new message sets it back to the time of the clock. So the
+schedule uses trajectory time (:mod:`clp_ros.control.scaled_clock`), and each message puts the point at which the robot
+is now at the present time of the clock. For a controller without speed scaling, the message is stretched in time.
 """
 
 from __future__ import annotations
@@ -22,58 +22,58 @@ from typing import Any
 
 import numpy as np
 
-from clp_ros.control.chunk_schedule import ChunkSchedule, Joined, Plan, ScheduleSettings
+from clp_ros.control.chunk_schedule import ChunkSchedule, ScheduleSettings
 from clp_ros.control.reference import Reference
 from clp_ros.control.safety import Limits, check_measured
 from clp_ros.control.scaled_clock import PAUSED_BELOW, ScaledClock
+from clp_ros.control.schedule_state import ChunkPlan, Joined, Plan, ScheduleState
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.trajectory import Trajectory, joint_positions, split_trajectory
 
-# A stop says for so long that the robot rests: a controller drops a message whose end has passed when it comes.
+# The last point of a safe stop is repeated after this time. A controller drops a message whose end has already passed.
 REST_S = 1.0
-# More than this is not added to the lead time: a computer that is so slow for once is not always.
+# Upper bound of the planning time that is added to the lead time. A longer time is not expected to occur again.
 MAX_PLANNING_NS = 20_000_000
-
-
-# A change of the speed scaling for which a controller that does not know of it is given what it follows anew.
+# The trajectory is sent again to controllers without speed scaling when the scaling changes by this much.
 _RESCALED = 0.02
-# A message begins so long before it is sent, or two control steps before: more than the clocks of both hosts may
-# differ by.
+# A message begins this long before it is sent, or two control steps if that is longer. The clocks of the two hosts must
+# differ by less.
 PAST_NS = 100_000_000
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A chunk that has been joined and is ready to be sent.
+    """A chunk that was joined and serialised, but not sent.
 
     Attributes:
-        plan: What the schedule is to become.
-        messages: What is to be sent.
-        followed: What the robot has followed of late, and is to follow.
-        stamp_ns: When it is sent.
+        plan: The change of the schedule.
+        messages: What ``serialise`` returned.
+        followed: The reference, including the points that the robot has just followed.
+        stamp_ns: The time for which the messages were made.
     """
 
-    plan: Plan
+    plan: ChunkPlan
     messages: Any
     followed: Reference
     stamp_ns: int
 
 
 class TrajectoryOutput:
-    """Sends one robot's reference.
+    """Sends the trajectories of one robot.
 
-    One thread at a time may call :meth:`start`, :meth:`refresh`, :meth:`send`, :meth:`chunk` and :meth:`safe_stop`: its
-    owner holds a lock around them. Any thread may call the others at any time.
+    Only one thread at a time may call :meth:`start`, :meth:`refresh`, :meth:`send`, :meth:`chunk` and
+    :meth:`safe_stop`: the caller must hold a lock. Any thread may call the other methods at any time.
 
     Args:
         embodiment: The robot.
         settings: How chunks are joined.
-        send: Sends what ``serialise`` has made of the trajectories of one moment, one a controller.
-        clock_ns: The time on the robot's clock, nanoseconds.
-        serialise: Makes messages of trajectories; called without a lock where that may take its time.
+        send: Sends what ``serialise`` returned.
+        clock_ns: Returns the time on the robot's clock, in nanoseconds.
+        serialise: Makes messages of the trajectories of one moment, one per controller. It may take some time, so it is
+            called without a lock where possible.
 
     Attributes:
-        stamp_ns: When the last message was made, nanoseconds; None before the first.
+        stamp_ns: When the last message was made, in nanoseconds; None before the first.
     """
 
     def __init__(
@@ -89,21 +89,21 @@ class TrajectoryOutput:
         self._send = send
         self._serialise = serialise
         self._clock_ns = clock_ns
-        # How long the last plan took. The next one's splice is so much later: its message is sent by then.
+        # How long the last plan took. The next splice is later by this time, because planning delays the message.
         self._planning_ns = 0
         self._period_ns = embodiment.period_ns
         self._past_ns = max(PAST_NS, 2 * embodiment.period_ns)
         self._from_measured: frozenset[str] = frozenset()
-        # By the joints' indices: two arms may have joints of the same names.
+        # The controller of each joint, by index: two arms may have joints of the same names.
         self._controller_of = [name for name, controller in embodiment.controllers.items() for _ in controller.joints]
-        # The reference since some time before now, and when the first point of it may be sent.
+        # The reference since some time before now, and the time before which no point of it may be sent.
         self._followed: Reference | None = None
         self._started_ns = 0
         self._time = ScaledClock()
         scaling = embodiment.speed_scaling
         self._scaled = frozenset(embodiment.controllers if scaling is None else scaling.controllers)
         self._sent_scaling = 1.0
-        # Jumps of the clock that what is followed has not been moved by yet.
+        # Jumps of the clock that are not yet applied to the schedule.
         self._jumps: deque[int] = deque()
         self.stamp_ns: int | None = None
 
@@ -113,25 +113,29 @@ class TrajectoryOutput:
         return self._time.is_paused
 
     def set_speed_scaling(self, scaling: float) -> None:
-        """Takes note of the robot's speed scaling, 1 at full speed. Any thread may call it."""
+        """Sets the robot's speed scaling, 1 at full speed."""
         self._time.set(scaling, self._clock_ns())
 
     def trajectory_ns(self, time_ns: int) -> int:
-        """Trajectory time at a time of the robot's clock: it passes as slowly as the robot is."""
+        """Returns the trajectory time at a time of the robot's clock. It passes more slowly on a slowed robot."""
         return self._time.at(time_ns)
 
     def clock_ns(self, trajectory_ns: int) -> int:
-        """The robot's clock at a trajectory time that is not long past, if the robot goes on as fast as it does now."""
+        """Returns the robot's clock at a trajectory time, assuming the present speed scaling.
+
+        Args:
+            trajectory_ns: A trajectory time in the future or shortly before now.
+        """
         now = self._clock_ns()
         return now + round((trajectory_ns - self._time.at(now)) / max(self._time.scaling, PAUSED_BELOW))
 
     def start(self, from_measured: Collection[str] = ()) -> None:
-        """Begins anew, from where the robot is.
+        """Begins anew at the robot's position.
 
         Args:
-            from_measured: The controllers, by their names in the embodiment, that begin a new trajectory at the
-                measured state. Their first message, too, begins with points that have passed, at the measured state.
-                Any other controller is given time to come from its last command, which may be somewhere else.
+            from_measured: Names in the embodiment of the controllers that begin a new trajectory at the measured state.
+                Their first message also begins with points that have passed, at the measured state. Any other
+                controller gets time to move from its last command, which may be at another position.
         """
         self._from_measured = frozenset(from_measured)
         self._schedule.reset()
@@ -140,86 +144,86 @@ class TrajectoryOutput:
         self._time.restart(self._clock_ns())
 
     def note_jump(self, jumped_ns: int) -> None:
-        """Notes a jump of the clock: no chunk is sent from now on until the next :meth:`safe_stop`."""
+        """Records a jump of the clock by ``jumped_ns``. No chunk is sent until the next :meth:`safe_stop`."""
         self._jumps.append(jumped_ns)
 
     @property
     def needs_refresh(self) -> bool:
-        """Whether :meth:`refresh` may have something to send."""
+        """Whether :meth:`refresh` may have a message to send."""
         if self._followed is None or len(self._scaled) == len(self._embodiment.controllers):
             return False
         return abs(self._time.scaling - self._sent_scaling) >= _RESCALED
 
     def refresh(self) -> None:
-        """Sends what is followed anew to controllers that do not know of the speed scaling, where that has changed."""
-        scaling, now = self._time.scaling, self._clock_ns()
-        if not self.needs_refresh:
+        """Sends the trajectory again to controllers without speed scaling, if the scaling has changed."""
+        scaling, now, followed = self._time.scaling, self._clock_ns(), self._followed
+        if followed is None or not self.needs_refresh:
             return
         place_ns = self._time.at(now)
-        if not self._started_ns < place_ns < self._followed.end_ns:
+        if not self._started_ns < place_ns < followed.end_ns:
             return
         begin_ns = place_ns - self._past_ns
-        sent = self._resting(now) if self._time.is_paused else self._followed.beginning(begin_ns, self._period_ns)
+        sent = self._resting(followed, now) if self._time.is_paused else followed.beginning(begin_ns, self._period_ns)
         messages = [one for one in self._split(sent, now, scaling) if one.controller not in self._scaled]
         self._send(self._serialise(messages))
         self._sent_scaling = scaling
 
     def check_state(self, state: np.ndarray) -> None:
-        """Takes note of where the robot is, and refuses to drive one that reports to be outside its limits.
+        """Records the robot's position, and checks that it is inside the limits.
 
         Args:
-            state: (joints,), where the robot is, in the policy's units.
+            state: (joints,) measured positions, in the policy's units.
 
         Raises:
-            OutsideError: A joint is.
+            OutsideError: A joint is outside its limits. The error names the joint.
         """
         measured = joint_positions(state, self._embodiment)
         check_measured(measured, self._schedule.limits)
         self._schedule.observe(measured, self._time.at(self._clock_ns()))
 
     def plan(self, positions: np.ndarray, observed_ns: int, state: np.ndarray) -> Planned:
-        """Joins a chunk to what the robot follows. Changes nothing and sends nothing: no lock need be held.
+        """Joins a chunk to the reference. This changes and sends nothing, so the caller needs no lock.
 
         Args:
             positions: (steps, joints), rad or m.
-            observed_ns: When its observation was made.
-            state: (joints,), where the robot is now, in the policy's units.
+            observed_ns: Time of the chunk's observation.
+            state: (joints,) positions now, in the policy's units.
 
         Raises:
-            ClpError: It must not be sent (:meth:`ChunkSchedule.plan`).
+            ClpError: The chunk must not be sent. See :meth:`ChunkSchedule.plan`.
         """
         begun = self._clock_ns()
         now = begun + self._planning_ns
         plan = self._schedule.plan(
             positions, self._time.at(observed_ns), self._time.at(now), joint_positions(state, self._embodiment)
         )
-        followed = self._following(plan, now)
-        planned = Planned(plan, self._messages(followed, plan, plan.ahead, now), followed, now)
-        # The clock may jump meanwhile.
+        followed = self._following(plan.after, now)
+        planned = Planned(plan, self._messages(followed, plan.after, plan.ahead, now), followed, now)
+        # The difference is negative or large if the clock jumps while planning.
         self._planning_ns = min(max(0, self._clock_ns() - begun), MAX_PLANNING_NS)
         return planned
 
     def send(self, planned: Planned) -> bool:
-        """Sends what was planned, and follows it from then on.
+        """Sends a planned chunk and commits its plan.
 
         Returns:
-            Whether it did: not if the schedule has changed, or the clock has jumped, since the plan was made.
+            Whether the chunk was sent. It is not if the schedule has changed or the clock has jumped since planning.
         """
         if self._jumps or not self._schedule.is_current(planned.plan):
             return False
         self._send(planned.messages)
-        self._commit(planned.plan, planned.followed)
+        self._commit(planned.plan, planned.plan.after, planned.followed)
         self.stamp_ns = planned.stamp_ns
         return True
 
     def chunk(self, positions: np.ndarray, observed_ns: int, state: np.ndarray) -> Joined:
-        """:meth:`plan` and :meth:`send` in one."""
+        """Joins and sends a chunk: :meth:`plan` and :meth:`send`."""
         planned = self.plan(positions, observed_ns, state)
         self.send(planned)
         return planned.plan.joined
 
     def safe_stop(self) -> bool:
-        """Brakes to rest and stays there; returns whether there was anything to brake."""
+        """Brings the robot to rest. Returns whether it was moving, that is, whether a message was sent."""
         now = self._clock_ns()
         while self._jumps:
             jumped_ns = self._jumps.popleft()
@@ -228,65 +232,65 @@ class TrajectoryOutput:
             if self._followed is not None:
                 self._followed, self._started_ns = self._followed.shifted(jumped_ns), self._started_ns + jumped_ns
         if self._time.is_paused:
-            return self._stay(now)
+            return self._stay_paused(now)
         plan = self._schedule.plan_safe_stop(self._time.at(now))
-        if plan.ahead is None:
+        if plan.ahead is None or plan.after is None:
             self._schedule.commit(plan)
             return False
-        followed = self._following(plan, now)
-        self._send(self._messages(followed, plan, plan.ahead.resting(round(REST_S * 1e9)), now))
-        self._commit(plan, followed)
+        followed = self._following(plan.after, now)
+        self._send(self._messages(followed, plan.after, plan.ahead.resting(round(REST_S * 1e9)), now))
+        self._commit(plan, plan.after, followed)
         self.stamp_ns = now
         return True
 
-    def _stay(self, now: int) -> bool:
-        """Keeps a robot that is paused where it is, also when it goes on; returns whether it was on its way.
+    def _stay_paused(self, now: int) -> bool:
+        """Keeps a paused robot at its position, also after the pause. Returns whether a message was sent.
 
-        It stands still, however fast it was. So the message leads to no other place, whenever it comes.
+        A paused robot stands still, so the message needs no time to brake.
         """
         followed, place_ns = self._followed, self._time.at(now)
         if followed is None or place_ns >= followed.end_ns:
             return False
-        self._send(self._serialise(self._split(self._resting(now), now, 1.0)))
+        self._send(self._serialise(self._split(self._resting(followed, now), now, 1.0)))
         self._schedule.reset()
         self._followed = None
         self.stamp_ns = now
         return True
 
-    def _resting(self, now: int) -> Reference:
-        """At rest where the robot is now, for some time."""
+    def _resting(self, followed: Reference, now: int) -> Reference:
+        """Returns a reference at rest at the present position, from the past until :data:`REST_S` from now."""
         place_ns = self._time.at(now)
         times = np.array([place_ns - self._past_ns, place_ns + round(REST_S * 1e9)], dtype=np.int64)
-        positions = np.repeat(self._followed.sample(place_ns)[0][None], 2, axis=0)
+        positions = np.repeat(followed.sample(place_ns)[0][None], 2, axis=0)
         return Reference(times, positions, np.zeros_like(positions))
 
-    def _commit(self, plan: Plan, followed: Reference) -> None:
+    def _commit(self, plan: Plan, after: ScheduleState, followed: Reference) -> None:
         self._schedule.commit(plan)
-        self._followed, self._started_ns = followed, plan.after.started_ns
+        self._followed, self._started_ns = followed, after.started_ns
         self._sent_scaling = self._time.scaling
 
-    def _following(self, plan: Plan, now: int) -> Reference:
-        """The reference of a plan, and what was followed before it, as far as a message needs it."""
-        new, followed = plan.after.reference, self._followed  # which others may take away meanwhile
-        if followed is None or plan.after.started_ns != self._started_ns:
-            return new  # it begins at rest where the robot is
+    def _following(self, after: ScheduleState, now: int) -> Reference:
+        """Returns the reference of a state, preceded by the points that a message repeats from the past."""
+        new, followed = after.reference, self._followed  # read once: another thread may set it to None
+        if followed is None or after.started_ns != self._started_ns:
+            return new  # the reference begins at rest at the robot's position
         return followed.since(self._time.at(now) - self._past_ns).then(new)
 
-    def _messages(self, followed: Reference, plan: Plan, ahead: Reference, now: int) -> Any:
+    def _messages(self, followed: Reference, after: ScheduleState, ahead: Reference, now: int) -> Any:
         scaling = self._time.scaling
         past, begin_ns = followed.before(int(ahead.times_ns[0])), self._time.at(now) - self._past_ns
         sent = ahead if past is None else past.beginning(begin_ns, self._period_ns).then(ahead)
-        if int(sent.times_ns[0]) >= plan.after.started_ns:
+        if int(sent.times_ns[0]) >= after.started_ns:
             return self._serialise(self._split(sent, now, scaling))
-        # The first moments: no point is before the one at which the controllers have come from their last command.
-        others = ahead if past is None else (past.from_time(plan.after.started_ns - 1) or ahead).then(ahead)
+        # Shortly after the start, points before started_ns go only to controllers that begin at the measured state.
+        others = ahead if past is None else (past.from_time(after.started_ns - 1) or ahead).then(ahead)
         both = zip(self._split(sent, now, scaling), self._split(others, now, scaling), strict=True)
-        # One that would be led from outside the limits to their edge at once is given that time too.
-        at_once = self._from_measured - {self._controller_of[joint] for joint in plan.after.outside}
+        # A controller with a joint outside its limits also gets that time: else the joint would jump to the limit.
+        at_once = self._from_measured - {self._controller_of[joint] for joint in after.outside}
         return self._serialise([one if one.controller in at_once else other for one, other in both])
 
     def _split(self, reference: Reference, now: int, scaling: float) -> list[Trajectory]:
-        """One trajectory a controller: what the robot is at now, in trajectory time, is at ``now`` of the clock."""
+        """Returns one trajectory per controller, in which the present point has the time ``now`` of the clock."""
         after_ns = reference.times_ns - self._time.at(now)
         trajectories = self._stamped(after_ns, reference, 1.0, now)
         if scaling == 1.0 or len(self._scaled) == len(trajectories):
@@ -298,7 +302,8 @@ class TrajectoryOutput:
     def _stamped(self, after_ns: np.ndarray, reference: Reference, speed: float, now: int) -> list[Trajectory]:
         if speed != 1.0:
             after_ns = np.round(after_ns / speed).astype(np.int64)
-        # A time from the start is positive. The stamp is always as long before now, to be read by a person.
+        # Times from the start must be positive, so the stamp lies before the first point. Its distance from now is
+        # usually constant, which is easier to read.
         before_ns = 0
         if after_ns[0] <= 0:
             before_ns = min(-self._past_ns - 2 * self._period_ns, int(after_ns[0]) - self._period_ns)

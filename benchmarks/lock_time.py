@@ -37,7 +37,7 @@ GOAL_MS = 1.0
 # The robot does not follow in this benchmark: the wave stays within max_deviation.
 WAVE_RAD, WAVE_HZ = 0.1, 0.5
 # The runner's locks, and what they are called here.
-LOCKS = {"_gate": "state", "_publishing": "publish"}
+LOCKS = {"gate": "state", "publishing": "publish"}
 
 
 def main() -> int:
@@ -269,16 +269,16 @@ def node(folder: str, end: Any, ready: Any, mode: str, noise: float) -> None:
     import rclpy
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 
-    from clp_ros.control.runner import ChunkRunner
+    from clp_ros.control import runner as runner_module
     from clp_ros.nodes import policy as policy_module
 
-    class TimedRunner(ChunkRunner):
+    class TimedActivation(runner_module.Activation):
         def __setattr__(self, name: str, value: Any) -> None:
             if name in LOCKS:
                 value = threading.Condition(TimedLock()) if isinstance(value, threading.Condition) else TimedLock()
             super().__setattr__(name, value)
 
-    policy_module.ChunkRunner = TimedRunner
+    runner_module.Activation = TimedActivation
     rng = np.random.default_rng(0)
 
     class Noisy:
@@ -312,15 +312,15 @@ def node(folder: str, end: Any, ready: Any, mode: str, noise: float) -> None:
     ready.set()
     end.wait()
     time.sleep(0.5)
-    runner = policy_node.runner
+    activation = policy_node.runner._activation
     values: dict[str, list[float]] = {}
     for attribute, name in LOCKS.items():
-        if (lock := getattr(runner, attribute, None)) is None:
+        if (lock := getattr(activation, attribute, None)) is None:
             continue
         lock = lock._lock if isinstance(lock, threading.Condition) else lock
         for thread, function, waited, held, worked in list(lock.noted):
             # The executor's thread alone runs services. What a transition ends has the same functions.
-            is_stop = thread == "executor" and function in ("stop", "_end")
+            is_stop = thread == "executor" and function in ("stop", "_end", "end_session")
             who = "~/stop" if is_stop else {"watchdog": "watchdog", "policy": "worker"}.get(thread, "others")
             for key, value in (
                 (f"{name} held", held),
@@ -329,7 +329,7 @@ def node(folder: str, end: Any, ready: Any, mode: str, noise: float) -> None:
                 (f"{who} waits for {name}", waited),
             ):
                 values.setdefault(key, []).append(value * 1e3)
-    counts = runner.statistics.counts()
+    counts = policy_node.runner.statistics.counts()
     Path(folder, "node.json").write_text(json.dumps({"values": values, "chunks": counts["chunks"]}))
     with suppress(Exception):
         policy_node.trigger_deactivate()

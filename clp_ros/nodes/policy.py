@@ -36,9 +36,10 @@ from std_msgs.msg import Float64, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
+from clp_ros.control.fault_handler import LOG_AGAIN_S
 from clp_ros.control.inputs import LiveInputs
 from clp_ros.control.processor_share import ProcessorShare
-from clp_ros.control.runner import LOG_AGAIN_S, ChunkRunner
+from clp_ros.control.runner import ChunkRunner
 from clp_ros.core.errors import ClpError
 from clp_ros.core.settings import did_you_mean
 from clp_ros.core.threads import set_threads

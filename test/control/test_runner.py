@@ -904,8 +904,8 @@ def test_a_stop_that_can_never_be_sent_ends_the_activation_and_no_thread(embodim
     rig.frames()
     until(lambda: rig.failures)
     assert rig.failures == ["the robot cannot be braked: RuntimeError: no publisher"]
-    assert rig.runner._worker.is_alive()
-    assert rig.runner._watcher.is_alive()
+    assert rig.runner._working.is_alive()
+    assert rig.runner._watching.is_alive()
     broken.clear()
     sent = len(rig.sent)
     rig.runner.activate()

@@ -309,23 +309,30 @@ def test_parameter_files_hold_the_defaults(node: str) -> None:
 
 @pytest.mark.parametrize("page", ["reference/embodiment", "tutorial/bag-to-pruned-checkpoint"])
 def test_yaml_is_what_the_loaders_take(page: str, tmp_path: Path) -> None:
-    embodiment, *tasks = blocks((ROOT / "doc" / f"{page}.md").read_text(), "yaml")
+    embodiment, *rest = blocks((ROOT / "doc" / f"{page}.md").read_text(), "yaml")
+    actions = [block for block in rest if block.startswith("actions:")]
+    tasks = [block for block in rest if block not in actions]
     (tmp_path / "robot.yaml").write_text(embodiment)
     robot = load_embodiment(tmp_path / "robot.yaml")
     assert robot.name == "my_robot"
+    for block in actions:
+        (tmp_path / "commanded.yaml").write_text(embodiment + block)
+        commanded = load_embodiment(tmp_path / "commanded.yaml").actions.topics.values()
+        assert {entry.type.split("/")[-1] for entry in commanded} == {"JointState", "Float64MultiArray"}
     for task in tasks:
         (tmp_path / "task.yaml").write_text(task)
         assert load_task(tmp_path / "task.yaml", robot).embodiment == "my_robot"
 
 
 def test_every_key_of_an_embodiment_and_a_task_is_explained() -> None:
+    from clp_ros.robots.actions import ActionJoint, Actions, ActionTopic
     from clp_ros.robots.embodiment import Camera, Controller, Embodiment, Joint, JointStates, Sync
     from clp_ros.robots.task import Task
 
     text = (ROOT / "doc" / "reference" / "embodiment.md").read_text()
     explained = {name.split(".")[-1].split(": ")[-1] for name in re.findall(r"^\| (.*?) \|", text, re.MULTILINE)
                  for name in re.findall(r"`([^`]+)`", name)}  # fmt: skip
-    for schema in (Embodiment, Camera, JointStates, Controller, Joint, Sync, Task):
+    for schema in (Embodiment, Camera, JointStates, Controller, Joint, Sync, Task, Actions, ActionTopic, ActionJoint):
         assert set(schema.model_fields) <= explained, schema.__name__
 
 

@@ -12,17 +12,17 @@ import numpy as np
 
 from clp_ros.core.errors import ClpError
 from clp_ros.datasets.episodes import Frame, LeftOut, Steps, make_frame
-from clp_ros.messages.stamps import MAX_CLOCK_JUMP_NS
+from clp_ros.datasets.sampler import Sample, Sampler, Tick
 from clp_ros.robots.embodiment import Embodiment
-from clp_ros.robots.observation import NotReadyError, ObservationBuffer
+from clp_ros.robots.observation import NotReadyError
 
 
 @dataclass
 class _Drawn:
     """A drawn control tick; its images stay as they came in until the end (a JPEG is a twentieth of its pixels)."""
 
-    tick: int
-    selected: dict[str, tuple[int, Any]]
+    sample: Sample
+    piece: int
     actions: list[np.ndarray | None] = field(default_factory=list)
 
 
@@ -40,7 +40,6 @@ class FrameReservoir:
         keep_states: Whether the state at every usable tick is kept (10 MB an hour), for statistics.
 
     Attributes:
-        episodes: Number of episodes begun: one, and one more after every jump of the clock.
         messages: Number of messages taken, by topic.
         usable: Number of control ticks at which every input was there.
         unusable: Number of control ticks that could not be used, by "topic: reason".
@@ -54,19 +53,21 @@ class FrameReservoir:
             raise ClpError(f"samples is {samples}", fix="calibrate on at least one frame")
         self.embodiment = embodiment
         self.samples = samples
-        self.episodes = 0
         self.messages: Counter[str] = Counter()
         self.usable = 0
         self.unusable: Counter[str] = Counter()
         self.steps = Steps(embodiment.period_ns) if keep_states else None
         self._chunk = chunk
         self._rng = np.random.default_rng(seed)
-        self._buffer = ObservationBuffer(embodiment)
+        self._sampler = Sampler(embodiment)
         self._drawn: list[_Drawn] = []
         self._left_out = LeftOut(samples)
         self._open: list[_Drawn] = []  # those of _drawn that still wait for actions
-        self._tick = 0
-        self._newest: int | None = None
+
+    @property
+    def episodes(self) -> int:
+        """Number of episodes begun: one, and one more after every jump of the clock."""
+        return self._sampler.pieces
 
     @property
     def held(self) -> int:
@@ -76,7 +77,7 @@ class FrameReservoir:
     @property
     def dropped(self) -> dict[str, int]:
         """Number of messages not used, and of frames whose images could not be decoded, by "topic: reason"."""
-        messages = {f"{topic}: {reason}": count for (topic, reason), count in self._buffer.dropped.items()}
+        messages = {f"{topic}: {reason}": count for (topic, reason), count in self._sampler.dropped.items()}
         return messages | self._left_out.dropped
 
     def add(self, topic: str, message: Any, receive_ns: int) -> None:
@@ -86,27 +87,18 @@ class FrameReservoir:
         or the robot was silent.
 
         Raises:
-            ClpError: See :meth:`ObservationBuffer.add`.
+            ClpError: See :meth:`Sampler.add`.
         """
-        if self._newest is None or abs(receive_ns - self._newest) > MAX_CLOCK_JUMP_NS:
-            self.end_episode()
-            self.episodes += 1
-            self._tick = receive_ns
-            self._newest = receive_ns
-        receive_ns = max(receive_ns, self._newest)
-        while self._tick < receive_ns:
-            self._pass_tick()
-        self._newest = receive_ns
-        self._buffer.add(topic, message, receive_ns)
+        for tick in self._sampler.ticks_before(receive_ns):
+            self._take(tick)
+        self._sampler.add(topic, message, receive_ns)
         self.messages[topic] += 1
 
     def end_episode(self) -> None:
         """Ends the episode: frames that still wait for actions get no more."""
-        if self._newest is not None:
-            self._pass_tick()
+        for tick in self._sampler.end():
+            self._take(tick)
         self._open.clear()
-        self._buffer.forget()
-        self._newest = None
 
     def frames(self) -> Iterator[Frame]:
         """Ends the episode and yields the drawn frames in the order they came, each decoded when it is its turn.
@@ -118,7 +110,7 @@ class FrameReservoir:
         """
         self.end_episode()
         if not self._drawn:
-            silent = [topic for topic in self.embodiment.topics if not self.messages[topic]]
+            silent = [topic for topic in self.embodiment.demonstration_topics if not self.messages[topic]]
             reason = silent[0] if silent else (self.unusable.most_common(1) or [(self.embodiment.name, 0)])[0][0]
             raise ClpError(
                 "a topic is silent" if silent else "no control tick has all inputs",
@@ -128,31 +120,36 @@ class FrameReservoir:
         self._left_out = LeftOut(len(self._drawn))
         for drawn in self._drawn:
             try:
-                observation = self._buffer.decode(drawn.tick, drawn.selected)
+                observation = self._sampler.decode(drawn.sample)
             except ClpError as error:
                 self._left_out.add(error)
                 continue
-            yield make_frame(observation, drawn.actions, self._chunk)
+            yield make_frame(observation, drawn.actions, self._chunk, drawn.sample.action_stamps, drawn.piece)
 
-    def _pass_tick(self) -> None:
-        tick = self._tick
-        self._tick += self.embodiment.period_ns
+    def _take(self, tick: Tick) -> None:
+        if tick.begins:
+            self._open.clear()
+        # A command belongs to its own tick, a measured state to the tick before it.
+        if self._sampler.commanded:
+            self._draw(tick)
         if self._open:
-            try:
-                state = self._buffer.state(tick)
-            except NotReadyError:
-                state = None
+            target = self._sampler.target(tick)
             for drawn in self._open:
-                drawn.actions.append(state)
+                drawn.actions.append(target)
             self._open = [drawn for drawn in self._open if len(drawn.actions) < self._chunk]
+        if not self._sampler.commanded:
+            self._draw(tick)
+
+    def _draw(self, tick: Tick) -> None:
         try:
-            selected = self._buffer.select(tick)
+            sample = self._sampler.select(tick)
         except NotReadyError as missing:
             self.unusable[f"{missing.topic}: {missing.kind}"] += 1
             return
         self.usable += 1
         if self.steps is not None:
-            self.steps.add(tick, self._buffer.state(tick))
+            command = self._sampler.target(tick) if self._sampler.commanded else None
+            self.steps.add(tick.time_ns, self._sampler.state(tick), command)
         if len(self._drawn) == self.samples:
             place = int(self._rng.integers(self.usable))
             if place >= self.samples:
@@ -160,6 +157,6 @@ class FrameReservoir:
             # Dropped and appended, not replaced in place: the list stays in the order of time.
             replaced = self._drawn.pop(place)
             self._open = [drawn for drawn in self._open if drawn is not replaced]
-        drawn = _Drawn(tick, selected)
+        drawn = _Drawn(sample, self.episodes - 1)
         self._drawn.append(drawn)
         self._open.append(drawn)

@@ -140,3 +140,10 @@ class Stream:
     def at(self, tick_ns: int) -> tuple[int, Any] | None:
         """The newest (stamp, value) whose stamp is not after a tick; None where there is none."""
         return next((entry for entry in reversed(self._kept) if entry[0] <= tick_ns), None)
+
+    def missing(self, tick_ns: int) -> None:
+        """No reason but that no message has come yet, or that all stamps are after the tick."""
+
+    def oldest(self, tick_ns: int) -> tuple[None, int | None]:
+        """Nobody's, for there is one publisher; and the steady lag of its stamps."""
+        return None, self.steady_lag_ns

@@ -188,7 +188,7 @@ class CalibrationNode(Node):
         reservoir = make_reservoir(policy, embodiment, samples, seed, statistics, self._notify)
         self._job.step("listening")
         self._live = LiveFrames(self, reservoir, self.get_parameter("idle_timeout").value)
-        self.get_logger().info(f"listening to {', '.join(embodiment.topics)}")
+        self.get_logger().info(f"listening to {', '.join(embodiment.demonstration_topics)}")
         self._live.wait(lambda: self._job.progress(reservoir.held, samples))
         self._job.step("calibrating", **{"usable ticks": reservoir.usable})
         return calibrate_live(policy, reservoir, task, seed, self._job.progress)

@@ -15,7 +15,7 @@ from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
-from clp_ros.robots.embodiment import type_advice
+from clp_ros.robots.topics import type_advice
 
 # How long a close may take: the wait looks up that often.
 _LOOK_NS = 50_000_000

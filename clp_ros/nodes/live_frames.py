@@ -13,7 +13,7 @@ from rclpy.node import Node
 
 from clp_ros.core.errors import ClpError
 from clp_ros.datasets.reservoir import FrameReservoir
-from clp_ros.nodes.messages import INPUT_TYPES
+from clp_ros.nodes.messages import DEMONSTRATION_TYPES
 from clp_ros.nodes.topics import sensor_input
 
 _POLL_S = 0.1
@@ -40,9 +40,9 @@ class LiveFrames:
         self._fault: ClpError | None = None
         self._subscriptions = [
             node.create_subscription(
-                INPUT_TYPES[kind], topic, partial(self._receive, topic), sensor_input(kind, _IMAGES)
+                DEMONSTRATION_TYPES[kind], topic, partial(self._receive, topic), sensor_input(kind, _IMAGES)
             )
-            for topic, kind in reservoir.embodiment.topics.items()
+            for topic, kind in reservoir.embodiment.demonstration_topics.items()
         ]
 
     def wait(self, tell: Callable[[], None]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Float64MultiArray, MultiArrayDimension, MultiArrayLayout
+from trajectory_msgs.msg import JointTrajectory
 
 NANOSECONDS = 1_000_000_000
 
@@ -19,6 +20,12 @@ INPUT_TYPES: dict[str, type] = {
     "sensor_msgs/msg/JointState": JointState,
 }
 """Message class of every type that an embodiment's input topic can have (``Embodiment.topics``)."""
+
+DEMONSTRATION_TYPES: dict[str, type] = INPUT_TYPES | {
+    "std_msgs/msg/Float64MultiArray": Float64MultiArray,
+    "trajectory_msgs/msg/JointTrajectory": JointTrajectory,
+}
+"""The same, of the topics with actions too (``Embodiment.demonstration_topics``)."""
 
 
 def matrix_message(matrix: np.ndarray, labels: Sequence[str]) -> Float64MultiArray:

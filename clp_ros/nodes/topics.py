@@ -3,7 +3,7 @@
 
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
-from clp_ros.robots.embodiment import JOINT_STATE_TYPE
+from clp_ros.robots.topics import CAMERA_TYPES
 
 LATCHED = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
@@ -21,15 +21,15 @@ _JOINT_STATES = 100
 def sensor_input(kind: str, images: int = 1) -> QoSProfile:
     """For a robot's inputs: hears best-effort publishers (camera drivers) as well as reliable ones.
 
-    A reliable subscription hears only those. Of images, the newest serves. Of JointStates, every message is taken: a
-    history keeps its newest messages whoever published them, so that of two that come at once a history of one would
-    lose that of the arm or that of its gripper.
+    A reliable subscription hears only those. Of images, the newest serves. Of JointStates and commands, every message
+    is taken: a history keeps its newest messages whoever published them, so that of two that come at once a history of
+    one would lose that of the arm or that of its gripper.
 
     Args:
         kind: ROS type name of the topic.
         images: Number of images that are kept until they are taken.
     """
-    depth = _JOINT_STATES if kind == JOINT_STATE_TYPE else images
+    depth = images if kind in CAMERA_TYPES else _JOINT_STATES
     return QoSProfile(
         reliability=ReliabilityPolicy.BEST_EFFORT,
         durability=DurabilityPolicy.VOLATILE,

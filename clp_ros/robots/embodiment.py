@@ -12,72 +12,21 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from clp_ros.bags.names import absolute_topic, full_type
 from clp_ros.core.errors import ClpError
 from clp_ros.core.settings import Settings, did_you_mean, find_settings, load_settings
+from clp_ros.robots.actions import Actions, ActionSource, CommandedJoint, commanded_joints
+from clp_ros.robots.topics import JOINT_STATE_TYPE, JOINT_TRAJECTORY_TYPE, Positive, Sync, TopicName, in_full
 
 _logger = logging.getLogger(__name__)
 
-Positive = Annotated[float, Field(gt=0)]
-JOINT_STATE_TYPE = "sensor_msgs/msg/JointState"
-CAMERA_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 # Of what a joint may report to be beyond its limits: the share of its range, and the least, rad or m. The unit of the
 # controller is not known of a normalised joint: the smaller number.
 _TOLERANCE_SHARE = 0.05
 _LEAST_TOLERANCE = {"rad": 0.05, "m": 0.005, "normalised": 0.005}
 
 
-def _with_slash(name: Any) -> Any:
-    return absolute_topic(name) if isinstance(name, str) and name and not name.startswith("~") else name
-
-
-def _in_full(name: Any) -> Any:
-    return full_type(name) if isinstance(name, str) else name
-
-
-TopicName = Annotated[
-    str, BeforeValidator(_with_slash), Field(pattern=r"^/[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*$")
-]
-
-
-def type_advice(wanted: str, found: str) -> str:
-    """What to do where a topic of an embodiment is of type ``found``, and ``wanted`` is what the embodiment says.
-
-    Empty where ``wanted`` is no type of an input.
-    """
-    if wanted == JOINT_STATE_TYPE:
-        return f"name a topic of type {JOINT_STATE_TYPE} in the embodiment: joint states are read from those only"
-    if wanted not in CAMERA_TYPES:
-        return ""
-    if found in CAMERA_TYPES:
-        return "correct its type in the embodiment"
-    return f"name a topic of type {' or '.join(CAMERA_TYPES)} in the embodiment: cameras are read from those only"
-
-
 def _repeated(names: list[str]) -> list[str]:
     return sorted(name for name, count in Counter(names).items() if count > 1)
-
-
-class Sync(Settings):
-    """How a topic is sampled on control ticks. Nothing here has a default, but ``tolerance_ms``.
-
-    Attributes:
-        policy: ``hold``: the newest message, however old. ``asof``: the newest, if not older than ``tolerance_ms``.
-            ``drop``: the newest, if its time is less than one control step ago. A tick without it is not used.
-        tolerance_ms: Milliseconds, for ``asof``.
-        stamp: Which time a message has: ``header`` (when it was measured) or ``receive`` (when it came in). No message
-            serves a tick before its time.
-    """
-
-    policy: Literal["hold", "asof", "drop"]
-    tolerance_ms: Positive | None = None
-    stamp: Literal["header", "receive"]
-
-    @model_validator(mode="after")
-    def _tolerance_belongs_to_asof(self) -> Self:
-        if (self.policy == "asof") != (self.tolerance_ms is not None):
-            raise ValueError("tolerance_ms belongs to policy asof, which needs it")
-        return self
 
 
 class Camera(Settings):
@@ -93,7 +42,7 @@ class Camera(Settings):
     """
 
     topic: TopicName
-    type: Annotated[Literal["sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"], BeforeValidator(_in_full)]
+    type: Annotated[Literal["sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"], BeforeValidator(in_full)]
     feature: str = Field(pattern=r"^observation\.images?(\.[A-Za-z0-9_]+)*$")
     height: Annotated[int, Field(gt=0)] = 480
     width: Annotated[int, Field(gt=0)] = 640
@@ -222,6 +171,7 @@ class Embodiment(Settings):
     joint_states: Annotated[dict[str, JointStates], Field(min_length=1)]
     controllers: Annotated[dict[str, Controller], Field(min_length=1)]
     speed_scaling: SpeedScaling | None = None
+    actions: Actions = Field(default_factory=lambda: Actions(source="next_state"))
 
     @model_validator(mode="before")
     @classmethod
@@ -272,6 +222,34 @@ class Embodiment(Settings):
                 raise ValueError(f"the joint {twice[0]} of joint_states {source} has two controllers")
         return self
 
+    @model_validator(mode="after")
+    def _actions_are_whole(self) -> Self:
+        # What a topic may be besides: a leader's JointStates may come with the follower's, and the recorded commands
+        # are usually those that the controllers are sent.
+        shared = dict.fromkeys((states.topic for states in self.joint_states.values()), JOINT_STATE_TYPE)
+        shared |= dict.fromkeys((controller.topic for controller in self.controllers.values()), JOINT_TRAJECTORY_TYPE)
+        shared |= {camera.topic: camera.type for camera in self.cameras.values()}
+        commanded: dict[int, str] = {}
+        for name, entry in self.actions.topics.items():
+            where = f"actions.topics.{name}"
+            if shared.setdefault(entry.topic, entry.type) != entry.type:
+                raise ValueError(f"{where}: {entry.topic} is a {shared[entry.topic]}, not a {entry.type}")
+            try:
+                joints = commanded_joints(entry, self.controllers)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+            if entry.has_names and (twice := _repeated([joint.name for joint in joints])):
+                raise ValueError(f"{where}: the joint {twice[0]} is there twice")
+            for joint in joints:
+                if joint.index in commanded:
+                    both = f"actions.topics.{commanded[joint.index]} and {name}"
+                    raise ValueError(f"the joint {self.joints[joint.index].name} is commanded by {both}")
+                commanded[joint.index] = name
+        missing = [joint.name for index, joint in enumerate(self.joints) if index not in commanded]
+        if self.actions.topics and missing:
+            raise ValueError(f"actions.topics: none commands the joint {missing[0]}")
+        return self
+
     @cached_property
     def joints(self) -> tuple[Joint, ...]:
         """All joints in vector order."""
@@ -293,6 +271,32 @@ class Embodiment(Settings):
         topics = {camera.topic: camera.type for camera in self.cameras.values()}
         return topics | {states.topic: JOINT_STATE_TYPE for states in self.joint_states.values()}
 
+    @property
+    def action_topics(self) -> dict[str, str]:
+        """ROS type name of every topic that actions are read from; empty where they are the next states."""
+        if self.actions.source != "topics":
+            return {}
+        return {entry.topic: entry.type for entry in self.actions.topics.values()}
+
+    @property
+    def demonstration_topics(self) -> dict[str, str]:
+        """ROS type name of every topic that a demonstration needs: those of inputs and of actions."""
+        return self.topics | self.action_topics
+
+    def commanded_joints(self, name: str) -> list[CommandedJoint]:
+        """The joints that an entry of ``actions.topics`` commands, in the order of its data."""
+        return commanded_joints(self.actions.topics[name], self.controllers)
+
+    def with_action_source(self, source: ActionSource) -> Embodiment:
+        """The same robot with another source of actions.
+
+        Raises:
+            ClpError: It declares no topics with commands.
+        """
+        if source == "topics" and not self.actions.topics:
+            raise ClpError(f"{self.name} declares no topics with actions", fix="write actions.topics in the embodiment")
+        return self.model_copy(update={"actions": self.actions.model_copy(update={"source": source})})
+
     def joint_indices(self, source: str) -> list[int]:
         """Where the joints of an entry of ``joint_states`` belong in :attr:`joints`, ascending."""
         sources = [controller.joint_states for controller in self.controllers.values() for _ in controller.joints]
@@ -312,7 +316,7 @@ def load_embodiment(
         name_or_path: Its name or file.
         tf_prefix: Put before the name of every joint, as a driver's argument of that name does.
         topics: Topics that are elsewhere, by their entry in the file: ``cameras.cam_high``, ``controllers.arm``,
-            ``joint_states.ur``, ``joint_states.ur.robot_description``.
+            ``joint_states.ur``, ``joint_states.ur.robot_description``, ``actions.arm``.
 
     Raises:
         ClpError: There is no such file, or something in it is wrong; it names the key. Or ``topics`` names an entry
@@ -326,6 +330,11 @@ def load_embodiment(
     for controller in document["controllers"].values():
         for joint in controller["joints"]:
             joint["name"] = tf_prefix + joint["name"]
+    for entry in document["actions"]["topics"].values():
+        for joint in entry["joints"]:
+            owner, _, name = joint["joint"].rpartition("/")
+            known = owner in document["controllers"]
+            joint["joint"] = f"{owner}/{tf_prefix}{name}" if known else tf_prefix + joint["joint"]
     entries = _topic_entries(document)
     for name, topic in (topics or {}).items():
         if name not in entries:
@@ -352,6 +361,7 @@ def _topic_entries(document: Mapping[str, Any]) -> dict[str, tuple[dict[str, Any
     found = {f"{kind}.{name}": (entry, "topic") for kind in kinds for name, entry in document[kind].items()}
     for name, entry in document["joint_states"].items():
         found[f"joint_states.{name}.robot_description"] = (entry, "robot_description")
+    found |= {f"actions.{name}": (entry, "topic") for name, entry in document["actions"]["topics"].items()}
     if document.get("speed_scaling"):
         found["speed_scaling"] = (document["speed_scaling"], "topic")
     return found

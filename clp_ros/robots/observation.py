@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,7 +15,8 @@ from clp_ros.core.errors import ClpError
 from clp_ros.messages.images import decode_image
 from clp_ros.messages.joint_states import JointSelector, JointStream, OtherJointsError
 from clp_ros.messages.stamps import Stream, header_stamp_ns
-from clp_ros.robots.embodiment import Embodiment, Sync
+from clp_ros.robots.embodiment import Embodiment
+from clp_ros.robots.topics import Sync
 
 # A tick after all stamps.
 _END_OF_TIME = 2**63
@@ -69,6 +70,62 @@ def joint_selector(embodiment: Embodiment, source: str) -> JointSelector:
     return JointSelector(
         [joint.name for joint in joints], [joint.offset for joint in joints], [joint.scale for joint in joints]
     )
+
+
+class Source(Protocol):
+    """What holds the messages of one topic: a :class:`Stream`, a :class:`JointStream`, or one of commands."""
+
+    @property
+    def newest(self) -> int | None:
+        """The newest stamp, nanoseconds; None before the first."""
+
+    def at(self, tick_ns: int) -> tuple[int, Any] | None:
+        """The stamp and value that serve at a tick; None where there are none."""
+
+    def missing(self, tick_ns: int) -> tuple[str, str] | None:
+        """Why nothing serves at a tick, and that without its numbers; None where nothing came or all is later."""
+
+    def oldest(self, tick_ns: int) -> tuple[str | None, int | None]:
+        """Whose stamp is the oldest at a tick, None where it is everyone's; and the steady lag of its stamps."""
+
+
+def select_one(topic: str, source: Source, sync: Sync, tick_ns: int, period_ns: int) -> tuple[int, Any]:
+    """The stamp and value of a topic that serve at a tick, by the topic's sync policy.
+
+    Args:
+        topic: Its name, for the reason.
+        source: Its messages.
+        sync: How it is sampled.
+        tick_ns: Nanoseconds, on the receive clock.
+        period_ns: Time between control ticks, nanoseconds.
+
+    Raises:
+        NotReadyError: There are none, or they are too old.
+    """
+    newest = source.at(tick_ns)
+    if newest is None:
+        missing = source.missing(tick_ns)
+        if missing is not None:
+            raise NotReadyError(topic, *missing)
+        if source.newest is None:
+            raise NotReadyError(topic, "no message yet", "no message yet")
+        ahead = (source.newest - tick_ns) / 1e6
+        raise NotReadyError(topic, f"its stamps are {ahead:.0f} ms in the future", "stamps in the future")
+    age = tick_ns - newest[0]
+    if sync.policy == "asof" and age > sync.tolerance_ms * 1e6:
+        joint, lag = source.oldest(tick_ns)
+        whose = f"joint {joint!r} is " if joint else ""
+        reason = f"{whose}{age / 1e6:.0f} ms old, tolerance {sync.tolerance_ms:g} ms"
+        if lag is not None and lag > sync.tolerance_ms * 1e6:
+            # Not even its newest message is young enough when it comes in, and that by the same time always.
+            reason += (
+                f": its stamps are always {lag / 1e6:.0f} ms behind the receive stamps, as those of a host whose "
+                "clock is off (synchronise the clocks, or set its sync stamp to receive)"
+            )
+        raise NotReadyError(topic, reason, f"older than {sync.tolerance_ms:g} ms")
+    if sync.policy == "drop" and age >= period_ns:
+        raise NotReadyError(topic, f"nothing new for {age / 1e6:.0f} ms", "nothing new since the tick before")
+    return newest
 
 
 class ObservationBuffer:
@@ -187,7 +244,11 @@ class ObservationBuffer:
         Raises:
             NotReadyError: A topic has none.
         """
-        return {topic: self._select_one(topic, tick_ns) for topic in topics or self._sync}
+        period = self.embodiment.period_ns
+        return {
+            topic: select_one(topic, self._sources[topic], self._sync[topic], tick_ns, period)
+            for topic in topics or self._sync
+        }
 
     def state(self, tick_ns: int) -> np.ndarray:
         """The state vector at a tick: (action_size,) float32.
@@ -240,33 +301,6 @@ class ObservationBuffer:
         for topic in self._selectors:
             state[self._indices[topic]] = selected[topic][1]
         return state.astype(np.float32)
-
-    def _select_one(self, topic: str, tick_ns: int) -> tuple[int, Any]:
-        source, sync = self._sources[topic], self._sync[topic]
-        newest = source.at(tick_ns)
-        if newest is None:
-            missing = source.missing(tick_ns) if isinstance(source, JointStream) else None
-            if missing is not None:
-                raise NotReadyError(topic, *missing)
-            if source.newest is None:
-                raise NotReadyError(topic, "no message yet", "no message yet")
-            ahead = (source.newest - tick_ns) / 1e6
-            raise NotReadyError(topic, f"its stamps are {ahead:.0f} ms in the future", "stamps in the future")
-        age = tick_ns - newest[0]
-        if sync.policy == "asof" and age > sync.tolerance_ms * 1e6:
-            joint, lag = source.oldest(tick_ns) if isinstance(source, JointStream) else (None, source.steady_lag_ns)
-            whose = f"joint {joint!r} is " if joint else ""
-            reason = f"{whose}{age / 1e6:.0f} ms old, tolerance {sync.tolerance_ms:g} ms"
-            if lag is not None and lag > sync.tolerance_ms * 1e6:
-                # Not even its newest message is young enough when it comes in, and that by the same time always.
-                reason += (
-                    f": its stamps are always {lag / 1e6:.0f} ms behind the receive stamps, as those of a host whose "
-                    "clock is off (synchronise the clocks, or set its sync stamp to receive)"
-                )
-            raise NotReadyError(topic, reason, f"older than {sync.tolerance_ms:g} ms")
-        if sync.policy == "drop" and age >= self.embodiment.period_ns:
-            raise NotReadyError(topic, f"nothing new for {age / 1e6:.0f} ms", "nothing new since the tick before")
-        return newest
 
     def _drop(self, topic: str, reason: str, part: tuple[int, ...] | None = None) -> bool:
         self._dropped[topic, reason] += 1

@@ -98,7 +98,7 @@ def test_every_tick_is_as_likely_as_any_other(arm: Embodiment) -> None:
         feed(reservoir, range(steps))
         reservoir.end_episode()
         for drawn in reservoir._drawn:
-            counts[(drawn.tick - 10**9) // STEP_NS] += 1
+            counts[(drawn.sample.time_ns - 10**9) // STEP_NS] += 1
     assert counts.sum() == samples * runs
     expected = samples * runs / steps
     chi_squared = ((counts - expected) ** 2 / expected).sum()

@@ -282,3 +282,22 @@ def test_the_old_key_of_a_cameras_feature(tmp_path: Path, caplog: pytest.LogCapt
     path.write_text(yaml.safe_dump(old))
     with pytest.raises(ClpError, match=r"unknown key 'cameras\.eye\.slot'"):
         load_embodiment(path)
+
+
+@pytest.mark.parametrize("name", ["ur5", "ur10e", "aloha_single", "aloha_bimanual"])
+def test_the_example_of_actions_in_each_file_fits_it(name: str, tmp_path: Path) -> None:
+    text = (resource_path("config/embodiments") / f"{name}.yaml").read_text()
+    plain, example = text.split("# actions:\n")
+    example = "actions:\n" + "\n".join(line.removeprefix("# ") for line in example.splitlines())
+    if name == "aloha_bimanual":
+        _, left = example.split("  topics:\n")
+        example += "\n" + left.replace("left_arm", "right_arm").replace("left_grip", "right_grip").replace(
+            "r_left", "r_right"
+        )
+    path = tmp_path / "robot.yaml"
+    path.write_text(plain + example)
+    robot = load_embodiment(path)
+    assert robot.actions.source == "topics"
+    commanded = [joint for entry in robot.actions.topics for joint in robot.commanded_joints(entry)]
+    assert [joint.index for joint in commanded] == list(range(robot.action_size))
+    assert load_embodiment(name).action_topics == {}

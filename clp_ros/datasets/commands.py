@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Actions out of the topics that an embodiment declares: what is commanded at a control tick."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from clp_ros.core.errors import ClpError
+from clp_ros.messages.joint_states import JointSelector, JointStream
+from clp_ros.messages.stamps import MAX_LAG_NS, Stream, header_stamp_ns
+from clp_ros.robots.actions import ActionTopic, CommandedJoint
+from clp_ros.robots.embodiment import Embodiment
+from clp_ros.robots.observation import NotReadyError, select_one
+from clp_ros.robots.topics import JOINT_STATE_TYPE, JOINT_TRAJECTORY_TYPE
+from clp_ros.robots.trajectory_controller import Command, Point, RejectedError, TrajectoryController
+
+State = Callable[[int], np.ndarray]
+"""The state vector at a time, in the policy's units; raises NotReadyError where it is not known."""
+
+
+class CommandBuffer:
+    """Holds the newest commands of an embodiment's action topics and gives the action at a control tick.
+
+    Messages and ticks come in the order of time: a tick is asked for when all messages received by then were added, and
+    no other.
+
+    Args:
+        embodiment: The robot, whose source of actions is ``topics``.
+        measured: The state measured at a time. The first trajectory of a controller begins there.
+
+    Attributes:
+        dropped: Number of messages not used, by (topic, reason).
+    """
+
+    def __init__(self, embodiment: Embodiment, measured: State) -> None:
+        self.dropped: Counter[tuple[str, str]] = Counter()
+        self._embodiment = embodiment
+        self._measured = measured
+        self._entries = embodiment.actions.topics
+        self._joints = {name: embodiment.commanded_joints(name) for name in self._entries}
+        self._indices = {name: [joint.index for joint in joints] for name, joints in self._joints.items()}
+        self._sources: dict[str, TrajectoryCommands | JointStateCommands | ArrayCommands] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Forgets all messages."""
+        for name, entry in self._entries.items():
+            joints = self._joints[name]
+            if entry.type == JOINT_TRAJECTORY_TYPE:
+                self._sources[name] = TrajectoryCommands(entry, joints, self._measured)
+            elif entry.type == JOINT_STATE_TYPE:
+                self._sources[name] = JointStateCommands(entry, joints)
+            else:
+                self._sources[name] = ArrayCommands(joints)
+
+    def add(self, topic: str, message: Any, receive_ns: int) -> None:
+        """Takes one message in. One that cannot be used, or that a controller refuses, is counted in :attr:`dropped`.
+
+        Raises:
+            ClpError: The messages have no header whose stamp could be used, its clock is another one than the receive
+                stamps', or it jumped.
+        """
+        for name, entry in self._entries.items():
+            if entry.topic != topic:
+                continue
+            try:
+                reason = self._sources[name].add(message, receive_ns)
+            except ClpError as error:
+                raise ClpError(error.what, where=topic, fix=error.fix) from None
+            if reason is not None:
+                self.dropped[topic, reason] += 1
+
+    def at(self, tick_ns: int) -> tuple[np.ndarray, dict[str, int]]:
+        """The action at a tick, and the stamp of the message each part comes from.
+
+        Returns:
+            (action_size,) float32, in the policy's units; and nanoseconds, by topic.
+
+        Raises:
+            NotReadyError: A topic gives none.
+        """
+        action = np.empty(self._embodiment.action_size)
+        stamps: dict[str, int] = {}
+        for name, entry in self._entries.items():
+            commands = self._sources[name]
+            stamp, values = select_one(entry.topic, commands.source, entry.sync, tick_ns, self._embodiment.period_ns)
+            action[self._indices[name]] = values
+            stamp = commands.start_ns if isinstance(commands, TrajectoryCommands) else stamp
+            stamps[entry.topic] = min(stamp, stamps.get(entry.topic, stamp))
+        return action.astype(np.float32), stamps
+
+
+class JointStateCommands:
+    """The positions of a leader arm, whose JointStates may each hold some of its joints.
+
+    Args:
+        entry: The topic.
+        joints: Those it commands.
+
+    Attributes:
+        source: Their positions, in the policy's units.
+    """
+
+    def __init__(self, entry: ActionTopic, joints: Sequence[CommandedJoint]) -> None:
+        names, offset, scale = ([getattr(joint, part) for joint in joints] for part in ("name", "offset", "scale"))
+        self.source = JointStream(JointSelector(names, offset, scale))
+        self._by_header = entry.sync.stamp == "header"
+
+    def add(self, message: Any, receive_ns: int) -> str | None:
+        """Takes a JointState, or says why it cannot be used.
+
+        Raises:
+            ClpError: Its clock is another one than the receive stamps', or jumped.
+        """
+        stamp = header_stamp_ns(message) if self._by_header else receive_ns
+        if stamp is None:
+            raise ClpError("messages have no header", fix="set its sync stamp to receive")
+        try:
+            part, positions = self.source.selector.select(message)
+        except ClpError as error:
+            return str(error)
+        return None if self.source.add(stamp, part, positions, receive_ns) else "out of order"
+
+
+class ArrayCommands:
+    """Arrays of one position a joint, as a forward_command_controller takes them.
+
+    Args:
+        joints: Those it commands, in the order of the data.
+
+    Attributes:
+        source: Their positions, in the policy's units.
+    """
+
+    def __init__(self, joints: Sequence[CommandedJoint]) -> None:
+        self.source = Stream()
+        self._offset = np.array([joint.offset for joint in joints])
+        self._scale = np.array([joint.scale for joint in joints])
+
+    def add(self, message: Any, receive_ns: int) -> str | None:
+        """Takes an array, or says why it cannot be used."""
+        values = np.array(message.data, dtype=float)
+        if values.shape != self._scale.shape:
+            return f"a Float64MultiArray has {len(values)} values for {len(self._scale)} joints"
+        if not np.isfinite(values).all():
+            return "a value is not finite"
+        taken = self.source.add(receive_ns, (values - self._offset) / self._scale, receive_ns)
+        return None if taken else "out of order"
+
+
+class TrajectoryCommands:
+    """What a joint_trajectory_controller commands at a time, of the messages it was sent.
+
+    The newest message replaces the one before it when it is received. It begins at its header's stamp, or when it is
+    received where that is 0 or the topic's stamp is ``receive``. Between two points the controller joins positions by a
+    line, a cubic or a quintic polynomial; up to the first point it begins at what it commanded when the message came,
+    which is the measured state for the first message; after the last point it stays there.
+
+    Args:
+        entry: The topic.
+        joints: Those it commands.
+        measured: The state measured at a time.
+
+    Attributes:
+        source: Itself: what is commanded is computed when it is asked for.
+        start_ns: When the trajectory that is followed began, nanoseconds.
+    """
+
+    def __init__(self, entry: ActionTopic, joints: Sequence[CommandedJoint], measured: State) -> None:
+        self.source = self
+        self.start_ns = 0
+        self._by_header = entry.sync.stamp == "header"
+        self._names = [joint.name for joint in joints]
+        self._indices = [joint.index for joint in joints]
+        self._offset = np.array([joint.offset for joint in joints])
+        self._scale = np.array([joint.scale for joint in joints])
+        self._measured = measured
+        self._controller: TrajectoryController | None = None
+        self._end_ns: int | None = None
+
+    @property
+    def newest(self) -> int | None:
+        """When the trajectory that is followed ends, nanoseconds; None before the first."""
+        return self._end_ns
+
+    def add(self, message: Any, receive_ns: int) -> str | None:
+        """Takes a JointTrajectory, or says why the controller refuses it."""
+        stamp = header_stamp_ns(message) if self._by_header else 0
+        start_ns = stamp or receive_ns
+        if start_ns - receive_ns > MAX_LAG_NS:
+            return "it begins more than a minute after it came: its stamp is of another clock"
+        if isinstance(command := self._command(message, stamp or 0), str):
+            return command
+        if self._controller is None:
+            self._controller = self._resting(receive_ns)
+        try:
+            self._controller.sample(receive_ns)
+            self._controller.receive(command, receive_ns)
+            self._controller.sample(receive_ns)
+        except RejectedError as error:
+            return f"a joint_trajectory_controller refuses it: {error.what}"
+        self.start_ns, self._end_ns = start_ns, start_ns + command.points[-1].time_ns
+        return None
+
+    def at(self, tick_ns: int) -> tuple[int, np.ndarray] | None:
+        """What is commanded at a tick: (stamp, (joints,) float64 in the policy's units); None where that is not known.
+
+        The stamp is the tick as long as the trajectory is followed, and its end from then on.
+        """
+        if self._controller is None or self._end_ns is None:
+            return None
+        positions = self._controller.sample(tick_ns)
+        if not np.isfinite(positions).all():
+            return None
+        return min(tick_ns, self._end_ns), (positions - self._offset) / self._scale
+
+    def missing(self, tick_ns: int) -> tuple[str, str] | None:
+        """Why nothing is known at a tick, where a trajectory has come."""
+        if self._end_ns is None:
+            return None
+        reason = "its first trajectory has not reached its first point, and the state when it came is not known"
+        return reason, "before the first point of its first trajectory"
+
+    def oldest(self, tick_ns: int) -> tuple[None, None]:
+        """Nobody's, and no lag: a trajectory's stamp says when it begins, not when it was sent."""
+        return None, None
+
+    def _resting(self, receive_ns: int) -> TrajectoryController:
+        try:
+            positions = self._offset + self._scale * self._measured(receive_ns)[self._indices].astype(float)
+        except NotReadyError:
+            positions = np.full(len(self._names), np.nan)
+        # What a recorded controller allowed is not known: what it followed should not be left out.
+        return TrajectoryController(
+            self._names, positions, allow_partial_joints_goal=True, allow_nonzero_velocity_at_trajectory_end=True
+        )
+
+    def _command(self, message: Any, stamp_ns: int) -> Command | str:
+        names = list(message.joint_names)
+        kept = [place for place, name in enumerate(names) if name in self._names]
+        if not kept:
+            return f"joint {self._names[0]!r} is not in the trajectory (it has {', '.join(names) or 'no names'})"
+        if len(set(names)) < len(names):
+            return "a joint is in the trajectory twice"
+
+        def values(given: Any, what: str) -> np.ndarray:
+            found = np.asarray(given, dtype=float)
+            if len(found) not in ((len(names),) if what == "positions" else (0, len(names))):
+                raise ValueError(f"a point has {len(found)} {what} for {len(names)} joints")
+            if np.isinf(found).any():
+                raise ValueError(f"{what} are not finite")
+            return found[kept] if len(found) else found
+
+        try:
+            points = tuple(
+                Point(
+                    point.time_from_start.sec * 10**9 + point.time_from_start.nanosec,
+                    *(values(getattr(point, what), what) for what in ("positions", "velocities", "accelerations")),
+                    effort=point.effort,
+                )
+                for point in message.points
+            )
+        except ValueError as error:
+            return str(error)
+        return Command(tuple(names[place] for place in kept), points, stamp_ns)

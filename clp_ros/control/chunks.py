@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Action chunks, and what one or several of them want of the robot from a knot on."""
+"""Action chunks, and the targets that they set for the reference."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _FADE_STEPS = 10
 
 @dataclass(frozen=True)
 class Chunk:
-    """A policy's chunk.
+    """A policy's action chunk.
 
     Attributes:
-        positions: (steps, joints), rad or m, inside the limits.
-        observed_ns: When its observation was made: its step i is for the time ``observed_ns + (i + 1) period_ns``.
-        period_ns: One control step.
+        positions: (steps, joints) float64, rad or m, inside the limits.
+        observed_ns: Time of the observation. Step i is for the time ``observed_ns + (i + 1) period_ns``.
+        period_ns: One control step, in nanoseconds.
     """
 
     positions: np.ndarray
@@ -31,20 +31,23 @@ class Chunk:
 
     @property
     def first_ns(self) -> int:
-        """When its first step is."""
+        """Time of the first step."""
         return self.observed_ns + self.period_ns
 
     @property
     def last_ns(self) -> int:
-        """When its last step is."""
+        """Time of the last step."""
         return self.observed_ns + len(self.positions) * self.period_ns
 
     def skipped(self, time_ns: int) -> int:
-        """How many of its steps are not after a time."""
+        """Returns the number of steps at or before a time."""
         return int(np.clip((time_ns - self.observed_ns) // self.period_ns, 0, len(self.positions)))
 
     def at(self, time_ns: int) -> tuple[np.ndarray, np.ndarray]:
-        """Position and velocity (per second), each (joints,), on straight lines through its steps, prolonged."""
+        """Returns position and velocity (per second) at a time, each (joints,) float64.
+
+        The steps are joined by straight lines. The first and the last line are extrapolated.
+        """
         last = len(self.positions) - 1
         if not last:
             return self.positions[0], np.zeros(self.positions.shape[1])
@@ -55,20 +58,20 @@ class Chunk:
 
 
 def targets(chunks: Sequence[Chunk], splice_ns: int, decay: float) -> Targets:
-    """What chunks want after a knot: of those that reach a time the weighted mean.
+    """Returns the weighted mean of chunks as targets after a knot.
 
-    A chunk fades out over its last steps: the mean of a reference that is sent ahead must not jump where one ends.
+    The weight of a chunk fades to 0 over its last steps. Otherwise the mean would jump where a chunk ends.
 
     Args:
-        chunks: The oldest first; each has steps after the knot.
-        splice_ns: When the knot is.
-        decay: Weight of the i-th oldest chunk is ``exp(-decay i)``, i from 0.
+        chunks: The chunks, the oldest first. Each has steps after the knot.
+        splice_ns: Time of the knot.
+        decay: The i-th oldest chunk has the weight ``exp(-decay i)``, with i from 0.
     """
     period = chunks[0].period_ns
-    # The step of each chunk that is in the first interval after the splice; negative: its first one comes later.
+    # Index of each chunk's step in the first interval after the splice; negative if the chunk begins later.
     begins = [-1 - (one.observed_ns - splice_ns) // period for one in chunks]
     lengths = [len(one.positions) - begin for one, begin in zip(chunks, begins, strict=True)]
-    # Of equally long ones the newest: what it wants may count nowhere else.
+    # The longest chunk does not fade out. Of equally long chunks, this is the newest.
     longest = max(range(len(chunks)), key=lambda rank: (lengths[rank], rank))
     weights = np.zeros((max(lengths), len(chunks)))
     positions = np.zeros((max(lengths), len(chunks), chunks[0].positions.shape[1]))
@@ -85,5 +88,5 @@ def targets(chunks: Sequence[Chunk], splice_ns: int, decay: float) -> Targets:
 
 
 def _fade_in(share: np.ndarray) -> np.ndarray:
-    """From 0 at 0 to 1 at 1, with neither slope nor curvature at the ends."""
+    """Returns a smooth step from 0 at 0 to 1 at 1, without slope and curvature at both ends."""
     return share**3 * (10 - 15 * share + 6 * share**2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cubic between two knots that have velocities, as a joint_trajectory_controller interpolates them."""
+"""The cubic between two knots with velocities, as a joint_trajectory_controller interpolates them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ def cubic(
     positions: tuple[np.ndarray, np.ndarray],
     velocities: tuple[np.ndarray, np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Position and velocity between two knots, by Hermite's cubic.
+    """Returns position and velocity on the Hermite cubic between two knots.
 
-    scipy's CubicHermiteSpline is the same for whole curves; to make one takes as long as all else of sending a chunk.
+    scipy's CubicHermiteSpline computes the same for whole curves, but constructing one takes as long as all other steps
+    of sending a chunk.
 
     Args:
-        share: (points, 1) or one: how much of the span has passed. Beyond 0 and 1 the cubic is prolonged.
-        span_s: Seconds from the first knot to the second.
-        positions: At the first and at the second knot, (joints,) or (points, joints).
-        velocities: There, per second.
+        share: Elapsed share of the span, a number or (points, 1). Outside 0 to 1, the cubic is extrapolated.
+        span_s: Time from the first knot to the second, in seconds.
+        positions: Positions at the first and the second knot, each (joints,) or (points, joints), rad or m.
+        velocities: Velocities at the two knots, per second.
+
+    Returns:
+        Positions and velocities, each (joints,) or (points, joints).
     """
     (start, end), (leaving, arriving) = positions, (velocities[0] * span_s, velocities[1] * span_s)
     gap = end - start

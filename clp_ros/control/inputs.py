@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A live robot's newest messages, shared by the threads that receive them and the one that acts on them."""
+"""The newest messages of a live robot, shared by the threads that receive them and the worker that uses them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ import numpy as np
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.observation import NotReadyError, Observation, ObservationBuffer
 
+# By topic: the stamp in nanoseconds, and the message.
 Selected = dict[str, tuple[int, Any]]
 
-# Stamps that lead the clock by more come from a clock that is set wrongly: what they say of a message's age is false.
+# A stamp farther in the future comes from a clock that is set wrongly, so the age of the message is unknown.
 MAX_LEAD_NS = 100_000_000
-# A camera's period, and how long its frames take to come in, are medians over so many of its latest.
+# Number of latest frames from which a camera's period and the delay of its frames are estimated, as medians.
 _RECENT = 12
 
 
@@ -30,7 +31,7 @@ class IncompleteError(Exception):
     """No observation can be made now.
 
     Attributes:
-        missing: Why not, an entry an input; the one whose newest message is the oldest comes first.
+        missing: The reason for each missing input. The input with the oldest newest message comes first.
     """
 
     def __init__(self, missing: list[NotReadyError]) -> None:
@@ -44,13 +45,13 @@ Incomplete = IncompleteError
 
 @dataclass(frozen=True)
 class InputState:
-    """How one topic is doing.
+    """The state of one topic.
 
     Attributes:
-        rate_hz: Messages received a second, since the state was asked for before.
-        age_ms: Age of the newest message that can be used; None before the first.
-        dropped: Messages that could not be used, in all; JointStates of other joints beside the robot's are none.
-        refused: Why the latest one could not; None where it could.
+        rate_hz: Messages received per second, since the last query of the states.
+        age_ms: Age of the newest usable message, in milliseconds; None before the first.
+        dropped: Total number of unusable messages. JointStates of other joints are not counted.
+        refused: Why the latest message was unusable; None if it was usable.
     """
 
     rate_hz: float
@@ -60,10 +61,13 @@ class InputState:
 
 
 class LiveInputs:
-    """Thread-safe: any thread adds, one takes. Nothing is decoded under the lock, so that adding never waits for it.
+    """The newest messages of a robot's topics.
+
+    Thread-safe: any thread may add messages, and one thread takes them. Images are decoded without the lock, so adding
+    never waits for decoding.
 
     Args:
-        embodiment: The robot whose topics they are.
+        embodiment: The robot.
     """
 
     def __init__(self, embodiment: Embodiment) -> None:
@@ -78,63 +82,68 @@ class LiveInputs:
 
     @property
     def version(self) -> int:
-        """A number that changes with every camera frame and every :meth:`wake`."""
+        """A number that changes with every camera frame and with every :meth:`wake`."""
         return self._version
 
     def add(self, topic: str, message: Any, now_ns: int) -> None:
-        """Takes a message in.
+        """Adds a message.
+
+        Args:
+            topic: Its topic.
+            message: The message.
+            now_ns: The time.
 
         Raises:
-            ClpError: The clock jumped, or the message is stamped by another one. It is not used then.
+            ClpError: The clock jumped, or the message was stamped by another clock. The message is dropped.
         """
         with self._changed:
             self._received[topic] += 1
             taken = self._buffer.add(topic, message, now_ns)
             if taken and topic in self._cameras:
-                stamp = self._buffer.newest(topic)
-                self._recent[topic].append(stamp)
-                self._lags[topic].append(max(0, now_ns - stamp))
+                if (stamp := self._buffer.newest(topic)) is not None:
+                    self._recent[topic].append(stamp)
+                    self._lags[topic].append(max(0, now_ns - stamp))
                 self._notify()
 
     def wait(self, version: int, timeout_s: float) -> None:
-        """Waits until :attr:`version` is another one than ``version``, but not longer than ``timeout_s``."""
+        """Waits until :attr:`version` differs from ``version``, at most for ``timeout_s`` seconds."""
         with self._changed:
             self._changed.wait_for(lambda: self._version != version, timeout_s)
 
     def wake(self) -> None:
-        """Ends a :meth:`wait` at once."""
+        """Ends every :meth:`wait` at once."""
         with self._changed:
             self._notify()
 
     def forget(self) -> None:
-        """Forgets all messages, as after a jump of the clock."""
+        """Removes all messages, as after a jump of the clock."""
         with self._changed:
             self._buffer.forget()
             for recent in (*self._recent.values(), *self._lags.values()):
                 recent.clear()
 
     def newest_frames(self) -> dict[str, int | None]:
-        """Stamp of every camera's newest frame, nanoseconds, by topic; None before the first."""
+        """Returns the stamp of every camera's newest frame by topic, in nanoseconds; None before the first."""
         with self._changed:
             return {topic: self._buffer.newest(topic) for topic in self._cameras}
 
     def has_newer(self, seen: Mapping[str, int | None]) -> bool:
-        """Whether every camera has a frame newer than its stamp in ``seen``; what :meth:`take` finds out at length."""
+        """Returns whether every camera has a frame newer than its stamp in ``seen``. Cheaper than :meth:`take`."""
         newest = self.newest_frames()
         return all(
-            newest[topic] is not None and (stamp is None or newest[topic] > stamp) for topic, stamp in seen.items()
+            (latest := newest[topic]) is not None and (stamp is None or latest > stamp) for topic, stamp in seen.items()
         )
 
     def take(self, now_ns: int, newer_than: Mapping[str, int | None]) -> Selected:
-        """The messages to act on now, not decoded yet.
+        """Returns the messages for an observation now, not decoded.
 
         Args:
             now_ns: The time.
-            newer_than: Stamps by camera topic; each camera's frame must be newer than its own, and not so old that
-                the next one is about to come.
+            newer_than: Stamps by camera topic. Each camera's frame must be newer than its stamp, and recent enough that
+                the next frame is not due yet.
 
         Raises:
-            IncompleteError: Inputs are missing or stale, or a camera's newer frame has not come yet.
+            IncompleteError: Inputs are missing or stale, or a camera has no newer frame.
         """
         selected: Selected = {}
         faults: list[tuple[int, NotReadyError]] = []
@@ -144,7 +153,7 @@ class LiveInputs:
                     allowed_ns = self._usable_ns(topic)
                     selected[topic] = self._select(topic, now_ns, allowed_ns, newer_than.get(topic))
                 except NotReadyError as missing:
-                    # Its traceback holds this frame, which holds it: the images would stay until garbage is collected.
+                    # The traceback is removed: its reference cycle would keep the images until a garbage collection.
                     faults.append((self._buffer.newest(topic) or 0, missing.with_traceback(None)))
         if faults:
             faults.sort(key=lambda fault: fault[0])
@@ -152,9 +161,13 @@ class LiveInputs:
         return selected
 
     def decode_ahead(self, now_ns: int, newer_than: Mapping[str, int | None]) -> None:
-        """Begins to decode the frames that :meth:`take` would give, while those of other cameras are waited for.
+        """Decodes the frames that :meth:`take` would return, while frames of other cameras are missing.
 
-        To be called by the thread that decodes.
+        Only the thread that decodes may call this.
+
+        Args:
+            now_ns: The time.
+            newer_than: As for :meth:`take`.
         """
         messages = {}
         with self._changed:
@@ -165,7 +178,7 @@ class LiveInputs:
         self._buffer.decode_ahead(messages)
 
     def missing(self, now_ns: int) -> list[NotReadyError]:
-        """Inputs that have no message to act on now, an entry each; a camera's next frame must not be overdue."""
+        """Returns the inputs without a usable message. A camera is missing if its next frame is overdue."""
         found = []
         with self._changed:
             for topic in self._topics:
@@ -176,7 +189,7 @@ class LiveInputs:
         return found
 
     def state(self, now_ns: int) -> np.ndarray:
-        """Where the joints are, (action_size,) float32 in the policy's units.
+        """Returns the measured positions: (action_size,) float32, in the policy's units.
 
         Raises:
             NotReadyError: A JointState is missing or stale.
@@ -185,16 +198,16 @@ class LiveInputs:
             return self._buffer.state(now_ns)
 
     def decode(self, now_ns: int, selected: Selected) -> Observation:
-        """The observation of what :meth:`take` gave.
+        """Decodes the messages that :meth:`take` returned.
 
         Raises:
             ClpError: An image cannot be decoded.
         """
-        # Reads the buffer's settings only, nothing that adding changes: no lock.
+        # No lock: this reads only the buffer's settings, which adding does not change.
         return self._buffer.decode(now_ns, selected)
 
     def states(self, now_ns: int) -> dict[str, InputState]:
-        """How every topic is doing."""
+        """Returns the state of every topic."""
         with self._changed:
             now = time.monotonic()
             seconds = max(now - self._counted_at, 1e-3)
@@ -204,15 +217,26 @@ class LiveInputs:
             return {
                 topic: InputState(
                     rates[topic],
-                    None if newest[topic] is None else (now_ns - newest[topic]) / 1e6,
+                    None if stamp is None else (now_ns - stamp) / 1e6,
                     self._buffer.faulty(topic),
                     self._buffer.refused.get(topic),
                 )
-                for topic in self._topics
+                for topic, stamp in newest.items()
             }
 
     def _select(self, topic: str, now_ns: int, allowed_ns: float, last: int | None = None) -> tuple[int, Any]:
-        # Of every publisher: one joint of the future would be that of the past, with a stamp that says it is new.
+        """Returns a topic's message for now.
+
+        Args:
+            topic: The topic.
+            now_ns: The time.
+            allowed_ns: Largest age of a camera's frame.
+            last: A camera's frame must be newer than this stamp; None: any frame.
+
+        Raises:
+            NotReadyError: There is no usable message.
+        """
+        # A stamp in the future would make an old message look new, so the newest stamp of each publisher is checked.
         if (ahead := self._buffer.lead_ns(topic, now_ns)) > MAX_LEAD_NS:
             raise NotReadyError(
                 topic,
@@ -230,21 +254,21 @@ class LiveInputs:
         return entry
 
     def _period_ns(self, topic: str) -> float:
-        """Time between a camera's frames; 0 before the second, so that the first is not used."""
+        """Returns the median time between a camera's frames; 0 before the second, so that the first is not used."""
         stamps = self._recent.get(topic, ())
         return statistics.median(later - earlier for earlier, later in pairwise(stamps)) if len(stamps) > 1 else 0.0
 
     def _lag_ns(self, topic: str) -> float:
-        """From the stamp of a camera's frame until it has come in."""
+        """Returns the median time from the stamp of a camera's frame until the frame is received."""
         lags = self._lags.get(topic)
         return statistics.median(lags) if lags else 0.0
 
     def _usable_ns(self, topic: str) -> float:
-        """How old a camera's frame may be that is acted on.
+        """Returns the largest age at which a camera's frame is used.
 
-        One period: then the next is about to come. It comes later by what frames take to come in, and meanwhile those
-        of the other cameras grow old. Only while that is little of a period is there always a moment at which those of
-        all are young enough; else, a frame is used until the next one is here.
+        Usually this is one period, because then the next frame is due. But the next frame arrives later by the delay of
+        its transport, while the frames of the other cameras age. If the delay is a large part of the period, there may
+        be no moment at which all frames are recent enough. Then a frame is used until the next one arrives.
         """
         period, lag = self._period_ns(topic), self._lag_ns(topic)
         return period if lag * (len(self._cameras) + 1) <= period else period + lag

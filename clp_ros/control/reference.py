@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference trajectory: the positions and velocities that the controllers follow, as they interpolate them."""
+"""The reference trajectory: positions and velocities that the controllers follow and interpolate."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from clp_ros.control.cubic import cubic
 
 @dataclass(frozen=True)
 class Reference:
-    """Knots joined by cubic polynomials, as a joint_trajectory_controller joins points that carry velocities.
+    """Knots joined by cubic polynomials, as a joint_trajectory_controller joins points with velocities.
 
-    It ends at rest, and stays where it ends.
+    A reference ends at rest. Before its first knot and after its last, it is at rest at the position of that knot.
 
     Attributes:
-        times_ns: (knots,) int64, strictly increasing, on the robot's clock.
+        times_ns: (knots,) int64, strictly increasing, in nanoseconds.
         positions: (knots, joints) float64, rad or m.
         velocities: (knots, joints) float64, rad/s or m/s.
+
+    Raises:
+        ValueError: The lengths differ, or the times do not increase.
     """
 
     times_ns: np.ndarray
@@ -35,60 +38,65 @@ class Reference:
 
     @property
     def end_ns(self) -> int:
-        """When it comes to rest."""
+        """Time of the last knot, where the reference comes to rest."""
         return int(self.times_ns[-1])
 
     @cached_property
     def spans_s(self) -> np.ndarray:
-        """(knots - 1, 1) float64: seconds from each knot to the next."""
+        """Time from each knot to the next: (knots - 1, 1) float64, seconds."""
         return (self.times_ns[1:] - self.times_ns[:-1])[:, None] / 1e9
 
     @property
     def seconds(self) -> np.ndarray:
-        """(knots,) float64: the knots' times from the first one on."""
+        """Time from the first knot to each knot: (knots,) float64, seconds."""
         return (self.times_ns - self.times_ns[0]) / 1e9
 
     def sample(self, time_ns: int) -> tuple[np.ndarray, np.ndarray]:
-        """Position and velocity, each (joints,) float64, at a time; at rest before the knots and after them."""
+        """Returns position and velocity (per second) at a time, each (joints,) float64."""
         if time_ns < self.times_ns[0] or time_ns > self.times_ns[-1]:
             resting = self.positions[0 if time_ns < self.times_ns[0] else -1]
             return resting.copy(), np.zeros_like(resting)
         index = int(np.searchsorted(self.times_ns, time_ns))
-        if self.times_ns[index] == time_ns:  # bit for bit, where a new reference is to begin
+        if self.times_ns[index] == time_ns:  # bit-equal where a new reference begins
             return self.positions[index].copy(), self.velocities[index].copy()
         before, after = int(self.times_ns[index - 1]), int(self.times_ns[index])
         knots = slice(index - 1, index + 1)
         share, span_s = (time_ns - before) / (after - before), (after - before) / 1e9
-        return cubic(share, span_s, self.positions[knots], self.velocities[knots])
+        (start, end), (leaving, arriving) = self.positions[knots], self.velocities[knots]
+        return cubic(share, span_s, (start, end), (leaving, arriving))
 
     def from_time(self, time_ns: int) -> Reference | None:
-        """The knots after a time; None where there is none."""
+        """Returns the knots after a time; None if there are none."""
         later = self.times_ns > time_ns
         if not later.any():
             return None
         return Reference(self.times_ns[later], self.positions[later], self.velocities[later])
 
     def before(self, time_ns: int) -> Reference | None:
-        """The knots before a time; None where there is none."""
+        """Returns the knots before a time; None if there are none."""
         earlier = self.times_ns < time_ns
         if not earlier.any():
             return None
         return Reference(self.times_ns[earlier], self.positions[earlier], self.velocities[earlier])
 
     def shifted(self, offset_ns: int) -> Reference:
-        """The same at other times, as when the clock has jumped by so much."""
+        """Returns the reference with all times moved by an offset, as after a jump of the clock."""
         return Reference(self.times_ns + offset_ns, self.positions, self.velocities)
 
     def since(self, time_ns: int) -> Reference:
-        """The part that is still of use at a time: from the last knot on that is not after it."""
+        """Returns the part needed from a time on: the last knot at or before the time, and all later knots."""
         first = max(0, int(np.searchsorted(self.times_ns, time_ns, side="right")) - 1)
         return Reference(self.times_ns[first:], self.positions[first:], self.velocities[first:])
 
     def beginning(self, time_ns: int, period_ns: int) -> Reference:
-        """The same curve from a knot on that is at a time, or less than ``period_ns`` before it.
+        """Returns the same curve with a new first knot at a time, or less than ``period_ns`` before it.
 
-        That knot is a whole number of periods before the next one. Where a time is before the first knot, what begins
-        at rest is taken to have rested there; what does not begins as it is.
+        The new knot is a whole number of periods before the next one. If the time is before the first knot, a reference
+        that begins at rest is extended at rest, and any other is returned unchanged.
+
+        Args:
+            time_ns: The time.
+            period_ns: One control step.
         """
         if time_ns < self.times_ns[0] and self.velocities[0].any():
             return self
@@ -101,12 +109,12 @@ class Reference:
         return first if later is None else first.then(later)
 
     def resting(self, duration_ns: int) -> Reference:
-        """With one more knot, so much later at the same place."""
+        """Returns the reference with one more knot at its end position, ``duration_ns`` after its end."""
         end = Reference(np.array([self.end_ns + duration_ns]), self.positions[-1:], np.zeros_like(self.velocities[-1:]))
         return self.then(end)
 
     def then(self, other: Reference) -> Reference:
-        """This one's knots before ``other`` begins, and then ``other``."""
+        """Returns this reference's knots before the first knot of ``other``, followed by ``other``."""
         before = self.times_ns < other.times_ns[0]
         return Reference(
             np.concatenate([self.times_ns[before], other.times_ns]),

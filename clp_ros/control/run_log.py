@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file a run: one JSON object a line for every chunk, hold and change, for plots afterwards."""
+"""The run log: a file per run with a line of JSON for each chunk, safe stop and fault."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ from clp_ros.core.errors import ClpError
 
 
 class RunLog:
-    """Appends events to ``<folder>/policy-<date>-<time>.jsonl``. Thread-safe. A full disk ends the log, not the run.
+    """Appends events to ``<folder>/policy-<date>-<time>.jsonl``. Thread-safe.
+
+    If writing fails later, as on a full disk, the log ends and the run continues.
 
     Args:
-        folder: Where; None: nothing is written.
+        folder: The folder; None: nothing is written.
+
+    Attributes:
+        path: The file; None without a folder.
+        fault: Why the log has ended early; None otherwise.
 
     Raises:
-        ClpError: The folder or the file cannot be made.
+        ClpError: The folder or the file cannot be created.
     """
 
     def __init__(self, folder: str | Path | None) -> None:
@@ -39,7 +45,13 @@ class RunLog:
             ) from error
 
     def write(self, event: str, time_ns: int, **values: Any) -> None:
-        """Writes one line: ``event``, ``time`` (seconds on the robot's clock), and the values."""
+        """Writes one line.
+
+        Args:
+            event: Kind of event, such as ``chunk``, ``safe_stop`` or ``fault``.
+            time_ns: The time on the robot's clock. The line has it as ``time``, in seconds.
+            **values: Further fields, which JSON can express.
+        """
         with self._lock:
             if self._file is None:
                 return
@@ -50,7 +62,7 @@ class RunLog:
                 self._file = None
 
     def close(self) -> None:
-        """Ends the log."""
+        """Closes the file."""
         with self._lock:
             if self._file is not None:
                 self._file.close()

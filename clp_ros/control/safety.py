@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be sent to a robot: limits, and the way to rest.
+"""A robot's limits, and the checks of what is sent to it.
 
-A joint_trajectory_controller checks neither positions, nor velocities, nor accelerations, nor that numbers are finite.
-Everything that clp_ros sends passes :func:`check`.
+A joint_trajectory_controller does not check positions, velocities or accelerations, nor whether numbers are finite.
+So every trajectory that clp_ros sends passes :func:`check`.
 """
 
 from __future__ import annotations
@@ -16,25 +16,27 @@ from clp_ros.control.reference import Reference
 from clp_ros.core.errors import ClpError
 from clp_ros.robots.embodiment import Embodiment
 
-# Braking of a joint without an acceleration limit: from its velocity limit to rest in so many seconds.
+# A joint without an acceleration limit brakes from its velocity limit to rest in this time, in seconds.
 BRAKING_S = 0.25
-# Least distance, in a joint's own unit, that counts as far from where it was sent or from a chunk.
+# Lower bound of the allowed deviation, by the joint's unit.
 LEAST_DEVIATION = {"rad": 0.3, "m": 0.03}
-# Share of a limit that rounding may exceed.
+# Share by which rounding may exceed a limit.
 ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Joint limits, each (joints,) float64 in rad or m, per second, per second squared.
+    """The limits of a robot's joints. All arrays are (joints,) float64.
 
     Attributes:
-        names: Of the joints.
-        lower, upper: Position.
-        velocity: Largest speed.
-        acceleration: Largest acceleration; infinite where none is configured.
-        tolerance: How far beyond the position limits a joint may report to be; by default a twentieth of its range.
-        units: ``rad``, ``m`` or ``normalised``, as the embodiment has it; empty: all rad.
+        names: Names of the joints.
+        lower: Lowest position, rad or m.
+        upper: Highest position, rad or m.
+        velocity: Largest velocity, per second.
+        acceleration: Largest acceleration, per second squared; infinite where none is configured.
+        tolerance: How far outside the position limits a measured position may be, rad or m; None: a twentieth of the
+            range.
+        units: Unit of each joint in the embodiment: ``rad``, ``m`` or ``normalised``. Empty: all ``rad``.
     """
 
     names: tuple[str, ...]
@@ -47,7 +49,7 @@ class Limits:
 
     @classmethod
     def of(cls, embodiment: Embodiment) -> Self:
-        """An embodiment's limits, in the order of its action."""
+        """Returns the limits of an embodiment, in the order of its action."""
         joints = embodiment.joints
         accelerations = [joint.acceleration for joint in joints]
         return cls(
@@ -62,23 +64,29 @@ class Limits:
 
     @property
     def braking(self) -> np.ndarray:
-        """Deceleration to come to rest with."""
+        """Deceleration of a safe stop: (joints,) float64, per second squared."""
         return np.where(np.isfinite(self.acceleration), self.acceleration, self.velocity / BRAKING_S)
 
     def deviation(self, share: float) -> np.ndarray:
-        """(joints,): a share of each joint's range, at least :data:`LEAST_DEVIATION`.
+        """Returns the allowed deviation: a share of each joint's range, at least :data:`LEAST_DEVIATION`.
 
-        Joints of unit ``normalised`` are grippers. They may be anywhere in their range: policies open and close them in
-        one step, and what they hold keeps them from where they are sent.
+        Joints of unit ``normalised`` are grippers, and may be anywhere in their range. The reason is that policies open
+        and close them in one step, and that an object stops them before they reach the commanded position.
+
+        Args:
+            share: Share of the range.
+
+        Returns:
+            (joints,) float64, rad or m.
         """
         span = self.upper - self.lower
         units = self.units or ("rad",) * len(span)
-        least = [LEAST_DEVIATION.get(unit, float(way)) for unit, way in zip(units, span, strict=True)]
+        least = [LEAST_DEVIATION.get(unit, float(whole)) for unit, whole in zip(units, span, strict=True)]
         return np.maximum(share * span, least)
 
 
 class OutsideError(ClpError):
-    """A joint is outside its limits already."""
+    """A joint reports a position outside its limits."""
 
 
 Outside = OutsideError
@@ -87,11 +95,11 @@ Outside = OutsideError
 
 @dataclass(frozen=True)
 class Excess:
-    """By how much a reference exceeds limits.
+    """How much a reference exceeds the velocity and acceleration limits.
 
     Attributes:
-        factor: It would have to be so many times slower; at most 1 where it is inside.
-        what: Which limit of which joint that is.
+        factor: The factor by which the reference would have to be slowed down; at most 1 inside the limits.
+        what: The limit and the joint with the largest factor.
     """
 
     factor: float
@@ -99,13 +107,14 @@ class Excess:
 
 
 def excess(reference: Reference, limits: Limits) -> Excess:
-    """How far the fastest segment is beyond the velocity and acceleration limits."""
+    """Returns how much the fastest segment of a reference exceeds the velocity and acceleration limits."""
     spans = reference.spans_s
     if not len(spans):
         return Excess(0.0, "")
     start, end = reference.velocities[:-1], reference.velocities[1:]
     slope = (reference.positions[1:] - reference.positions[:-1]) / spans
-    # In a segment, acceleration is linear in time and velocity quadratic: the largest are at the ends or the vertex.
+    # In a segment, the acceleration is linear in time and the velocity is quadratic. So the largest acceleration is at
+    # an end, and the largest velocity is at an end or at the vertex.
     first, last = (6 * slope - 4 * start - 2 * end) / spans, (2 * start + 4 * end - 6 * slope) / spans
     change = last - first
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -118,17 +127,21 @@ def excess(reference: Reference, limits: Limits) -> Excess:
 
 
 def check(reference: Reference, limits: Limits) -> None:
-    """Refuses a reference that must not be sent.
+    """Checks that a reference may be sent.
+
+    Args:
+        reference: The reference.
+        limits: The limits.
 
     Raises:
-        ClpError: It is not finite, does not end at rest, or is outside a joint's limits; it names the joint.
+        ClpError: The reference is not finite, does not end at rest, or exceeds a limit. The error names the joint.
     """
     for what in (reference.positions, reference.velocities):
         if what.shape[1] != len(limits.names):
             raise ClpError(f"a trajectory of {what.shape[1]} joints for a robot of {len(limits.names)}")
         if not np.isfinite(what).all():
-            joint = limits.names[int(np.argwhere(~np.isfinite(what))[0][1])]
-            raise ClpError("the trajectory is not finite", where=joint)
+            name = limits.names[int(np.argwhere(~np.isfinite(what))[0][1])]
+            raise ClpError("the trajectory is not finite", where=name)
     thirds = reference.spans_s / 3
     controls = [
         reference.positions,
@@ -152,14 +165,15 @@ def check(reference: Reference, limits: Limits) -> None:
 
 
 def check_measured(measured: np.ndarray, limits: Limits) -> None:
-    """Refuses to drive a robot that reports to be outside its limits.
+    """Checks that a robot's measured positions are inside its limits.
 
     Args:
-        measured: (joints,), where the robot is.
+        measured: (joints,) measured positions, rad or m.
         limits: The limits.
 
     Raises:
-        OutsideError: A joint is, by more than its tolerance, or not finite; it names the joint.
+        OutsideError: A position is not finite, or outside the limits by more than the tolerance. The error names the
+            joint.
     """
     slack = 0.05 * (limits.upper - limits.lower) if limits.tolerance is None else limits.tolerance
     outside = ~((measured >= limits.lower - slack) & (measured <= limits.upper + slack))

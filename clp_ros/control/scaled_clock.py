@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trajectory time: a controller that scales its speed passes through a trajectory as much more slowly."""
+"""Trajectory time, which passes more slowly while a robot scales down its speed."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import threading
 from bisect import bisect_right
 from collections import deque
 
-# Below this the robot stands still: it is paused, or in a protective stop.
+# Below this scaling the robot stands still: it is paused, or in a protective stop.
 PAUSED_BELOW = 0.01
-# Smaller changes of the scaling are noise of its measurement.
+# Smaller changes of the scaling are measurement noise.
 _CHANGE = 1e-3
-# Changes that are remembered: at 500 a second, those of the last eight seconds.
+# Number of changes that are kept: those of the last eight seconds at 500 per second.
 _MOST = 4096
 
 
 class ScaledClock:
-    """Maps the robot's clock to trajectory time, the integral of the speed scaling. Thread-safe.
+    """Maps the robot's clock to trajectory time, which is the integral of the speed scaling. Thread-safe.
 
-    Until a scaling is set both are the same.
+    Both times are equal until a scaling is set. All times are in nanoseconds.
 
     Attributes:
-        scaling: The speed scaling at present; 1: full speed.
+        scaling: The present speed scaling; 1: full speed.
     """
 
     def __init__(self) -> None:
         self.scaling = 1.0
         self._lock = threading.Lock()
-        # From each time on the robot's clock: the trajectory time then, and the scaling since.
+        # For each change: its time on the robot's clock, the trajectory time then, and the new scaling.
         self._changes: deque[tuple[int, int, float]] = deque([(0, 0, 1.0)], maxlen=_MOST)
 
     @property
@@ -36,33 +36,33 @@ class ScaledClock:
         return self.scaling < PAUSED_BELOW
 
     def at(self, time_ns: int) -> int:
-        """Trajectory time at a time of the robot's clock, nanoseconds; the future goes on at the present scaling."""
+        """Returns the trajectory time at a time of the robot's clock. The present scaling is assumed for the future."""
         with self._lock:
             return self._at(time_ns)
 
     def set(self, scaling: float, time_ns: int) -> None:
-        """The scaling from a time on."""
+        """Sets the scaling from a time of the robot's clock on."""
         with self._lock:
             changed_ns, _, last = self._changes[-1]
             if abs(scaling - last) < _CHANGE and (scaling < PAUSED_BELOW) == (last < PAUSED_BELOW):
                 self.scaling = last
                 return
             self.scaling = scaling
-            if time_ns >= changed_ns:  # else the clock has jumped back, and whoever notices calls shift() or restart()
+            if time_ns >= changed_ns:  # else the clock has jumped back, and shift() or restart() follows
                 self._changes.append((time_ns, self._at(time_ns), scaling))
 
     def restart(self, time_ns: int) -> None:
-        """Trajectory time is the robot's clock now; it goes on at the present scaling."""
+        """Sets the trajectory time to the robot's clock now, and keeps the scaling."""
         with self._lock:
             first = (0, 0, 1.0) if self.scaling == 1.0 else (time_ns, time_ns, self.scaling)
             self._changes = deque([first], maxlen=_MOST)
 
     def shift(self, offset_ns: int, now_ns: int) -> None:
-        """The robot's clock has jumped by so much, and all trajectory times are moved by as much.
+        """Moves all times, after a jump of the robot's clock.
 
         Args:
-            offset_ns: By how much.
-            now_ns: The time after it. Changes since the jump, which came before it was noticed, count from now on.
+            offset_ns: Size of the jump.
+            now_ns: The time after the jump. Changes that were received between the jump and this call take effect now.
         """
         with self._lock:
             changes = [(real + offset_ns, scaled + offset_ns, scaling) for real, scaled, scaling in self._changes]

@@ -11,13 +11,20 @@ import numpy as np
 
 from clp_ros.robots.embodiment import Embodiment
 
-# A minute at 30 Hz. A first, slow run (a model warming up) is forgotten after as many more.
+# Number of values in a window: about a minute at 30 Hz. So the first, slow chunks of a run are forgotten after that.
 WINDOW = 2000
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How a quantity was spread over the latest values: median, 99th percentile, and largest; and how many they are."""
+    """Statistics of a quantity's latest values.
+
+    Attributes:
+        p50: The median.
+        p99: The 99th percentile.
+        maximum: The largest value.
+        count: The number of values.
+    """
 
     p50: float
     p99: float
@@ -26,7 +33,7 @@ class Spread:
 
 
 class Statistics:
-    """Thread-safe counters, and windows over the latest values of named quantities."""
+    """Counters, and windows of the latest values of named quantities. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -34,31 +41,39 @@ class Statistics:
         self._windows: dict[str, _Window] = {}
 
     def count(self, name: str, number: int = 1) -> None:
-        """Adds to a counter."""
+        """Adds ``number`` to a counter."""
         with self._lock:
             self._counts[name] += number
 
     def record(self, name: str, value: float) -> None:
-        """Adds a value to a window."""
+        """Adds a value to a quantity's window."""
         with self._lock:
             if name not in self._windows:
                 self._windows[name] = _Window()
             self._windows[name].add(value)
 
     def counts(self) -> Counter[str]:
-        """All counters."""
+        """Returns all counters by name."""
         with self._lock:
             return Counter(self._counts)
 
     def spreads(self) -> dict[str, Spread]:
-        """All windows, in the order of their first values."""
+        """Returns the statistics of all windows by name, in the order of their first values."""
         with self._lock:
             windows = {name: window.values() for name, window in self._windows.items()}
         return {name: _spread(values) for name, values in windows.items()}
 
 
 def largest_by_unit(values: np.ndarray, embodiment: Embodiment) -> dict[str, float]:
-    """The largest of joints' values, (joints,) in rad or m, by what the policy sees: rad, m or normalised."""
+    """Returns the largest absolute value of the joints of each unit.
+
+    Args:
+        values: (joints,), rad or m.
+        embodiment: The robot.
+
+    Returns:
+        The largest value by the policy's unit: ``rad``, ``m`` or ``normalised``, in that unit.
+    """
     largest: dict[str, float] = {}
     for value, joint in zip(values, embodiment.joints, strict=True):
         share = float(abs(value / joint.scale))  # 1 but for normalised ones
@@ -67,7 +82,7 @@ def largest_by_unit(values: np.ndarray, embodiment: Embodiment) -> dict[str, flo
 
 
 class _Window:
-    """The latest values."""
+    """The latest :data:`WINDOW` values of one quantity."""
 
     def __init__(self) -> None:
         self._values = np.empty(WINDOW)
@@ -78,12 +93,12 @@ class _Window:
         self._count += 1
 
     def values(self) -> np.ndarray:
-        """Those it holds, in no order."""
+        """Returns the values, in no particular order."""
         return self._values[: self._count].copy()
 
 
 def _spread(values: np.ndarray) -> Spread:
-    # As np.percentile, which takes ten times as long: a report of all windows would delay a chunk a second by 4 ms.
+    # The same as np.percentile, which takes ten times as long and would delay a chunk by 4 ms per report.
     ordered, last = np.sort(values), len(values) - 1
     p50, p99 = np.interp((0.50 * last, 0.99 * last), np.arange(len(values)), ordered).tolist()
     return Spread(p50, p99, float(ordered[-1]), len(values))

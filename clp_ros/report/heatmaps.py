@@ -9,7 +9,7 @@ line. Layers that would go carry a cross and a hatched cell, so the picture also
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -89,8 +89,9 @@ def heatmap_rgb(
         path=None,
         scores=scores,
     )
-    figure.canvas.draw()
-    return np.ascontiguousarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
+    canvas: Any = figure.canvas  # a FigureCanvasAgg: its base class has no buffer_rgba
+    canvas.draw()
+    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 def colour_floor(matrix: np.ndarray) -> float:
@@ -291,18 +292,18 @@ def _stretch_towards_one(axes: "Axes", shown: np.ndarray) -> None:
     Most scores are near 1 and a few far from it; on an even axis those that go and those that stay would be one line.
     """
 
-    def nines(score: np.ndarray) -> np.ndarray:
+    def nines(score: np.ndarray | float) -> np.ndarray:
         return -np.log10(np.maximum(1.0 - np.asarray(score, dtype=np.float64), 1e-12))
 
-    def score_of(nines: np.ndarray) -> np.ndarray:
+    def score_of(nines: np.ndarray | float) -> np.ndarray:
         return 1.0 - 10.0 ** -np.asarray(nines, dtype=np.float64)
 
     axes.set_yscale("function", functions=(nines, score_of))
-    low, high = nines(shown.min()), nines(min(shown.max(), _TOP))
+    low, high = float(nines(shown.min())), float(nines(min(float(shown.max()), _TOP)))
     margin = 0.12 * max(high - low, 0.5)
     low, high = low - margin, high + margin
     axes.set_ylim(float(score_of(low)), float(score_of(high)))
-    decades = range(round(nines(_TOP)))
+    decades = range(round(float(nines(_TOP))))
     for within in ((0.0, 0.5, 0.8), (0.0, 0.5), (0.0,)):
         ticks = [1.0 - (1.0 - first) * 10.0**-decade for decade in decades for first in within]
         ticks = [tick for tick in ticks if low <= nines(tick) <= high]
@@ -320,7 +321,7 @@ def _draw_legend(
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    cross = {"color": _REMOVED, "marker": "x", "markeredgewidth": 2.2, "linestyle": "none"}
+    cross: dict[str, Any] = {"color": _REMOVED, "marker": "x", "markeredgewidth": 2.2, "linestyle": "none"}
     handles: list[Line2D | Patch] = [Line2D([], [], color=_KEPT, marker="o", linestyle="none", label="stays")]
     if removed:
         handles.append(Line2D([], [], label="would go (× ▨)", **cross))
@@ -329,5 +330,5 @@ def _draw_legend(
         handles.append(Patch(facecolor="0.92", edgecolor="black", linewidth=1.6, label=label))
     if scores is not None:
         handles.append(Line2D([], [], color="0.55", linestyle=":", marker=".", label="this module alone"))
-    place = {"loc": "lower left", "bbox_to_anchor": (0.115, 0.005), "ncols": len(handles)}
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.115, 0.005), "ncols": len(handles)}
     figure.legend(handles=handles, fontsize=9, frameon=False, **place)

@@ -36,8 +36,10 @@ def layers_table(
     if threshold is not None:
         title.append(f"  τ = {threshold:.6f}", style="not bold")
     table = Table(title=title, title_justify="left")
-    for header, justify in (("layer", "right"), ("score", "right"), ("block", "left"), ("", "left")):
-        table.add_column(header, justify=justify)
+    table.add_column("layer", justify="right")
+    table.add_column("score", justify="right")
+    table.add_column("block", justify="left")
+    table.add_column("", justify="left")
     for row in layer_rows(scores, blocks, removed):
         goes = row["fate"] == "× goes"
         cells = (str(row["layer"]), row["score"], row["block"], row["fate"])
@@ -117,12 +119,12 @@ def paper_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
         table.add_column(f"{base} ÷ {name}", justify="right")
     for key, label, form, _ in _MEASURES:
         if any(key in row for row in rows):
-            form = _EXACT.get(form, form)
-            values = [row.get(key) for row in rows]
-            cells = [MISSING if _is_missing(value) else form(value) for value in values]
+            exact = _EXACT.get(form, form)
+            values = [_known(row.get(key)) for row in rows]
+            cells = [MISSING if value is None else exact(value) for value in values]
+            first = values[0]
             for place, value in reversed(list(enumerate(values[1:], start=1))):
-                known = not _is_missing(value) and not _is_missing(values[0]) and value
-                cells.insert(place + 1, f"{values[0] / value:.2f}" if known else MISSING)
+                cells.insert(place + 1, f"{first / value:.2f}" if first is not None and value else MISSING)
             table.add_row(label, *cells)
     return table
 
@@ -189,7 +191,8 @@ def to_markdown(table: "Table") -> str:
 
 def format_score(score: float | None) -> str:
     """A score with six decimals, as scores near 1 need; ``–`` for none."""
-    return MISSING if _is_missing(score) else f"{score:.6f}"
+    known = _known(score)
+    return MISSING if known is None else f"{known:.6f}"
 
 
 def format_block(block: Sequence[int]) -> str:
@@ -274,17 +277,19 @@ def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _measure(value: float | None, first: float | None, form: Callable[[float], str], words: tuple[str, str]) -> str:
-    if _is_missing(value):
+    value, first = _known(value), _known(first)
+    if value is None:
         return MISSING
-    if _is_missing(first) or not first or not value:
+    if not first or not value:
         return form(value)
     # In words: 0.79× and 1.27× are both read as "the ratio" of the same two numbers.
     ratio = f"{first / value:.2f}× {words[0]}" if value < first else f"{value / first:.2f}× {words[1]}"
     return f"{form(value)}  ({'same' if ratio.startswith('1.00×') else ratio})"
 
 
-def _is_missing(value: float | None) -> bool:
-    return value is None or value != value  # NaN alone differs from itself
+def _known(value: float | None) -> float | None:
+    """Returns the value; None also for NaN, which alone differs from itself."""
+    return value if value == value else None
 
 
 # What a value below and one above the first's is called.
@@ -301,4 +306,4 @@ _MEASURES: tuple[tuple[str, str, Callable[[float], str], tuple[str, str]], ...] 
     ("bytes", "checkpoint", format_bytes, _SIZE),
 )
 # In a paper's table, digits enough to compare with other papers'.
-_EXACT = {format_count: _exact_count}
+_EXACT: dict[Callable[[float], str], Callable[[float], str]] = {format_count: _exact_count}

@@ -83,11 +83,10 @@ def write_bag(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random SmolVLA of lerobot's own classes for the bimanual ALOHA. Tests read it and write elsewhere."""
-    from clp_ros.cli import main
+    from clp_ros.jobs.make_checkpoint import MakeCheckpointRequest, run
 
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    arguments = "make-checkpoint --family smolvla --size tiny --embodiment aloha_bimanual --json --output"
-    assert main([*arguments.split(), str(folder)]) == 0
+    run(MakeCheckpointRequest(family="smolvla", size="tiny", embodiment="aloha_bimanual", output=folder))
     return folder
 
 
@@ -97,8 +96,8 @@ def family_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 
     Tests read it and write elsewhere. A family whose lerobot is not installed skips the test, with the reason.
     """
-    from clp_ros.cli import main
     from clp_ros.core.errors import ClpError
+    from clp_ros.jobs.make_checkpoint import MakeCheckpointRequest, run
     from clp_ros.policies.family import check_lerobot, family_named
 
     made: dict[tuple[str, str | None], Path] = {}
@@ -110,9 +109,7 @@ def family_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
             pytest.skip(str(error))
         if (name, embodiment) not in made:
             folder = tmp_path_factory.mktemp("families") / name
-            robot = [] if embodiment is None else ["--embodiment", embodiment]
-            wanted = ["--family", name, "--size", "tiny", *robot, "--output", str(folder)]
-            assert main(["make-checkpoint", "--json", *wanted]) == 0
+            run(MakeCheckpointRequest(family=name, size="tiny", embodiment=embodiment, output=folder))
             made[name, embodiment] = folder
         return made[name, embodiment]
 
@@ -155,12 +152,11 @@ def mapped_policy(tiny_checkpoint: Path) -> Any:
 @pytest.fixture(scope="session")
 def tiny_calibration(tiny_checkpoint: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A calibration folder of the tiny checkpoint: 4 frames of the recording, seed 0."""
-    from clp_ros.cli import main
+    from clp_ros.jobs.calibrate import CalibrateRequest, run
 
     folder = tmp_path_factory.mktemp("calibrations") / "tiny"
-    files = ["--checkpoint", str(tiny_checkpoint), "--bag", str(recording), "--output", str(folder)]
-    robot = ["--embodiment", "aloha_bimanual", "--task", "transfer_cube"]
-    assert main(["calibrate", *files, *robot, "--samples", "4", "--device", "cpu", "--json"]) == 0
+    files = {"checkpoint": tiny_checkpoint, "bags": [recording], "output": folder}
+    run(CalibrateRequest(**files, embodiment="aloha_bimanual", task="transfer_cube", samples=4, device="cpu"))
     return folder
 
 

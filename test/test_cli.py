@@ -209,7 +209,7 @@ def faulty(there, recording):
         "their budgets differ": [*planned, "--budget", "vlm=2", "expert=4"],
         "cannot remove 16 of 16 layers": [*planned, "--budget", "vlm=16"],
         "nothing would be removed": [*planned, "--threshold", "1.5"],
-        "the threshold is -inf": [*planned, "--threshold=-inf", "--budget", "vlm=2"],
+        "threshold must be a finite number, not -inf": [*planned, "--threshold=-inf", "--budget", "vlm=2"],
         "the output lies in calibration or around it": [
             *("prune", "--checkpoint", "base", "--calibration", "calibration", "--overwrite"),
             *("--output", "calibration/pruned"),

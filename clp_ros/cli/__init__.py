@@ -48,6 +48,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         SystemExit: Wrong usage, or --help.
     """
     from clp_ros.cli.parser import make_parser
+    from clp_ros.core import processes
     from clp_ros.core.threads import using_threads
 
     options = make_parser().parse_args(arguments)
@@ -55,5 +56,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     if output is not None and not output.name.strip("."):
         # "." has no name to make another of, and is no place to stand once the folder has been put in its place.
         options.output = output.resolve()
+    if processes.world_size() > 1 and options.command != "calibrate":
+        raise ClpError(f"clp {options.command} runs in one process", fix="start it without torchrun or accelerate")
     with using_threads(getattr(options, "threads", 0)):
         options.run(options)

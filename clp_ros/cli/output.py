@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
+
+from clp_ros.jobs.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,31 +65,72 @@ def stdout_console() -> Console:
     return Console()
 
 
-@contextmanager
-def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, where that is a terminal, fed with (done, total)."""
-    from tqdm import tqdm
+class Bars(Progress):
+    """Shows each stage that counts something as a progress bar on stderr, where that is a terminal.
 
-    from clp_ros.core import processes
+    Args:
+        notes: Whether notes are printed, as they come.
+    """
 
-    hidden = True if processes.rank() > 0 else None  # None: where it is no terminal
-    with tqdm(desc=title, unit=unit, unit_scale=unit == "B", disable=hidden, leave=False) as bar:
+    def __init__(self, notes: bool = False) -> None:
+        self._bar: Any = None
+        self._notes = notes
 
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+    def __enter__(self) -> Self:
+        return self
 
-        yield advance
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None
+
+    def stage(self, title: str, unit: str = "") -> None:
+        """Closes the bar of the stage before, and opens one where the stage counts something."""
+        from tqdm import tqdm
+
+        self._close()
+        if unit:
+            # disable=None: where stderr is no terminal.
+            self._bar = tqdm(desc=title, unit=unit, unit_scale=unit == "B", disable=None, leave=False)
+
+    def advance(self, done: int, total: int) -> None:
+        """Moves the bar."""
+        if self._bar is not None:
+            self._bar.total = total
+            self._bar.update(done - self._bar.n)
+
+    def note(self, text: str) -> None:
+        """Prints it."""
+        if self._notes:
+            print_line(f"note: {text}")
+
+    def warn(self, text: str) -> None:
+        """Prints it on stderr."""
+        print_warning(text)
 
 
-@contextmanager
-def status_line() -> Iterator[Callable[[str], None]]:
-    """A line on stderr, where that is a terminal, that says what is being done."""
-    from rich.console import Console
+class Status(Progress):
+    """Shows what is being done as a line on stderr, where that is a terminal."""
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    with console.status("starting") as status:
-        yield status.update
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        self._status = console.status("starting") if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def stage(self, title: str, unit: str = "") -> None:
+        """Shows it."""
+        if self._status is not None:
+            self._status.update(title)

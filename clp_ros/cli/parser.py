@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clp_ros import __version__
-from clp_ros.cli import commands as jobs
+from clp_ros.cli import commands as run
 
 _CHECKPOINT = "checkpoint folder, or a repository on the hub as owner/name or owner/name@revision"
 
@@ -22,7 +22,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"clp {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    calibrate = _command(commands, "calibrate", jobs.calibrate, "replay bags through a policy and compare its layers")
+    calibrate = _command(commands, "calibrate", run.calibrate, "replay bags through a policy and compare its layers")
     calibrate.add_argument("--checkpoint", required=True, type=Path, help=_CHECKPOINT)
     calibrate.add_argument("--bag", required=True, nargs="+", type=Path, help="rosbag2 recordings, an episode each")
     calibrate.add_argument("--embodiment", required=True, help="name under config/embodiments, or a .yaml file")
@@ -38,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     _device(calibrate)
     calibrate.add_argument("--dtype", default="auto", help="auto (as lerobot loads it) or float32")
 
-    prune = _command(commands, "prune", jobs.prune, "write a checkpoint without its redundant layers")
+    prune = _command(commands, "prune", run.prune, "write a checkpoint without its redundant layers")
     prune.add_argument("--checkpoint", required=True, type=Path, help=_CHECKPOINT)
     what = prune.add_mutually_exclusive_group(required=True)
     what.add_argument("--calibration", type=Path, help="calibration folder of that checkpoint")
@@ -53,10 +53,10 @@ def make_parser() -> argparse.ArgumentParser:
     prune.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     prune.set_defaults(usage=prune.error)
 
-    inspect = _command(commands, "inspect", jobs.inspect, "show a checkpoint's modules or a calibration's scores")
+    inspect = _command(commands, "inspect", run.inspect, "show a checkpoint's modules or a calibration's scores")
     inspect.add_argument("path", type=Path, metavar="CHECKPOINT|CALIBRATION")
 
-    bench = _command(commands, "benchmark", jobs.benchmark, "measure checkpoints side by side")
+    bench = _command(commands, "benchmark", run.benchmark, "measure checkpoints side by side")
     bench.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="the first is the base")
     bench.add_argument("--runs", type=int, default=10, help="timed runs of each (default: %(default)s)")
     bench.add_argument("--warmup", type=int, default=2, help="runs of each before those (default: %(default)s)")
@@ -68,19 +68,19 @@ def make_parser() -> argparse.ArgumentParser:
     bench.add_argument("--markdown", action="store_true", help="print a Markdown table as papers have it")
     _device(bench)
 
-    make = _command(commands, "make-checkpoint", jobs.make_checkpoint, "make a checkpoint with random weights, offline")
+    make = _command(commands, "make-checkpoint", run.make_checkpoint, "make a checkpoint with random weights, offline")
     make.add_argument("--family", required=True, help="e.g. smolvla")
     make.add_argument("--size", required=True, choices=("tiny", "full"), help="tiny for tests, full for measurements")
     make.add_argument("--output", required=True, type=Path, help="checkpoint folder to write")
     make.add_argument("--seed", type=_seed, default=0, help="seed of the weights (default: %(default)s)")
     make.add_argument("--embodiment", help="whose cameras and joints it takes (default: LIBERO's, as in the paper)")
 
-    check = _command(commands, "verify", jobs.verify, "load a checkpoint strictly with stock lerobot and run it")
+    check = _command(commands, "verify", run.verify, "load a checkpoint strictly with stock lerobot and run it")
     check.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     _device(check, "cpu")
     check.add_argument("--compile", action="store_true", help="also compile it, and compare its actions")
 
-    simulate = _command(commands, "simulate", jobs.simulate, "run a simulated robot behind the topics of the real one")
+    simulate = _command(commands, "simulate", run.simulate, "run a simulated robot behind the topics of the real one")
     simulate.add_argument(
         "--embodiment", required=True, help="ur5, ur10e, aloha_single, aloha_bimanual, or a .yaml file"
     )
@@ -95,7 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--pictures", choices=("render", "plain"), default="render", help="plain: grey, where nothing can be drawn"
     )
 
-    record = _command(commands, "record", jobs.record, "record demonstrations of a simulated robot, without ROS")
+    record = _command(commands, "record", run.record, "record demonstrations of a simulated robot, without ROS")
     record.add_argument("--embodiment", required=True, help="ur5, ur10e, aloha_single, aloha_bimanual, or a .yaml file")
     record.add_argument(
         "--episodes", type=_at_least_one, help="how many, a bag each in the output folder; without it, one: the output"
@@ -109,7 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     record.add_argument("--size", type=_size, metavar="WxH", help="of the pictures (default: the embodiment's)")
     record.add_argument("--quality", type=_quality, default=80, help="of the JPEGs, 1 to 100 (default: %(default)s)")
 
-    demo = _command(commands, "demo", jobs.demo, "all of the above on the recorded demonstration")
+    demo = _command(commands, "demo", run.demo, "all of the above on the recorded demonstration")
     demo.add_argument("--output", type=Path, default=Path("demo_output"), help="folder (default: %(default)s)")
     for command in (calibrate, bench, make, check, demo):
         _threads(command)
@@ -122,7 +122,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, command=name)
     return command
 
 

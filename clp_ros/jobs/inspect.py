@@ -6,8 +6,47 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from clp_ros.calibration.calibration_file import Calibration
+from clp_ros.calibration.calibration_file import JSON_FILE, Calibration
+from clp_ros.jobs.progress import SILENT, Progress
+from clp_ros.jobs.request import FilePath, Request, Result
 from clp_ros.policies.checkpoint import Checkpoint
+
+
+class InspectRequest(Request):
+    """Asks what a folder holds.
+
+    Attributes:
+        path: A checkpoint folder (or a repository on the hub), or a calibration folder.
+    """
+
+    path: FilePath
+
+
+class InspectResult(Result):
+    """What it holds.
+
+    Attributes:
+        found: The document of :func:`inspect_checkpoint` or :func:`inspect_calibration`.
+    """
+
+    found: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The document itself."""
+        return self.found
+
+
+def run(request: InspectRequest, progress: Progress = SILENT) -> InspectResult:
+    """Reads the folder.
+
+    Raises:
+        ClpError: It is damaged, or of no known family.
+    """
+    progress.stage(f"reading {request.path}")
+    is_calibration = (request.path / JSON_FILE).is_file()
+    return InspectResult(
+        found=inspect_calibration(request.path) if is_calibration else inspect_checkpoint(request.path)
+    )
 
 
 def inspect_checkpoint(folder: str | Path) -> dict[str, Any]:

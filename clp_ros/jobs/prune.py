@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pruning job: from a calibration folder to a pruned checkpoint, for the command line and the node alike."""
+"""Writes a checkpoint without its redundant layers: those that a calibration shows, or given ones."""
 
 from __future__ import annotations
 
@@ -7,13 +7,105 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from clp_ros.core.errors import ClpError
+from clp_ros.core.files import check_apart
+from clp_ros.jobs.progress import SILENT, Progress
+from clp_ros.jobs.request import FilePath, Request, Result, Seed
 from clp_ros.policies.checkpoint import Checkpoint
 from clp_ros.pruning.loadable import check_loadable
 from clp_ros.pruning.surgery import SurgeryPlan, build_manifest, plan_surgery, prune_checkpoint
 
 if TYPE_CHECKING:
     from clp_ros.pruning.plan import Plan
+
+
+class PruneRequest(Request):
+    """Asks for a pruned checkpoint.
+
+    Attributes:
+        checkpoint: Checkpoint folder, or a repository on the hub.
+        output: Checkpoint folder to write; None: a dry run, which writes nothing.
+        calibration: Calibration folder of that checkpoint; None where ``removal`` is given.
+        removal: 0-based layers to remove, by module; then the fields below do not apply.
+        budgets: Number of layers to remove, by module; empty, and no threshold: the paper's share.
+        threshold: Least score of a layer that may be removed.
+        criterion: One of :data:`clp_ros.pruning.selection.CRITERIA`.
+        seed: Seed of the criterion ``random``.
+        overwrite: Whether an output folder that is not empty is replaced.
+    """
+
+    checkpoint: FilePath
+    output: FilePath | None
+    calibration: FilePath | None = None
+    removal: dict[str, tuple[int, ...]] | None = None
+    budgets: dict[str, int] = Field(default_factory=dict)
+    threshold: float | None = None
+    criterion: str = "cka"
+    seed: Seed = 0
+    overwrite: bool = False
+
+
+class PruneResult(Result):
+    """What was removed.
+
+    Attributes:
+        output: The folder, absolute; None in a dry run.
+        dry_run: Whether it was one.
+        criterion: What the layers were chosen by.
+        thresholds: τ by module, None where there is none; ``threshold``: the τ of all modules, None where theirs
+            differ.
+        removed: 0-based layers that were removed, and ``layers``, how many are left, by module.
+        parameters: Their numbers ``before`` and ``after``.
+        notes: What the user should know, a sentence each.
+        unchecked: Why lerobot's model could not be compared with the result; None where it was.
+        plan: The removal sets (:class:`clp_ros.pruning.plan.Plan`); None where the layers were given.
+    """
+
+    output: str | None
+    dry_run: bool
+    criterion: str
+    threshold: float | None
+    thresholds: dict[str, float | None]
+    removed: dict[str, list[int]]
+    layers: dict[str, int]
+    parameters: dict[str, int]
+    notes: list[str]
+    unchecked: str | None
+    plan: Any = Field(default=None, exclude=True)
+
+
+def run(request: PruneRequest, progress: Progress = SILENT) -> PruneResult:
+    """Prunes the checkpoint.
+
+    Raises:
+        ClpError: The calibration is of another checkpoint, no removal set fits, or the output folder is not empty.
+    """
+    if (request.calibration is None) == (request.removal is None):
+        raise ClpError("give either a calibration or the layers to remove", where="prune")
+    plan, notes = None, []
+    if request.removal is None:
+        progress.stage("reading the calibration")
+        plan = plan_from_calibration(
+            request.checkpoint,
+            request.calibration,
+            request.budgets,
+            request.threshold,
+            request.criterion,
+            request.seed,
+        )
+        if request.output is not None:
+            check_apart(request.output, [request.checkpoint, request.calibration])
+        notes = list(plan.notes)
+        for note in notes:
+            progress.note(note)
+    progress.stage("pruning", "B")
+    chosen = {"removal": request.removal} if plan is None else plan.arguments()
+    found = prune_layers(
+        request.checkpoint, request.output, **chosen, overwrite=request.overwrite, progress=progress.advance
+    )
+    return PruneResult(**found | {"notes": notes}, plan=plan)
 
 
 def plan_from_calibration(
@@ -43,27 +135,6 @@ def plan_from_calibration(
     if not any(plan.removal.values()):
         raise ClpError("nothing would be removed", where=calibration, fix="raise the budget or lower the threshold")
     return plan
-
-
-def prune_by_plan(
-    checkpoint: str | Path,
-    output: str | Path | None,
-    plan: Plan,
-    overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
-    """Writes the checkpoint without the layers of a plan; see :func:`prune_layers`."""
-    result = prune_layers(
-        checkpoint,
-        output,
-        plan.removal,
-        criterion=plan.criterion,
-        thresholds=plan.thresholds,
-        scores={name: scores.tolist() for name, scores in plan.scores.items()},
-        overwrite=overwrite,
-        progress=progress,
-    )
-    return result | {"notes": list(plan.notes)}
 
 
 def prune_layers(

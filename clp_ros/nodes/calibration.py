@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rclpy.clock import Clock, ClockType
@@ -18,18 +17,14 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import Trigger
 
-from clp_ros.bags.reader import open_bag
 from clp_ros.core.errors import ClpError
-from clp_ros.core.files import check_apart, check_output_folder
-from clp_ros.datasets.episodes import check_topics
 from clp_ros.nodes.job import CancelledError, Job
 from clp_ros.nodes.live_frames import LiveFrames
 from clp_ros.nodes.messages import image_message, matrix_message
-from clp_ros.nodes.parameters import checkpoint_folder, declare, given_embodiment, output_folder, texts
+from clp_ros.nodes.parameters import checkpoint_folder, declare, embodiment_parameters, output_folder, texts
 from clp_ros.nodes.spin import main as run_node
 from clp_ros.nodes.topics import LATCHED
 from clp_ros.robots.embodiment import Embodiment
-from clp_ros.robots.task import load_task
 
 if TYPE_CHECKING:
     from clp_ros.calibration.calibration_file import Calibration
@@ -109,75 +104,36 @@ class CalibrationNode(Node):
             self.context.try_shutdown()
 
     def _calibrate(self) -> None:
-        from clp_ros.calibration.calibrate import given_statistics
         from clp_ros.core.threads import set_threads
-        from clp_ros.policies.lerobot_policy import load_policy
-        from clp_ros.pruning.plan import default_plan
-        from clp_ros.report.calibration_report import write_calibration
+        from clp_ros.jobs.calibrate import CalibrateRequest, run
 
-        if (threads := set_threads(self.get_parameter("threads").value)) is not None:
+        value = {name: self.get_parameter(name).value for name in PARAMETERS}
+        if (threads := set_threads(value["threads"])) is not None:
             self.get_logger().info(f"torch computes with {threads} threads")
         checkpoint = checkpoint_folder(self)
-        output = output_folder(self, checkpoint, "calibration")
-        overwrite = self.get_parameter("overwrite").value
-        bags = texts(self.get_parameter("bag").value)
-        check_apart(output, [checkpoint, *map(Path, bags)])
-        check_output_folder(output, overwrite)
-        embodiment = given_embodiment(self)
-        task = load_task(self.get_parameter("task").value, embodiment).instruction
-        for bag in bags:
-            check_topics(open_bag(bag), embodiment)  # before the policy is loaded, which takes its time
-        statistics = given_statistics(self.get_parameter("statistics").value)
-        self._job.step("loading the policy")
-        policy = load_policy(checkpoint, self.get_parameter("device").value, mapped=True)
-        if bags:
-            calibration = self._calibrate_bags(policy, bags, embodiment, task, statistics)
-        else:
-            calibration = self._calibrate_live(policy, embodiment, task, statistics)
-        self._job.step("writing the folder")
-        plan = default_plan(calibration, policy.checkpoint)
-        for note in plan.notes:
-            self.get_logger().info(note)
-        write_calibration(calibration, output, plan.report(), command=_NEXT, overwrite=overwrite)
-        self._publish(calibration, plan)
-        self._done.publish(String(data=str(output)))
-        self._job.step("done", output=output, samples=calibration.meta["samples"])
-        self.get_logger().info(f"calibrated on {calibration.meta['samples']} frames: {output}")
-
-    def _notify(self, note: str) -> None:
-        self.get_logger().warning(note)
-
-    def _calibrate_bags(
-        self,
-        policy: LoadedPolicy,
-        bags: list[str],
-        embodiment: Embodiment,
-        task: str,
-        statistics: Statistics | str | None,
-    ) -> Calibration:
-        from clp_ros.calibration.calibrate import calibrate_bags
-
-        def calibrated(done: int, total: int) -> None:
-            if done:
-                self._job.progress(done, total)
-            else:
-                self._job.step("calibrating", bags=len(bags))
-
-        self._job.step("scanning the bags", bags=len(bags))
-        samples, seed = self.get_parameter("samples").value, self.get_parameter("seed").value
-        scanned = self._job.progress
-        return calibrate_bags(
-            policy,
-            bags,
-            embodiment,
-            task,
-            samples,
-            seed,
-            calibrated,
-            scanned,
-            statistics=statistics,
-            notify=self._notify,
+        embodiment, tf_prefix, topics = embodiment_parameters(self)
+        request = CalibrateRequest(
+            checkpoint=checkpoint,
+            output=output_folder(self, checkpoint, "calibration"),
+            embodiment=embodiment,
+            tf_prefix=tf_prefix,
+            topics=topics,
+            task=value["task"],
+            bags=texts(value["bag"]),
+            samples=value["samples"],
+            seed=value["seed"],
+            device=value["device"],
+            statistics=value["statistics"] or None,
+            command=_NEXT,
+            overwrite=value["overwrite"],
         )
+        result = run(request, self._job.job_progress, self._calibrate_live)
+        for note in result.plan.notes:
+            self.get_logger().info(note)
+        self._publish(result.calibration, result.plan)
+        self._done.publish(String(data=str(result.output)))
+        self._job.step("done", output=result.output, samples=result.meta["samples"])
+        self.get_logger().info(f"calibrated on {result.meta['samples']} frames: {result.output}")
 
     def _calibrate_live(
         self, policy: LoadedPolicy, embodiment: Embodiment, task: str, statistics: Statistics | str | None
@@ -185,7 +141,7 @@ class CalibrationNode(Node):
         from clp_ros.calibration.live import calibrate_live, make_reservoir
 
         samples, seed = self.get_parameter("samples").value, self.get_parameter("seed").value
-        reservoir = make_reservoir(policy, embodiment, samples, seed, statistics, self._notify)
+        reservoir = make_reservoir(policy, embodiment, samples, seed, statistics, self.get_logger().warning)
         self._job.step("listening")
         self._live = LiveFrames(self, reservoir, self.get_parameter("idle_timeout").value)
         self.get_logger().info(f"listening to {', '.join(embodiment.demonstration_topics)}")

@@ -12,6 +12,7 @@ from dataclasses import replace
 from rclpy.node import Node
 
 from clp_ros.core.errors import ClpError
+from clp_ros.jobs.progress import Progress
 from clp_ros.nodes.diagnostics import Diagnostics, Level, Report
 
 
@@ -94,6 +95,11 @@ class Job:
         report = self._report
         self._report = replace(report, values={**report.values, "done": done, "total": total})
 
+    @property
+    def job_progress(self) -> Progress:
+        """Where a job of :mod:`clp_ros.jobs` reports: stages become steps, notes and warnings the node's log."""
+        return _JobProgress(self, self._node)
+
     def check(self) -> None:
         """Raises :class:`CancelledError` when the node shuts down."""
         # A signal ends the context first, and nothing can be published from then on.
@@ -110,3 +116,21 @@ class Job:
         self._report = report
         if self._node.context.ok():
             self._diagnostics.publish()
+
+
+class _JobProgress(Progress):
+    def __init__(self, job: Job, node: Node) -> None:
+        self._job = job
+        self._logger = node.get_logger()
+
+    def stage(self, title: str, unit: str = "") -> None:
+        self._job.step(title)
+
+    def advance(self, done: int, total: int) -> None:
+        self._job.progress(done, total)
+
+    def note(self, text: str) -> None:
+        self._logger.info(text)
+
+    def warn(self, text: str) -> None:
+        self._logger.warning(text)

@@ -52,7 +52,16 @@ def given_embodiment(node: Node) -> Embodiment:
     """The robot of the parameters ``embodiment``, ``tf_prefix`` and ``topics``.
 
     Raises:
-        ClpError: There is none, an entry of ``topics`` is not ENTRY:=TOPIC, or see :func:`load_embodiment`.
+        ClpError: See :func:`embodiment_parameters` and :func:`load_embodiment`.
+    """
+    return load_embodiment(*embodiment_parameters(node))
+
+
+def embodiment_parameters(node: Node) -> tuple[str, str, dict[str, str]]:
+    """The parameters ``embodiment``, ``tf_prefix`` and ``topics``, the last by entry.
+
+    Raises:
+        ClpError: ``embodiment`` is empty, or an entry of ``topics`` is not ENTRY:=TOPIC.
     """
     name, tf_prefix, topics = (node.get_parameter(key).value for key in ("embodiment", "tf_prefix", "topics"))
     if not name.strip():
@@ -69,7 +78,7 @@ def given_embodiment(node: Node) -> Embodiment:
                 f"the parameter topics has {text!r}", where=node.get_name(), fix="write ENTRY:=TOPIC, cameras.top:=/top"
             )
         renamed[entry.strip()] = topic.strip()
-    return load_embodiment(name, tf_prefix, renamed)
+    return name, tf_prefix, renamed
 
 
 def output_folder(node: Node, checkpoint: Path, suffix: str) -> Path:

@@ -15,7 +15,6 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from clp_ros.core.errors import ClpError
-from clp_ros.core.files import check_apart
 from clp_ros.nodes.job import CancelledError, Job
 from clp_ros.nodes.parameters import checkpoint_folder, declare, output_folder, texts
 from clp_ros.nodes.spin import main as run_node
@@ -78,8 +77,8 @@ class PruningNode(Node):
         return response
 
     def _write_checkpoint(self) -> dict[str, Any]:
-        from clp_ros.jobs.arguments import parse_budgets
-        from clp_ros.jobs.prune import plan_from_calibration, prune_by_plan
+        from clp_ros.jobs.prune import PruneRequest, run
+        from clp_ros.pruning.arguments import parse_budgets
 
         value = {name: self.get_parameter(name).value for name in PARAMETERS}
         checkpoint = checkpoint_folder(self)
@@ -91,23 +90,20 @@ class PruningNode(Node):
                 fix="set the parameter calibration, or run the calibration node",
             )
         calibration = Path(calibration).expanduser().absolute()
-        output = output_folder(self, checkpoint, "pruned")
-        plan = plan_from_calibration(
-            checkpoint,
-            calibration,
-            parse_budgets(texts(value["budgets"])),
-            value["threshold"] or None,
-            value["criterion"],
-            value["seed"],
+        request = PruneRequest(
+            checkpoint=checkpoint,
+            output=output_folder(self, checkpoint, "pruned"),
+            calibration=calibration,
+            budgets=parse_budgets(texts(value["budgets"])),
+            threshold=value["threshold"] or None,
+            criterion=value["criterion"],
+            seed=value["seed"],
+            overwrite=value["overwrite"],
         )
-        check_apart(output, [checkpoint, calibration])
-        for note in plan.notes:
-            self.get_logger().info(note)
-        self._job.step("pruning", output=output)
-        result = prune_by_plan(checkpoint, output, plan, value["overwrite"], self._job.progress)
-        if result["unchecked"]:
-            self.get_logger().warning(f"not checked against lerobot's model: {result['unchecked']}")
-        return {"checkpoint": str(checkpoint), "calibration": str(calibration), **result}
+        result = run(request, self._job.job_progress)
+        if result.unchecked:
+            self.get_logger().warning(f"not checked against lerobot's model: {result.unchecked}")
+        return {"checkpoint": str(checkpoint), "calibration": str(calibration), **result.to_json()}
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -75,6 +76,15 @@ class Plan:
     def thresholds(self) -> dict[str, float | None]:
         """τ by module."""
         return {name: group.threshold for group in self.groups for name in group.modules}
+
+    def arguments(self) -> dict[str, Any]:
+        """What :func:`clp_ros.pruning.surgery.prune_checkpoint` takes of it, by argument."""
+        return {
+            "removal": self.removal,
+            "criterion": self.criterion,
+            "thresholds": self.thresholds,
+            "scores": {name: scores.tolist() for name, scores in self.scores.items()},
+        }
 
     def report(self) -> dict[str, dict[str, object]]:
         """What a report shows of each module: see :class:`clp_ros.report.calibration_report.ModulePlan`."""

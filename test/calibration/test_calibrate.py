@@ -220,7 +220,7 @@ def test_a_layer_that_gives_nan_is_named(tiny_policy, recording, module, layer):
 @pytest.mark.lerobot
 @pytest.mark.parametrize("seed", [1, 2])
 def test_layers_that_do_little_rank_as_redundant_and_the_best_allowed_set_goes(tmp_path, recording, seed):
-    from clp_ros.jobs.embodiment_features import embodiment_features
+    from clp_ros.jobs.make_checkpoint import embodiment_features
 
     with quiet():
         family_named("smolvla").make_checkpoint("tiny", tmp_path, tmp_path, embodiment_features(EMBODIMENT), seed)

@@ -218,7 +218,7 @@ def test_sigterm_ends_the_listening(peer: Peer, start: StartNode, tiny_checkpoin
         ({"checkpoint": "TINY", "task": "fly_away"}, "unknown task"),
         ({"checkpoint": "TINY", "output": "FULL"}, "the output folder is not empty"),
         ({"checkpoint": "TINY", "bag": "['', 'nowhere']"}, "nowhere"),
-        ({"checkpoint": "TINY", "seed": -1}, "the seed is -1"),
+        ({"checkpoint": "TINY", "seed": -1}, "seed must be at least 0, not -1"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

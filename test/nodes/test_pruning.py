@@ -20,7 +20,7 @@ from std_srvs.srv import Trigger
 
 from clp_ros.calibration.calibration_file import Calibration
 from clp_ros.core.resources import resource_path
-from clp_ros.jobs.prune import plan_from_calibration, prune_by_plan
+from clp_ros.jobs.prune import PruneRequest, run
 from clp_ros.nodes.pruning import PARAMETERS
 from clp_ros.nodes.topics import LATCHED
 from clp_ros.policies.checkpoint import Checkpoint
@@ -66,7 +66,12 @@ def calibration(checkpoint: Path, tmp_path: Path) -> Path:
         half = rng.uniform(0.8, 1, (LAYERS, LAYERS))
         matrices[module.name] = np.triu(half, 1) + np.triu(half, 1).T + np.eye(LAYERS)
     modules = {
-        module.name: {key: getattr(module, key) for key in ("layers", "group", "period", "dead_last")}
+        module.name: {
+            "layers": module.layers,
+            "group": module.group,
+            "period": module.pattern_period,
+            "dead_last": module.last_output_unused,
+        }
         for module in source.modules
     }
     adjacent = {name: rng.uniform(0.1, 1, LAYERS - 1) for name in matrices}
@@ -115,16 +120,15 @@ def test_it_prunes_and_says_what_it_did(
         output = tmp_path / "base_pruned"
         assert result["output"] == str(output)
         assert (result["checkpoint"], result["calibration"]) == (str(checkpoint), str(calibration))
-        plan = plan_from_calibration(checkpoint, calibration)
-        assert result["removed"] == {name: list(layers) for name, layers in plan.removal.items()}
+        # The same job without ROS removes the same layers and writes the same bytes.
+        request = PruneRequest(checkpoint=checkpoint, calibration=calibration, output=tmp_path / "reference")
+        assert result["removed"] == run(request).removed
         pruned = Checkpoint.open(output)
         assert result["parameters"] == {
             "before": Checkpoint.open(checkpoint).parameters(),
             "after": pruned.parameters(),
         }
         assert 0 < result["seconds"] < 60
-        # The same job without ROS writes the same bytes.
-        prune_by_plan(checkpoint, tmp_path / "reference", plan)
         assert (output / "model.safetensors").read_bytes() == (tmp_path / "reference/model.safetensors").read_bytes()
         assert node.stop() == 0
         assert "Traceback" not in node.log

@@ -10,8 +10,8 @@ import pytest
 from clp_ros.calibration.calibration_file import Calibration
 from clp_ros.checkpoints.layer_stack import LayerStack
 from clp_ros.core.errors import ClpError
-from clp_ros.jobs.arguments import parse_budgets, parse_removals
 from clp_ros.policies.checkpoint import Checkpoint
+from clp_ros.pruning.arguments import parse_budgets, parse_removals
 from clp_ros.pruning.plan import check_calibration, default_plan, make_plan
 
 LAYERS = 10

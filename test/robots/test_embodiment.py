@@ -13,7 +13,7 @@ from robot_tools import document, robot, states, sync
 
 from clp_ros.core.errors import ClpError
 from clp_ros.core.resources import resource_path
-from clp_ros.jobs.embodiment_features import embodiment_features
+from clp_ros.jobs.make_checkpoint import embodiment_features
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
 from clp_ros.robots.observation import joint_selector
 from clp_ros.robots.trajectory import chunk_positions

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures checkpoints side by side: the columns of the paper's Table 1."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from clp_ros.jobs.progress import SILENT, Progress
+from clp_ros.jobs.request import FilePaths, Request, Result
+
+
+class BenchmarkRequest(Request):
+    """Asks for measurements of checkpoints; see :func:`clp_ros.evaluation.benchmark.benchmark` for all attributes.
+
+    Attributes:
+        checkpoints: Checkpoint folders; the others are compared with the first.
+    """
+
+    checkpoints: Annotated[FilePaths, Field(min_length=1)]
+    device: str = "auto"
+    runs: Annotated[int, Field(ge=1)] = 10
+    warmup: Annotated[int, Field(ge=0)] = 2
+    train_step: bool = True
+    dtype: Literal["auto", "float32"] = "auto"
+    compiled: bool = False
+    alone: bool = False
+    run: bool = True
+
+
+class BenchmarkResult(Result):
+    """The measurements.
+
+    Attributes:
+        checkpoints: One mapping a checkpoint.
+        ratios: One mapping a checkpoint: the first one's value over its own.
+    """
+
+    checkpoints: list[dict[str, Any]]
+    ratios: list[dict[str, float | None]]
+
+
+def run(request: BenchmarkRequest, progress: Progress = SILENT) -> BenchmarkResult:
+    """Measures the checkpoints.
+
+    Raises:
+        ClpError: A checkpoint does not load, or does not fit the memory.
+    """
+    from clp_ros.evaluation.benchmark import benchmark
+
+    return BenchmarkResult(
+        **benchmark(
+            request.checkpoints,
+            request.device,
+            request.runs,
+            request.warmup,
+            request.train_step,
+            progress.stage,
+            dtype=request.dtype,
+            compiled=request.compiled,
+            alone=request.alone,
+            run=request.run,
+        )
+    )

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a policy on demonstrations and compares the hidden states of its layers: bags become a calibration folder."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from clp_ros.core import processes
+from clp_ros.jobs.progress import SILENT, Progress
+from clp_ros.jobs.request import FilePath, FilePaths, Request, Result, Seed
+
+if TYPE_CHECKING:
+    from clp_ros.calibration.calibration_file import Calibration
+    from clp_ros.policies.lerobot_policy import LoadedPolicy
+    from clp_ros.policies.statistics import Statistics
+    from clp_ros.robots.embodiment import Embodiment
+
+
+class CalibrateRequest(Request):
+    """Asks for a calibration.
+
+    Attributes:
+        checkpoint: Checkpoint folder, or a repository on the hub.
+        output: Calibration folder to write.
+        embodiment: The robot: a name under config/embodiments, or a YAML file.
+        task: The instruction: a name under config/tasks, a YAML file, or the sentence itself.
+        bags: rosbag2 recordings, an episode each. Empty: ``live`` of :func:`run` gives the frames.
+        samples: Number of frames.
+        seed: Draws the frames, and each frame's noise and time.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: ``auto`` (as lerobot loads it) or ``float32``.
+        statistics: A LeRobotDataset's folder, or ``bags``; None: the checkpoint's own statistics.
+        tf_prefix: Put before the name of every joint.
+        topics: Topics that are not where the embodiment has them, by their entry.
+        command: The next step, which the report shows; None: ``clp prune …`` of this checkpoint.
+        overwrite: Whether an output folder that is not empty is replaced.
+    """
+
+    checkpoint: FilePath
+    output: FilePath
+    embodiment: str | FilePath
+    task: str
+    bags: FilePaths = ()
+    samples: Annotated[int, Field(ge=1)] = 64
+    seed: Seed = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    statistics: str | None = None
+    tf_prefix: str = ""
+    topics: dict[str, str] = Field(default_factory=dict)
+    command: str | None = None
+    overwrite: bool = False
+
+
+class CalibrateResult(Result):
+    """The calibration.
+
+    Attributes:
+        output: Its folder, absolute.
+        meta: calibration.json.
+        suggested: 0-based layers that pruning removes without further options, by module.
+        command: The next step.
+        calibration: The scores: :class:`clp_ros.calibration.calibration_file.Calibration`.
+        plan: The removal sets: :class:`clp_ros.pruning.plan.Plan`.
+    """
+
+    output: Path
+    meta: dict[str, Any]
+    suggested: dict[str, tuple[int, ...]]
+    command: str
+    calibration: Any = Field(exclude=True)
+    plan: Any = Field(exclude=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """The output folder, all of calibration.json, and what pruning would remove."""
+        return {"output": str(self.output), **self.meta, "suggested": {k: list(v) for k, v in self.suggested.items()}}
+
+
+def run(
+    request: CalibrateRequest,
+    progress: Progress = SILENT,
+    live: Callable[[LoadedPolicy, Embodiment, str, Statistics | str | None], Calibration] | None = None,
+) -> CalibrateResult:
+    """Calibrates, in each of the processes that torchrun or accelerate started; the first one writes the folder.
+
+    Args:
+        request: What to do.
+        progress: Where to report. It is silent in all processes but the first.
+        live: Calibrates on frames of a live robot, where the request has no bags: called with the policy, the robot,
+            the instruction and the statistics.
+
+    Raises:
+        ClpError: The checkpoint, the bags and the robot do not fit each other, or the output folder is not empty.
+        FailedElsewhereError: Another process has failed.
+    """
+    with processes.together():
+        return _run(request, progress if processes.rank() == 0 else SILENT, live)
+
+
+def _run(
+    request: CalibrateRequest,
+    progress: Progress,
+    live: Callable[[LoadedPolicy, Embodiment, str, Statistics | str | None], Calibration] | None,
+) -> CalibrateResult:
+    from clp_ros.bags.reader import open_bag
+    from clp_ros.calibration.calibrate import given_statistics
+    from clp_ros.core.files import check_apart, check_output_folder
+    from clp_ros.datasets.episodes import check_topics
+    from clp_ros.policies.lerobot_policy import load_policy
+    from clp_ros.pruning.plan import default_plan
+    from clp_ros.report.calibration_report import write_calibration
+    from clp_ros.robots.embodiment import load_embodiment
+    from clp_ros.robots.task import load_task
+
+    check_apart(request.output, [request.checkpoint, *request.bags])
+    check_output_folder(request.output, request.overwrite)
+    embodiment = load_embodiment(request.embodiment, request.tf_prefix, request.topics)
+    task = load_task(request.task, embodiment).instruction
+    for bag in request.bags:  # before the policy is loaded, which takes long
+        check_topics(open_bag(bag), embodiment)
+    statistics = given_statistics(request.statistics)
+    progress.stage("loading the policy")
+    policy = load_policy(request.checkpoint, processes.local_device(request.device), request.dtype, mapped=True)
+    if live is not None and not request.bags:
+        calibration = live(policy, embodiment, task, statistics)
+    else:
+        calibration = _calibrate_bags(request, policy, embodiment, task, statistics, progress)
+    plan = default_plan(calibration, policy.checkpoint)
+    words = ("clp", "prune", "--checkpoint", request.checkpoint, "--calibration", request.output)
+    command = request.command or shlex.join([*map(str, words), "--output", f"{request.output}_pruned"])
+    if processes.rank() == 0:
+        progress.stage("writing the folder")
+        write_calibration(calibration, request.output, plan.report(), command=command, overwrite=request.overwrite)
+    return CalibrateResult(
+        output=request.output.absolute(),
+        meta=calibration.meta,
+        suggested=plan.removal,
+        command=command,
+        calibration=calibration,
+        plan=plan,
+    )
+
+
+def _calibrate_bags(
+    request: CalibrateRequest,
+    policy: LoadedPolicy,
+    embodiment: Embodiment,
+    task: str,
+    statistics: Statistics | str | None,
+    progress: Progress,
+) -> Calibration:
+    from clp_ros.calibration.calibrate import calibrate_bags
+
+    def advance(done: int, total: int) -> None:
+        if not done:
+            progress.stage("calibrating", "frame")
+        progress.advance(done, total)
+
+    progress.stage("scanning the bags", "s")
+    return calibrate_bags(
+        policy,
+        request.bags,
+        embodiment,
+        task,
+        request.samples,
+        request.seed,
+        advance,
+        progress.advance,
+        statistics=statistics,
+        notify=progress.warn,
+    )

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs as functions: requests that refuse what is wrong, results with one JSON form, no printing, no ROS."""
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clp_ros.core.errors import ClpError
+from clp_ros.jobs import benchmark, calibrate, inspect, make_checkpoint, prune, record, verify
+from clp_ros.jobs.progress import Progress
+from clp_ros.jobs.request import Request, Result
+
+FILES = sorted(Path(make_checkpoint.__file__).parent.glob("*.py"))
+JOBS = [path for path in FILES if path.stem not in ("__init__", "progress", "request")]
+by_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_a_job_is_a_request_a_result_and_run(path: Path) -> None:
+    job = importlib.import_module(f"clp_ros.jobs.{path.stem}")
+    own = [value for value in vars(job).values() if isinstance(value, type) and value.__module__ == job.__name__]
+    (request,) = (value for value in own if issubclass(value, Request))
+    assert any(issubclass(value, Result) for value in own)
+    assert list(job.run.__annotations__)[:2] == ["request", "progress"]
+    assert job.run.__annotations__["request"] == request.__name__
+
+
+@by_file
+def test_jobs_neither_print_nor_know_ros_or_options(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    roots = {name.partition(".")[0] for name in imported}
+    assert roots.isdisjoint({"argparse", "rclpy", "rich", "tqdm"})
+    assert not any(name.startswith(("clp_ros.cli", "clp_ros.nodes")) for name in imported)
+    assert not any(isinstance(node, ast.Name) and node.id == "print" for node in ast.walk(tree))
+
+
+def test_importing_all_jobs_imports_no_large_library() -> None:
+    names = ", ".join(f"clp_ros.jobs.{path.stem}" for path in JOBS)
+    code = f"import {names}, sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"torch", "lerobot", "transformers", "matplotlib", "mujoco", "rclpy"}.isdisjoint(loaded)
+
+
+@pytest.mark.parametrize(
+    ("request_type", "values", "fault"),
+    [
+        (make_checkpoint.MakeCheckpointRequest, {"family": "pi0", "size": "big", "output": "o"}, "size must be 'tiny'"),
+        (make_checkpoint.MakeCheckpointRequest, {"family": "pi0", "size": "tiny"}, "output is missing"),
+        (verify.VerifyRequest, {"checkpoint": "c", "devise": "cpu"}, "did you mean 'device'"),
+        (benchmark.BenchmarkRequest, {"checkpoints": []}, "checkpoints must have at least 1"),
+        (benchmark.BenchmarkRequest, {"checkpoints": ["c"], "warmup": -1}, "warmup must be at least 0, not -1"),
+        (calibrate.CalibrateRequest, {"checkpoint": "c", "output": "o", "embodiment": "e"}, "task is missing"),
+        (prune.PruneRequest, {"checkpoint": "c", "output": "o", "threshold": float("nan")}, "threshold must be a fin"),
+        (record.RecordRequest, {"embodiment": "ur5", "size": (8, 8)}, "size.0 must be at least 16, not 8"),
+    ],
+)
+def test_a_wrong_request_is_refused_when_it_is_made(request_type: type, values: dict, fault: str) -> None:
+    with pytest.raises(ClpError, match=fault):
+        request_type(**values)
+
+
+def test_a_pruning_takes_a_calibration_or_layers(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ClpError, match="either a calibration or the layers"):
+        prune.run(prune.PruneRequest(checkpoint=tiny_checkpoint, output=tmp_path / "o"))
+
+
+class Heard(Progress):
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.done: list[tuple[int, int]] = []
+
+    def stage(self, title: str, unit: str = "") -> None:
+        self.stages.append(title)
+
+    def advance(self, done: int, total: int) -> None:
+        self.done.append((done, total))
+
+
+def test_a_job_runs_reports_and_gives_its_json(tiny_checkpoint: Path, tiny_calibration: Path, tmp_path: Path) -> None:
+    heard = Heard()
+    request = prune.PruneRequest(
+        checkpoint=str(tiny_checkpoint), calibration=tiny_calibration, output=tmp_path / "pruned", budgets={"vlm": 2}
+    )
+    result = prune.run(request, heard)
+    assert heard.stages == ["reading the calibration", "pruning"]
+    assert heard.done[-1][0] == heard.done[-1][1] > 0
+    assert json.loads(json.dumps(result.to_json())) == result.to_json()
+    assert prune.PruneResult(**result.to_json()).to_json() == result.to_json()
+    assert result.plan.removal == {name: tuple(layers) for name, layers in result.removed.items()}
+    dry = prune.run(request.model_copy(update={"output": None}))
+    assert (dry.output, dry.removed, dry.parameters) == (None, result.removed, result.parameters)
+    found = inspect.run(inspect.InspectRequest(path=tmp_path / "pruned")).to_json()
+    assert found["parameters"] == result.parameters["after"]
+
+
+def test_progress_that_raises_cancels_the_job(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    class Cancel(Progress):
+        def advance(self, done: int, total: int) -> None:
+            raise KeyboardInterrupt
+
+    request = prune.PruneRequest(checkpoint=tiny_checkpoint, output=tmp_path / "pruned", removal={"vlm": (1, 2)})
+    with pytest.raises(KeyboardInterrupt):
+        prune.run(request, Cancel())
+    assert list(tmp_path.iterdir()) == []

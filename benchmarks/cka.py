@@ -26,6 +26,7 @@ import torch
 from results import Table, add_output_argument, write_results
 
 from clp_ros.calibration.similarity import LinearCKA
+from clp_ros.core.compat.torch import multiplies_bfloat16
 
 FRAME_TOKENS = 241  # of one SmolVLA frame: 3 cameras x 64, 48 of language, 1 of state
 
@@ -96,7 +97,7 @@ def half_precision(tokens: int, dim: int) -> Table:
         "three of two bfloat16 parts": lambda: split(states, parts=2),
     }
     print(f"2 layers x {tokens} tokens x {dim}, bfloat16, {torch.get_num_threads()} threads")
-    print(f"torch's bfloat16 products on this processor: {torch.ops.mkldnn._is_mkldnn_bf16_supported()}")
+    print(f"torch's bfloat16 products on this processor: {multiplies_bfloat16()}")
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     record = Table("products", {"processor time": "s", "time / float64": None, "error": None})
     for _ in range(5):  # in turns

@@ -67,10 +67,15 @@ def count_gflops(policy: LoadedPolicy) -> float:
         ClpError: It has no weights, and what it does depends on their values.
     """
     import torch
-    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import FlopCounterMode
+
+    from clp_ros.core.compat.torch import (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+        FakeTensor,
+        TorchDispatchMode,
+    )
 
     aten = torch.ops.aten
     by_index = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)

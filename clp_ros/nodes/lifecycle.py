@@ -10,13 +10,15 @@ from typing import Any
 
 from lifecycle_msgs.srv import ChangeState
 from rclpy.callback_groups import ReentrantCallbackGroup
-from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.exceptions import InvalidHandle
 from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.task import Future
 
+from clp_ros.nodes.compat import RCLError, lifecycle_state, replace_change_state
+
 # What rclpy raises for a transition that does not exist in a state, and for what was destroyed meanwhile.
-REFUSALS = (rclpy_implementation.RCLError, rclpy_implementation.InvalidHandle)
+REFUSALS = (RCLError, InvalidHandle)
 
 TransitionCallback = Callable[[LifecycleState], TransitionCallbackReturn]
 
@@ -37,13 +39,13 @@ class ManagedNode(LifecycleNodeMixin, Node):
 
     def __init__(self, name: str) -> None:
         Node.__init__(self, name)
+        for callback in ("on_configure", "on_cleanup", "on_activate", "on_deactivate", "on_shutdown", "on_error"):
+            setattr(self, callback, self._logged(getattr(self, callback)))  # before rclpy looks them up, once
         # Reentrant: get_state answers while a transition is under way. A second transition is refused meanwhile.
         LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
         self._changing = threading.Lock()
         self._destroyed = False
-        self._change = self._service_change_state.callback
-        self._service_change_state.callback = self._change_state
-        self._callbacks = {state: self._logged(callback) for state, callback in self._callbacks.items()}
+        self._change = replace_change_state(self, self._change_state)
 
     def exclusively(self, change: Callable[[], Any]) -> Any:
         """Runs a transition, and returns what it returns.
@@ -122,4 +124,4 @@ class ManagedNode(LifecycleNodeMixin, Node):
     @property
     def state(self) -> str:
         """The lifecycle's state: ``unconfigured``, ``inactive``, ``active``, ``finalized``, or one between two."""
-        return self._state_machine.current_state[1]
+        return lifecycle_state(self)

@@ -11,10 +11,11 @@ from typing import Any
 
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.event_handler import SubscriptionEventCallbacks
-from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.exceptions import InvalidHandle
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
+from clp_ros.nodes.compat import RCLError, WaitSet
 from clp_ros.robots.topics import type_advice
 
 # How long a close may take: the wait looks up that often.
@@ -100,7 +101,7 @@ class Listener:
                 for subscription in self._subscriptions.values():
                     handles.enter_context(subscription.handle)
                 topics = {subscription.handle.pointer: topic for topic, subscription in self._subscriptions.items()}
-                wait_set = rclpy_implementation.WaitSet(len(topics), 0, 0, 0, 0, 0, context.handle)
+                wait_set = WaitSet(len(topics), 0, 0, 0, 0, 0, context.handle)
                 while not self._closing.is_set() and context.ok():
                     wait_set.clear_entities()
                     for subscription in self._subscriptions.values():
@@ -108,7 +109,7 @@ class Listener:
                     wait_set.wait(_LOOK_NS)
                     for pointer in wait_set.get_ready_entities("subscription"):
                         self._take_all(topics[pointer])
-            except (rclpy_implementation.RCLError, rclpy_implementation.InvalidHandle):
+            except (RCLError, InvalidHandle):
                 if context.ok() and not self._closing.is_set():
                     raise
 

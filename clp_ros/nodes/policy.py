@@ -26,7 +26,7 @@ from typing import Any
 
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.duration import Duration
-from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.exceptions import InvalidHandle
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -44,6 +44,7 @@ from clp_ros.core.errors import ClpError
 from clp_ros.core.settings import did_you_mean
 from clp_ros.core.threads import set_threads
 from clp_ros.nodes import policy_settings as settings
+from clp_ros.nodes.compat import given_parameters
 from clp_ros.nodes.controllers import ControllerNodes
 from clp_ros.nodes.diagnostics import Diagnostics, Level, Report
 from clp_ros.nodes.joint_trajectory import serialized_joint_trajectory
@@ -220,7 +221,7 @@ class PolicyNode(ManagedNode):
         if runner is not None:
             runner.deactivate()
             for publisher in publishers:
-                with suppress(rclpy_implementation.InvalidHandle):
+                with suppress(InvalidHandle):
                     publisher.wait_for_all_acked(Duration(seconds=_ACKNOWLEDGED_S))
 
     # ------------------------------------------------------------------------------------------------ configuring
@@ -288,7 +289,7 @@ class PolicyNode(ManagedNode):
 
     def _check_names(self) -> None:
         """Refuses parameters that do not exist: rclpy ignores them, and a misspelt one would do nothing."""
-        for name in self._parameter_overrides:
+        for name in given_parameters(self):
             if not self.has_parameter(name) and not name.startswith("qos_overrides."):
                 raise ClpError(
                     f"unknown parameter {name!r}", where="policy", fix=did_you_mean(name, list(settings.PARAMETERS))

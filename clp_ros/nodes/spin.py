@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import rclpy
-from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
+from rclpy.exceptions import InvalidHandle, InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.executors import Executor, ExternalShutdownException, MultiThreadedExecutor, SingleThreadedExecutor
-from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
@@ -31,7 +30,7 @@ class _WhatIsLeft(Executor):
         while True:
             try:
                 return super().wait_for_ready_callbacks(*args, **kwargs)
-            except rclpy_implementation.InvalidHandle:
+            except InvalidHandle:
                 continue
 
 

@@ -28,15 +28,15 @@ def empty_weights() -> Iterator[None]:
     emptied: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        register(module, name, parameter)
         if parameter is not None and not parameter.is_meta:
             if parameter not in emptied:
                 emptied[parameter] = nn.Parameter(parameter.data.to("meta"), requires_grad=parameter.requires_grad)
-            module._parameters[name] = emptied[parameter]
+            parameter = emptied[parameter]
+        register(module, name, parameter)
 
     def stay(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-        dtype = torch._C._nn._parse_to(*args, **kwargs)[1]
-        return module if dtype is None else move(module, dtype)
+        given = [one for one in (*args, *kwargs.values()) if isinstance(one, torch.dtype | torch.Tensor)]
+        return move(module, getattr(given[0], "dtype", given[0])) if given else module
 
     nn.Module.register_parameter, nn.Module.to = register_empty, stay
     try:
@@ -53,7 +53,8 @@ def fake_weights(model: nn.Module) -> None:
     tensors models fail there, and where they ask which device a tensor is on.
     """
     import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from clp_ros.core.compat.torch import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         named = model.named_parameters(remove_duplicate=False)
@@ -74,13 +75,13 @@ def assign_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], copy: 
     state = model.state_dict(keep_vars=True)
     holders: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
-        for name, parameter in module._parameters.items():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             holders.setdefault(id(parameter), []).append((module, name))
     for name, tensor in weights.items():
         wanted = state[name]
         if isinstance(wanted, nn.Parameter):
             filled = nn.Parameter(tensor.to(wanted.dtype, copy=copy), requires_grad=wanted.requires_grad)
             for module, attribute in holders[id(wanted)]:
-                module._parameters[attribute] = filled
+                setattr(module, attribute, filled)
         else:
             wanted.copy_(tensor)

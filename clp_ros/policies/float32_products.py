@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from clp_ros.core.compat.torch import multiplies_bfloat16
+
 
 @contextlib.contextmanager
 def fast_products(device: str) -> Iterator[None]:
@@ -37,10 +39,3 @@ def fast_products(device: str) -> Iterator[None]:
     else:
         with Float32Linear():
             yield
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether torch has bfloat16 products for this CPU."""
-    import torch
-
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -33,8 +33,6 @@ def load_processors(checkpoint: Checkpoint, device: str) -> tuple[Any, Any]:
     Raises:
         ClpError: One is missing, or has a step that would run code of the checkpoint's choice.
     """
-    # lerobot's own way to processors ends so, but with 0.5's GR00T it takes their statistics away.
-    from lerobot.policies.factory import _reconnect_relative_absolute_steps
     from lerobot.processor import PolicyProcessorPipeline
     from lerobot.processor.converters import (
         batch_to_transition,
@@ -42,6 +40,8 @@ def load_processors(checkpoint: Checkpoint, device: str) -> tuple[Any, Any]:
         transition_to_batch,
         transition_to_policy_action,
     )
+
+    from clp_ros.core.compat.lerobot import link_relative_actions
 
     for name in PROCESSORS:
         if not (checkpoint.path / name).is_file():
@@ -64,7 +64,7 @@ def load_processors(checkpoint: Checkpoint, device: str) -> tuple[Any, Any]:
             to_transition=policy_action_to_transition,
             to_output=transition_to_policy_action,
         )
-    _reconnect_relative_absolute_steps(preprocessor, postprocessor)
+    link_relative_actions(preprocessor, postprocessor)
     if checkpoint.family.connect is not None:
         checkpoint.family.connect(preprocessor, postprocessor)
     return preprocessor, postprocessor

@@ -109,9 +109,11 @@ class RealTimeChunking:
         """
         from lerobot.processor import TransitionKey, create_transition, to_relative_actions
 
+        from clp_ros.core.compat.lerobot import relative_mask, relative_state
+
         absolute = self._last_absolute[:, kept].cpu()
-        mask = self._relative._build_mask(absolute.shape[-1])
-        state = self._relative._last_state.detach().cpu().reshape(1, -1)
+        mask = relative_mask(self._relative, absolute.shape[-1])
+        state = relative_state(self._relative).detach().cpu().reshape(1, -1)
         transition = create_transition(action=to_relative_actions(absolute, state, mask))
         if self._normalizer is not None:
             transition = self._normalizer(transition)

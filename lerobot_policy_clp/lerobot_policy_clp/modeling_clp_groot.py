@@ -24,7 +24,6 @@ from lerobot.policies.groot.action_head.flow_matching_action_head import (
     FlowmatchingActionHead,
     FlowmatchingActionHeadConfig,
 )
-from lerobot.policies.groot.eagle2_hg_model.configuration_eagle2_5_vl import Eagle25VLConfig
 from lerobot.policies.groot.eagle2_hg_model.modeling_eagle2_5_vl import Eagle25VLForConditionalGeneration
 from lerobot.policies.groot.groot_n1 import GR00TN15, EagleBackbone, GR00TN15Config
 from lerobot.policies.groot.modeling_groot import GrootPolicy
@@ -32,6 +31,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Qwen3ForCausalLM, SiglipVisionModel
 
+from .compat import eagle_config
 from .configuration_clp_groot import ClpGrootConfig
 from .fixed_noise import FixedNoise
 
@@ -215,7 +215,7 @@ class _Backbone(EagleBackbone):
         eagle = _merged(_EAGLE, config.eagle_config)
         # LeRobot builds all of Qwen3's layers and drops those above.
         eagle["text_config"]["num_hidden_layers"] = config.llm_layers
-        eagle = Eagle25VLConfig(**eagle, _attn_implementation="sdpa")
+        eagle = eagle_config(eagle, attention="sdpa")
         # The towers are given, because for one of its own the class asks for flash-attn.
         vision, language = SiglipVisionModel(eagle.vision_config), Qwen3ForCausalLM(eagle.text_config)
         self.eagle_model = _Eagle(eagle, vision, language)

@@ -14,14 +14,13 @@ from lerobot.policies.groot.groot_n1_7 import (
     GR00TN17ActionHead,
     GR00TN17Config,
     Qwen3Backbone,
-    _cosmos_reason2_qwen3_vl_config,
-    _tie_unused_qwen_lm_head,
 )
 from lerobot.policies.groot.modeling_groot import GrootPolicy
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, PreTrainedModel, Qwen3VLConfig
 
+from .compat import cosmos_reason2_config, tie_lm_head
 from .configuration_clp_groot_n1_7 import ClpGrootN17Config
 from .fixed_noise import FixedNoise
 
@@ -78,7 +77,7 @@ class _Backbone(Qwen3Backbone):
         super().__init__(load_pretrained_weights=False, **kwargs)
 
     def _from_backbone_config(self, *, model_kwargs: dict[str, Any], **_: Any) -> nn.Module:
-        return Qwen3VLForConditionalGeneration._from_config(self._config, **model_kwargs)
+        return AutoModelForImageTextToText.from_config(self._config, **model_kwargs)
 
 
 class _Model(GR00TN17):
@@ -97,7 +96,7 @@ class _Model(GR00TN17):
         )
         self.action_head = GR00TN17ActionHead(config)
         self.post_init()
-        _tie_unused_qwen_lm_head(self.backbone.model)
+        tie_lm_head(self.backbone.model)
 
 
 def _model_config(config: ClpGrootN17Config) -> GR00TN17Config:
@@ -115,7 +114,7 @@ def _model_config(config: ClpGrootN17Config) -> GR00TN17Config:
 
 
 def _backbone_config(config: ClpGrootN17Config) -> Qwen3VLConfig:
-    backbone = Qwen3VLConfig(**config.backbone_config) if config.backbone_config else _cosmos_reason2_qwen3_vl_config()
+    backbone = Qwen3VLConfig(**config.backbone_config) if config.backbone_config else cosmos_reason2_config()
     # LeRobot builds all of the published model's layers and drops those above.
     backbone.text_config.num_hidden_layers = config.llm_layers
     return backbone

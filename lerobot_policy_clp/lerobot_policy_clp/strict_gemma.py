@@ -8,6 +8,8 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from safetensors.torch import load_file
 from torch import nn
 
+from .compat import gemma_names
+
 _PREFIX = "model."
 _LM_HEAD = "model.paligemma_with_expert.paligemma.lm_head.weight"
 _EMBEDDING = "model.paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
@@ -29,7 +31,7 @@ class StrictGemma:
     def _load_as_safetensor(cls, model: nn.Module, model_file: str, map_location: str, strict: bool) -> nn.Module:
         stored = load_file(model_file)
         # LeRobot's own changes to names; where the head of the language model is stored, the embedding is its copy.
-        fixed = model._fix_pytorch_state_dict_keys(stored, model.config)
+        fixed = gemma_names(model, stored)
         weights = {_with_prefix(name): tensor for name, tensor in fixed.items()}
         named = {_with_prefix(name): tensor for name, tensor in stored.items()}
         if _EMBEDDING in named:  # LeRobot would replace a stored embedding if the head came after it in the file

@@ -267,7 +267,14 @@ def calibrate_bags(
     calibrator.all_reduce()
     taken = _sum_taken(processes.gather(taken), total)
     described = [_describe(reader, episode, *t) for reader, episode, t in zip(readers, episodes, taken, strict=True)]
-    return calibrator.finish({"embodiment": embodiment.name, "episodes": len(readers), "bags": described})
+    return calibrator.finish(
+        {
+            "embodiment": embodiment.name,
+            "actions": embodiment.actions.source,
+            "episodes": len(readers),
+            "bags": described,
+        }
+    )
 
 
 def _sum_taken(taken: Sequence[Sequence[tuple[int, Counter[str]]]], total: int) -> list[tuple[int, Counter[str]]]:

@@ -74,6 +74,7 @@ def calibrate_live(
     return calibrator.finish(
         {
             "embodiment": reservoir.embodiment.name,
+            "actions": reservoir.embodiment.actions.source,
             "episodes": reservoir.episodes,
             "bags": [],
             "live": {

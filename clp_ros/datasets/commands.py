@@ -259,8 +259,10 @@ class TrajectoryCommands:
             points = tuple(
                 Point(
                     point.time_from_start.sec * 10**9 + point.time_from_start.nanosec,
-                    *(values(getattr(point, what), what) for what in ("positions", "velocities", "accelerations")),
-                    effort=point.effort,
+                    values(point.positions, "positions"),
+                    values(point.velocities, "velocities"),
+                    values(point.accelerations, "accelerations"),
+                    point.effort,
                 )
                 for point in message.points
             )

@@ -40,7 +40,7 @@ class Sample:
     """
 
     time_ns: int
-    selected: Mapping[str, tuple[int, Any]]
+    selected: dict[str, tuple[int, Any]]
     action_stamps: Mapping[str, int]
 
 

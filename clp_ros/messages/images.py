@@ -269,7 +269,7 @@ def _converter() -> Callable[[np.ndarray, str], np.ndarray]:
 def _opencv_converter(pixels: np.ndarray, encoding: str) -> np.ndarray:
     import cv2
 
-    return cv2.cvtColor(pixels, getattr(cv2, _ENCODINGS[encoding][1]))
+    return cv2.cvtColor(pixels, getattr(cv2, str(_ENCODINGS[encoding][1])))
 
 
 def _cv_bridge_converter() -> Callable[[np.ndarray, str], np.ndarray]:

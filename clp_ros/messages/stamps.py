@@ -40,7 +40,9 @@ class Clock:
 
     def __init__(self) -> None:
         self._newest: int | None = None
-        self._restart()
+        # The shortest lag, since when it has been that, how many messages had it, and whether that was for long enough.
+        self._lag: int | None = None
+        self._since, self._count, self._confirmed = 0, 0, False
 
     @property
     def steady_lag_ns(self) -> int | None:
@@ -62,10 +64,11 @@ class Clock:
         back = 0 if self._newest is None else self._newest - stamp
         # Delays only ever make a lag longer. One that is much shorter than all before says that those were late, unless
         # many had the same, or the stamp is ahead of the receive stamp where those before were not.
-        known = self._lag is not None and (
+        ahead = 0
+        if self._lag is not None and (
             self.steady_lag_ns is not None or (lag < -MAX_LEAD_NS and abs(self._lag) <= _JITTER_NS)
-        )
-        ahead = self._lag - lag if known else 0
+        ):
+            ahead = self._lag - lag
         if max(back, ahead) > MAX_CLOCK_JUMP_NS:
             self._newest = None
             self._restart()
@@ -96,8 +99,7 @@ class Clock:
             self._confirmed = self._confirmed or receive_ns - self._since >= _STEADY_NS
 
     def _restart(self) -> None:
-        # The shortest lag, since when it has been that, and how many messages had it.
-        self._lag: int | None = None
+        self._lag = None
         self._since, self._count, self._confirmed = 0, 0, False
 
 

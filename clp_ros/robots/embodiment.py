@@ -304,7 +304,8 @@ class Embodiment(Settings):
 
     def sync_of(self, topic: str) -> Sync:
         """How an input topic is sampled."""
-        return {source.topic: source.sync for source in (*self.cameras.values(), *self.joint_states.values())}[topic]
+        sources: list[Camera | JointStates] = [*self.cameras.values(), *self.joint_states.values()]
+        return next(source.sync for source in sources if source.topic == topic)
 
 
 def load_embodiment(

@@ -112,7 +112,7 @@ def select_one(topic: str, source: Source, sync: Sync, tick_ns: int, period_ns: 
         ahead = (source.newest - tick_ns) / 1e6
         raise NotReadyError(topic, f"its stamps are {ahead:.0f} ms in the future", "stamps in the future")
     age = tick_ns - newest[0]
-    if sync.policy == "asof" and age > sync.tolerance_ms * 1e6:
+    if sync.tolerance_ms is not None and age > sync.tolerance_ms * 1e6:
         joint, lag = source.oldest(tick_ns)
         whose = f"joint {joint!r} is " if joint else ""
         reason = f"{whose}{age / 1e6:.0f} ms old, tolerance {sync.tolerance_ms:g} ms"

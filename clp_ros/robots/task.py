@@ -88,7 +88,7 @@ def load_task(name_or_text: str | Path, embodiment: Embodiment | None = None) ->
     text = str(name_or_text).strip()
     if not text:
         raise ClpError("the task is empty", fix="give the name of a task or an instruction")
-    name, chosen = re.fullmatch(r"(.*?)(?::(\w*))?", text, re.DOTALL).groups()
+    name, _, chosen = text.rpartition(":") if re.search(r":\w*$", text) else (text, "", "")
     if re.search(r"\s", text) and not name.endswith((".yaml", ".yml")):
         try:
             return Task(instruction=text)

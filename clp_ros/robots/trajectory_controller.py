@@ -38,10 +38,10 @@ class Point:
     """
 
     time_ns: int
-    positions: Sequence[float]
-    velocities: Sequence[float] = ()
-    accelerations: Sequence[float] = ()
-    effort: Sequence[float] = ()
+    positions: Sequence[float] | np.ndarray
+    velocities: Sequence[float] | np.ndarray = ()
+    accelerations: Sequence[float] | np.ndarray = ()
+    effort: Sequence[float] | np.ndarray = ()
 
 
 @dataclass(frozen=True)
@@ -207,14 +207,12 @@ class TrajectoryController:
             if len(point.effort):
                 raise RejectedError(f"point {index} has effort")
 
-    def _in_order(self, command: Command) -> list[Point]:
+    def _in_order(self, command: Command) -> list[_Knot]:
         """Its points in the controller's order of joints; a joint that is not named stays."""
         at = [self.joints.index(name) for name in command.joint_names]
         partial = len(at) < len(self.joints)
 
-        def sorted_to(values: Sequence[float], stay: np.ndarray) -> np.ndarray | None:
-            if not len(values):
-                return None
+        def sorted_to(values: Sequence[float] | np.ndarray, stay: np.ndarray) -> np.ndarray:
             # A joint that duplicate names left out goes to 0: the controller's own way.
             found = stay.copy() if partial else np.zeros(len(self.joints))
             found[at] = values
@@ -222,37 +220,47 @@ class TrajectoryController:
 
         still = np.zeros(len(self.joints))
         return [
-            Point(
+            _Knot(
                 point.time_ns,
                 sorted_to(point.positions, self.commanded.positions),
-                sorted_to(point.velocities, still),
-                sorted_to(point.accelerations, still),
+                sorted_to(point.velocities, still) if len(point.velocities) else None,
+                sorted_to(point.accelerations, still) if len(point.accelerations) else None,
             )
             for point in command.points
         ]
 
 
+@dataclass(frozen=True)
+class _Knot:
+    """A point in the controller's order of joints: each (joints,) float64, None where the message has none."""
+
+    time_ns: int
+    positions: np.ndarray
+    velocities: np.ndarray | None
+    accelerations: np.ndarray | None
+
+
 class _Following:
     """A trajectory that is being followed: its points, when it starts, and the state before it."""
 
-    def __init__(self, points: list[Point], start_ns: int, before_ns: int, before: State) -> None:
+    def __init__(self, points: list[_Knot], start_ns: int, before_ns: int, before: State) -> None:
         self._points = points
         self._times_ns = [start_ns + point.time_ns for point in points]
-        self._before = Point(before_ns, before.positions, before.velocities, before.accelerations)
+        self._before = _Knot(before_ns, before.positions, before.velocities, before.accelerations)
 
     def state(self, time_ns: int) -> State:
         following = bisect_right(self._times_ns, time_ns)
         if following == len(self._points):  # played out: it holds the last point
             last, still = self._points[-1], np.zeros_like(self._points[-1].positions)
             speeds, forces = (still if values is None else values for values in (last.velocities, last.accelerations))
-            return State(np.asarray(last.positions), speeds, forces)
+            return State(last.positions, speeds, forces)
         end, end_ns = self._points[following], self._times_ns[following]
         if following == 0:
             return _between(self._before, self._before.time_ns, end, end_ns, time_ns)
         return _between(self._points[following - 1], self._times_ns[following - 1], end, end_ns, time_ns)
 
 
-def _between(start: Point, start_ns: int, end: Point, end_ns: int, time_ns: int) -> State:
+def _between(start: _Knot, start_ns: int, end: _Knot, end_ns: int, time_ns: int) -> State:
     """Joins two points by a line, a cubic or a quintic polynomial, by which derivatives both have."""
     span, at = (end_ns - start_ns) / 1e9, (time_ns - start_ns) / 1e9
     p0, p1, v0, v1 = start.positions, end.positions, start.velocities, end.velocities

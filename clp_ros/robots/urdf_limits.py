@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 from xml.etree import ElementTree
 from xml.parsers import expat
 
@@ -102,7 +103,7 @@ def _limits(element: ElementTree.Element) -> JointLimits:
         return replace(its, fault=str(error))
 
 
-def _bounds(element: ElementTree.Element, kind: str) -> dict[str, float]:
+def _bounds(element: ElementTree.Element, kind: str) -> dict[str, Any]:
     limit = element.find("limit")
     velocity = _number(limit, "velocity", math.inf)
     if velocity <= 0:

@@ -16,7 +16,7 @@ from robot_tools import EYE, MS, START, STATES, document, picture, recorded_stat
 from clp_ros.bags.reader import open_bag
 from clp_ros.core.errors import ClpError
 from clp_ros.core.resources import resource_path
-from clp_ros.datasets.episodes import Frame, LeftOut, read_frames, usable_ticks
+from clp_ros.datasets.episodes import Frame, LeftOut, read_episode, read_frames, usable_ticks
 from clp_ros.datasets.reservoir import FrameReservoir
 from clp_ros.messages.stamps import header_stamp_ns
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
@@ -447,6 +447,7 @@ def test_memory_does_not_grow_with_the_bag(tmp_path: Path) -> None:
         tracemalloc.start()
         assert len(usable_ticks(reader, ASOF).usable) == steps
         assert sum(1 for _ in read_frames(reader, ASOF, usable, 10)) == steps
+        assert sum(1 for _ in read_episode(reader, ASOF)) == steps
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[0] < 60 * pixels.nbytes

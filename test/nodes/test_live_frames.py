@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A demonstration's topics, those of its commands among them, over real DDS into a reservoir."""
+
+from collections.abc import Iterator
+from threading import Thread
+
+import numpy as np
+import pytest
+import rclpy
+from builtin_interfaces.msg import Duration
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from robot_tools import EYE, STATES, document, sync
+from ros_tools import Peer, wait_for
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import Float64MultiArray
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from clp_ros.datasets.reservoir import FrameReservoir
+from clp_ros.nodes.live_frames import LiveFrames
+from clp_ros.robots.embodiment import Embodiment
+
+ARM, GRIPPER = "/arm/joint_trajectory", "/gripper/commands"
+
+
+@pytest.fixture
+def node(ros_domain: int) -> Iterator[Node]:
+    context = rclpy.Context()
+    rclpy.init(args=[], context=context, domain_id=ros_domain)
+    node = Node("listening", context=context)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    spinning = Thread(target=executor.spin)
+    spinning.start()
+    yield node
+    executor.shutdown()
+    spinning.join()
+    node.destroy_node()
+    rclpy.try_shutdown(context=context)
+
+
+def test_commands_are_heard_with_the_inputs(node: Node, ros_domain: int) -> None:
+    receive = sync(stamp="receive")
+    topics = {
+        "arm": {
+            "topic": ARM,
+            "type": "trajectory_msgs/msg/JointTrajectory",
+            "controllers": ["arm"],
+            "sync": receive,
+        },
+        "gripper": {
+            "topic": GRIPPER,
+            "type": "std_msgs/msg/Float64MultiArray",
+            "joints": ["finger"],
+            "sync": receive,
+        },
+    }
+    embodiment = Embodiment.model_validate(document(receive, receive) | {"actions": {"topics": topics}})
+    reservoir = FrameReservoir(embodiment, 5, 3)
+    live = LiveFrames(node, reservoir, idle_timeout=60)
+    point = JointTrajectoryPoint(positions=[4.0, 3.0], time_from_start=Duration(sec=0, nanosec=0))
+    messages = {
+        STATES: JointState(name=["waist", "elbow", "finger"], position=[1.0, 2.0, 0.03]),
+        EYE: Image(encoding="rgb8", height=1, width=1, step=3, data=bytes(3)),
+        ARM: JointTrajectory(joint_names=["elbow", "waist"], points=[point]),
+        GRIPPER: Float64MultiArray(data=[0.05]),
+    }
+    with Peer(ros_domain) as peer:
+        publishers = {topic: peer.node.create_publisher(type(one), topic, 10) for topic, one in messages.items()}
+        wait_for(lambda: all(one.get_subscription_count() for one in publishers.values()), "the subscriptions")
+
+        def publish() -> bool:
+            for topic, message in messages.items():
+                publishers[topic].publish(message)
+            return reservoir.held == 5
+
+        wait_for(publish, "five frames")
+    assert live.finish() == 5
+    assert set(reservoir.messages) == set(messages)
+    for frame in reservoir.frames():
+        assert np.allclose(frame.observation.state, [0.25, 1.0, 2.0])
+        assert np.allclose(frame.action, [0.75, 3.0, 4.0])
+        assert set(frame.action_stamps) == {ARM, GRIPPER}

@@ -2,7 +2,9 @@
 """Actions out of topics with commands: against an independent interpolation, and the same wherever they are read."""
 
 import copy
+from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from clp_ros.core.errors import ClpError
 from clp_ros.datasets.episodes import Frame, Steps, TickCounts, read_episode, read_frames, usable_ticks
 from clp_ros.datasets.reservoir import FrameReservoir
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
+from clp_ros.robots.observation import ObservationBuffer
 
 PERIOD = 20 * MS
 ARM, GRIPPER, LEADER = "/arm/joint_trajectory", "/gripper/commands", "/leader/joint_states"
@@ -247,9 +250,34 @@ def test_episode_calibration_and_live_frames_are_the_same(write_bag: WriteBag, s
             if later_one is not None and not later_one.action_is_pad[0]:
                 assert np.array_equal(drawn.actions[step], later_one.action)
                 assert not drawn.action_is_pad[step]
+    # What the policy node makes observations with, given every input that was received by a tick.
+    buffer, received = ObservationBuffer(embodiment), deque(reader.messages(list(embodiment.topics)))
+    for one in episode:
+        while received and received[0].receive_ns <= one.observation.tick_ns:
+            message = received.popleft()
+            buffer.add(message.topic, message.data, message.receive_ns)
+        equal(one, replace(one, observation=buffer.observe(one.observation.tick_ns)))
     few = ticks[3::17]
     for one, tick in zip(read_frames(reader, embodiment, few, chunk), few, strict=True):
         equal(one, known[one.piece, tick])
+
+
+def test_a_recording_of_others(shared_data: Path) -> None:
+    described = load_embodiment(Path(__file__).parents[1] / "data" / "wx200_pr2.yaml").model_dump()
+    states = next(iter(described["joint_states"].values()))
+    # Its JointStates taken for those of a leader: then it follows exactly.
+    described["actions"] = {"topics": {"leader": {"topic": states["topic"], "type": STATE, "sync": states["sync"]}}}
+    embodiment = Embodiment.model_validate(described)
+    counts = TickCounts()
+    reader = open_bag(shared_data / "bags" / "wx200_pr2_composite")
+    frames = list(read_episode(reader, embodiment, counts=counts))
+    assert len(frames) == counts.usable > 450
+    assert not counts.dropped
+    for frame in frames:
+        assert np.array_equal(frame.action, frame.observation.state)
+        assert frame.action_stamps == {states["topic"]: frame.observation.stamps[states["topic"]]}
+    moved = np.array([frame.action for frame in frames])
+    assert np.ptp(moved, axis=0).max() > 0.01
 
 
 def test_an_episode_is_read_as_it_is_asked_for(write_bag: WriteBag) -> None:

@@ -9,10 +9,10 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from clp_ros.calibration.distances import AdjacentDistances
 from clp_ros.calibration.similarity import LinearCKA
+from clp_ros.core.compat.torch import TorchDispatchMode
 from clp_ros.core.errors import ClpError
 
 # Buffered (Gram matrices), folded from the first full buffer on (cross products), folded into a file.

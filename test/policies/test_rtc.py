@@ -15,6 +15,7 @@ from lerobot.processor import (
     UnnormalizerProcessorStep,
 )
 
+from clp_ros.core.compat.lerobot import relative_mask
 from clp_ros.core.errors import ClpError
 from clp_ros.policies.lerobot_policy import load_policy
 from clp_ros.policies.rtc import MARGIN_STEPS, supports_rtc
@@ -99,8 +100,8 @@ def test_what_is_left_of_a_relative_chunk_is_relative_to_the_new_state(policy, s
     try:
         from lerobot.policies.rtc import reanchor_relative_rtc_prefix
     except ImportError:  # lerobot 0.5.1 has none
-        mean, std = (normalizer._tensor_stats["action"][key].numpy() for key in ("mean", "std"))
-        offset = moved["state"] * np.array(step._build_mask(STATE_SIZE))
+        mean, std = (normalizer.state_dict()[f"action.{key}"].numpy() for key in ("mean", "std"))
+        offset = moved["state"] * np.array(relative_mask(step, STATE_SIZE))
         wanted = torch.from_numpy((first[10:30] - offset - mean) / (std + normalizer.eps))
     else:
         wanted = reanchor_relative_rtc_prefix(

@@ -7,6 +7,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from clp_ros.report.heatmaps import DPI, HEIGHT_IN, WIDTH_IN, colour_floor, draw_heatmap, format_threshold, heatmap_rgb
 
@@ -86,7 +87,8 @@ def test_no_text_is_cut_off_and_layer_labels_do_not_run_into_each_other(num_laye
     page = figure.bbox
     texts = list(figure.texts) + list(figure.legends[0].get_texts())
     for axes in figure.axes:
-        texts += [axes.xaxis.label, axes.yaxis.label, axes.title, axes._left_title, *axes.texts]
+        texts += [axes.xaxis.label, axes.yaxis.label, axes.title, *axes.texts]
+        texts += [text for text in axes.findobj(Text) if text.get_text() == axes.get_title(loc="left")]
         texts += [*axes.get_xticklabels(), *axes.get_yticklabels()]
     for text in filter(lambda text: text.get_text(), texts):
         box = text.get_window_extent()

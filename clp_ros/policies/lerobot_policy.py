@@ -153,7 +153,7 @@ class LoadedPolicy:
                 f"the policy's cameras are {', '.join(sorted(self.image_slots)) or 'none'}; "
                 f"{whose} has {', '.join(sorted(slots)) or 'none'}",
                 where=self.checkpoint.path,
-                fix="give each camera the slot of the policy's feature it feeds, in the embodiment",
+                fix="give each camera the policy's feature that it feeds, in the embodiment",
             )
         self._given_cameras = tuple(slot for slot in self.image_slots if slot in slots)
         trained, notes = self._trained_cameras, []

@@ -98,7 +98,5 @@ class _Window:
 
 
 def _spread(values: np.ndarray) -> Spread:
-    # The same as np.percentile, which takes ten times as long and would delay a chunk by 4 ms per report.
-    ordered, last = np.sort(values), len(values) - 1
-    p50, p99 = np.interp((0.50 * last, 0.99 * last), np.arange(len(values)), ordered).tolist()
-    return Spread(p50, p99, float(ordered[-1]), len(values))
+    p50, p99, maximum = np.quantile(values, (0.50, 0.99, 1.0)).tolist()
+    return Spread(p50, p99, maximum, len(values))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibrates: which layers of a policy are redundant, from recorded bags or from the robot's topics."""
+"""Starts the calibration node, which finds redundant layers from recorded bags or from the robot's live topics."""
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from launch import Action, Event, EventHandler, LaunchContext, LaunchDescription
@@ -18,7 +18,7 @@ from clp_ros.nodes.topics import LATCHED
 
 
 class Failed(Event):
-    """The node told of a fault."""
+    """The node reported a fault."""
 
     name = "clp_ros.calibration.Failed"
 
@@ -40,7 +40,7 @@ def start(arguments: NodeArguments) -> list[Action]:
 
 
 def fail(context: LaunchContext) -> None:
-    # What an event handler raises is launch's only way to an exit code: it shuts down, and returns 1.
+    # An exception of an event handler is the only way to an exit code: launch shuts down and returns 1.
     if not context.is_shutdown:  # the node repeats its fault every second
         raise RuntimeError(context.locals.event.fault)
 
@@ -51,14 +51,14 @@ def fail_if_it_died(event: ProcessExited, context: LaunchContext) -> None:
 
 
 def end_when_done(context: LaunchContext, calibration: Node) -> None:
-    """Ends the launch when the node has written its folder (0), or told of a fault (1)."""
+    """Ends the launch when the node has written its folder (exit code 0) or reported a fault (1)."""
     name = calibration.node_name
 
     def emit(event: Event) -> None:
-        # Called on the ROS node's thread.
+        # This runs in the thread of the ROS node.
         context.asyncio_loop.call_soon_threadsafe(context.emit_event_sync, event)
 
-    def hear(diagnostics: DiagnosticArray) -> None:
+    def receive(diagnostics: DiagnosticArray) -> None:
         for status in diagnostics.status:
             if f"/{status.name}" == name and status.level == DiagnosticStatus.ERROR:
                 emit(Failed(status.message))
@@ -68,7 +68,7 @@ def end_when_done(context: LaunchContext, calibration: Node) -> None:
 
     node = get_ros_node(context)
     node.create_subscription(String, f"{name}/done", done, LATCHED)
-    node.create_subscription(DiagnosticArray, "/diagnostics", hear, 10)
+    node.create_subscription(DiagnosticArray, "/diagnostics", receive, 10)
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drives any robot that has a YAML file: camera and joint topics in, one JointTrajectory a controller out."""
+"""Starts the policy node for any robot with a YAML file."""
 
 from launch import LaunchDescription
 

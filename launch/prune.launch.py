@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts the node that prunes a checkpoint whenever `/pruning/prune` is called."""
+"""Starts the pruning node, which prunes a checkpoint at each call of `/pruning/prune`."""
 
 from launch import LaunchDescription
 from launch_ros.actions import Node

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks the robot's joint_trajectory_controllers for the parameters that decide what becomes of a message."""
+"""Reads the parameters of the robot's joint_trajectory_controllers, and checks that they accept our messages."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _ADVICE = (
 
 @dataclass(frozen=True)
 class ControllerFacts:
-    """What a controller's node says of itself; None where it does not say.
+    """Parameters of a controller's node. Each is None if the node does not have it.
 
     Attributes:
-        from_desired: Whether a new trajectory begins at the last command; else it begins at the measured state.
-        moving_end: Whether a trajectory may end with a velocity. clp_ros's never do.
-        partial: Whether a message may name some of the joints only.
-        interpolation: How it goes from point to point, ``splines`` or ``none``.
-        joints: The names of the joints.
+        from_desired: Whether a new trajectory begins at the last command. Otherwise, it begins at the measured state.
+        moving_end: Whether a trajectory may end with a velocity. Those of clp_ros never do.
+        partial: Whether a message may contain only some of the joints.
+        interpolation: Interpolation between points, ``splines`` or ``none``.
+        joints: Names of the joints.
     """
 
     from_desired: bool | None = None
@@ -54,41 +54,52 @@ class ControllerFacts:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:
-        """The facts in parameter values by name."""
+        """Returns the facts from parameter values by name."""
 
-        def said(name: str, kind: type) -> Any:
-            # Another node of that name may have other parameters of the same names.
+        def typed(name: str, kind: type) -> Any:
+            # A node of another kind may have a parameter of the same name and another type.
             value = values.get(name)
             return value if isinstance(value, kind) else None
 
-        desired = said(_FROM_DESIRED, bool)
-        if said("open_loop_control", bool):  # deprecated, and the same
+        desired = typed(_FROM_DESIRED, bool)
+        if typed("open_loop_control", bool):  # the deprecated name of the same parameter
             desired = True
-        joints = said("joints", list)
+        joints = typed("joints", list)
         return cls(
             desired,
-            said("allow_nonzero_velocity_at_trajectory_end", bool),
-            said("allow_partial_joints_goal", bool),
-            said("interpolation_method", str),
+            typed("allow_nonzero_velocity_at_trajectory_end", bool),
+            typed("allow_partial_joints_goal", bool),
+            typed("interpolation_method", str),
             None if joints is None or not all(isinstance(one, str) for one in joints) else tuple(joints),
         )
 
 
 def node_name(topic: str) -> str | None:
-    """The controller's node, e.g. ``/left/arm_controller``, by its topic; None where the topic does not tell."""
+    """Returns the name of a controller's node, such as ``/left/arm_controller``.
+
+    Args:
+        topic: The controller's topic.
+
+    Returns:
+        The name; None if the topic does not contain one.
+    """
     name = topic.removesuffix(_SUFFIX)
     return name if name != topic and name else None
 
 
 def check(controller: Controller, facts: ControllerFacts) -> None:
-    """Compares a controller with the embodiment's entry for it. The order of the joints may differ.
+    """Checks that a controller accepts messages for the embodiment's joints. The order of the joints may differ.
+
+    Args:
+        controller: The embodiment's entry.
+        facts: The controller's parameters.
 
     Raises:
         ClpError: The controller would drop every message for its joints, or would jump from point to point.
     """
     if facts.interpolation == "none":
         raise ClpError(
-            "interpolation_method is none: it jumps from point to point",
+            "interpolation_method is none: the controller jumps from point to point",
             where=node_name(controller.topic),
             fix="set interpolation_method: splines in the controllers' YAML",
         )
@@ -110,18 +121,18 @@ def check(controller: Controller, facts: ControllerFacts) -> None:
 
 
 class ControllerNodes:
-    """Clients of the controllers' parameter services, made early so that the nodes are discovered when asked.
+    """Clients of the controllers' parameter services. Create them early, because discovery takes time.
 
-    The node's executor must spin in another thread while :meth:`ask` waits. The node's parameter ``controller_wait``
-    says how many seconds from here on the controllers' nodes are looked for, and how many their answers may take.
-    0: none is asked.
+    The node's executor must spin in another thread while :meth:`check` waits. The node's parameter ``controller_wait``
+    bounds the search for the controllers' nodes, in seconds from the construction of this object, and then the wait for
+    their answers. With 0, no controller is checked.
 
     Args:
-        node: Has the parameter.
+        node: The node, which has the parameter.
         embodiment: The robot.
 
     Raises:
-        ClpError: The parameter is no time.
+        ClpError: The parameter is negative or not finite.
     """
 
     def __init__(self, node: Node, embodiment: Embodiment) -> None:
@@ -148,13 +159,13 @@ class ControllerNodes:
         self._clients = {}
 
     def check(self, is_over: Callable[[], bool]) -> dict[str, ControllerFacts]:
-        """Asks every controller at once, compares the joints, and logs once what is to be set.
+        """Reads the parameters of all controllers, checks the joints, and logs each advice once.
 
         Args:
-            is_over: Ends the wait early.
+            is_over: Returns whether to end the wait early.
 
         Returns:
-            The facts by the controller's name in the embodiment, of those whose nodes have answered.
+            The facts of the controllers that have answered, by the controller's name in the embodiment.
 
         Raises:
             ClpError: A controller would drop every message, or would not interpolate.
@@ -172,7 +183,7 @@ class ControllerNodes:
                 advice = f"{owner} does not answer: neither its joints nor {_FROM_DESIRED} are checked"
             if advice is not None and advice not in self._advised and not is_over():
                 self._advised.add(advice)
-                # One call a severity: rclpy refuses a call whose severity changes.
+                # Two calls, because rclpy refuses a call whose severity changes.
                 if name in facts:
                     logger.warning(advice)
                 else:
@@ -180,7 +191,7 @@ class ControllerNodes:
         return facts
 
     def _ask(self, is_over: Callable[[], bool]) -> dict[str, ControllerFacts]:
-        # A call for each name: one that a node does not have makes an answer without any value.
+        # One request per parameter: an unknown name would make an answer without any value.
         calls: dict[str, dict[str, Any]] = {}
         answered_s = time.monotonic() + self._wait_s
         while not is_over():
@@ -207,7 +218,7 @@ class ControllerNodes:
 
 
 def _value(future: Any) -> Any:
-    """The one value in an answer; None where the node does not have that parameter."""
+    """Returns the value in an answer; None if the node does not have the parameter."""
     if future.exception() is not None:
         return None
     values = future.result().values

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node says of itself on /diagnostics, once a second, whatever else it is doing."""
+"""Publishes a node's state on /diagnostics once a second."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PERIOD_S = 1.0
 
 
 class Level(Enum):
-    """How a node is, as diagnostic_msgs/DiagnosticStatus has it."""
+    """The levels of diagnostic_msgs/DiagnosticStatus."""
 
     OK = DiagnosticStatus.OK
     WARN = DiagnosticStatus.WARN
@@ -29,9 +29,9 @@ class Report:
     """One status.
 
     Attributes:
-        level: How the node is.
-        message: That in a few words.
-        values: Figures, by name; floats are shortened to four digits.
+        level: The level.
+        message: A short description of the state.
+        values: Values by name. Floats are published with four digits.
     """
 
     level: Level
@@ -42,12 +42,12 @@ class Report:
 class Diagnostics:
     """Publishes a node's report on /diagnostics at 1 Hz.
 
-    It has a callback group of its own, so it goes on while another callback of the node works; that needs a
-    multi-threaded executor. It goes by a steady clock: a paused simulation does not silence it.
+    The timer has a callback group of its own, so that a multi-threaded executor serves it while another callback runs.
+    It uses a steady clock, so that a paused simulation does not stop it.
 
     Args:
-        node: The node; its full name is the status's name.
-        report: Called once a second on an executor's thread; it must not block.
+        node: The node. Its full name is the status's name.
+        report: Returns the report. Called once a second in an executor's thread; it must not block.
     """
 
     def __init__(self, node: Node, report: Callable[[], Report]) -> None:
@@ -59,7 +59,7 @@ class Diagnostics:
         self._timer = node.create_timer(PERIOD_S, self.publish, callback_group=group, clock=steady)
 
     def publish(self) -> None:
-        """Publishes the report now, as when a state worth telling at once has changed."""
+        """Publishes the report now, as after an important change."""
         report = self._report()
         message = DiagnosticArray()
         message.header.stamp = self._node.get_clock().now().to_msg()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node's long piece of work: done on one thread of the executor, told of on /diagnostics, ended by a shutdown."""
+"""A node's long-running work: runs on one thread of the executor, reports on /diagnostics, ends on shutdown."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from clp_ros.nodes.diagnostics import Diagnostics, Level, Report
 
 
 class CancelledError(Exception):
-    """The node shuts down. Raised in the thread that works, so that what it has begun to write is removed."""
+    """The node shuts down. This is raised in the working thread, which then removes its half-written output."""
 
 
 class Job:
-    """At most one piece of work at a time. Its steps, progress and faults are the node's diagnostics.
+    """Runs at most one piece of work at a time, and reports its steps, progress and faults on /diagnostics.
 
     Args:
         node: The node.
-        idle: What it says of itself before the first.
+        idle: The report's message before the first work.
     """
 
     def __init__(self, node: Node, idle: str) -> None:
@@ -38,11 +38,11 @@ class Job:
 
     @property
     def running(self) -> bool:
-        """Whether there is work going on."""
+        """Whether work is in progress."""
         return self._busy.locked()
 
     def report(self) -> Report:
-        """How it stands, for /diagnostics."""
+        """Returns the report for /diagnostics."""
         report = self._report
         if not self.running:
             return report
@@ -50,15 +50,15 @@ class Job:
 
     @contextmanager
     def work(self, step: str) -> Iterator[None]:
-        """The block of the work.
+        """Runs the ``with`` block as the work.
 
-        A ClpError, or any other exception of it but :class:`CancelledError`, becomes the report; it is raised again.
+        Every exception of the block except :class:`CancelledError` becomes the report, and is raised again.
 
         Args:
-            step: What is done first.
+            step: Message of the first step.
 
         Raises:
-            ClpError: There is work going on already.
+            ClpError: Other work is in progress.
             CancelledError: The node shuts down.
         """
         if not self._busy.acquire(blocking=False):
@@ -69,24 +69,32 @@ class Job:
             yield
         except CancelledError:
             raise
-        except (Exception, SystemExit) as error:  # libraries raise the latter, too
+        except (Exception, SystemExit) as error:  # libraries also raise SystemExit
             fault = str(error) if isinstance(error, ClpError) else f"{type(error).__name__}: {error}"
-            self._tell(Report(Level.ERROR, fault))
+            self._publish(Report(Level.ERROR, fault))
             raise
         finally:
             self._busy.release()
 
     def step(self, message: str, **values: object) -> None:
-        """Says what is done from here on.
+        """Reports the next step.
+
+        Args:
+            message: What the step does.
+            **values: Values for /diagnostics.
 
         Raises:
             CancelledError: The node shuts down.
         """
         self.check()
-        self._tell(Report(Level.OK, message, values))
+        self._publish(Report(Level.OK, message, values))
 
     def progress(self, done: int, total: int) -> None:
-        """Says how far the step is; what it is called with has no unit.
+        """Records the progress of the step.
+
+        Args:
+            done: Amount of work done, in any unit.
+            total: Total amount of work, in the same unit.
 
         Raises:
             CancelledError: The node shuts down.
@@ -107,12 +115,12 @@ class Job:
             raise CancelledError
 
     def cancel(self) -> None:
-        """Ends the work, if there is any, and waits until it has ended. No other begins after that."""
+        """Ends the work in progress, and waits until it has ended. No other work begins after that."""
         self._cancelled.set()
         with self._busy:
             pass
 
-    def _tell(self, report: Report) -> None:
+    def _publish(self, report: Report) -> None:
         self._report = report
         if self._node.context.ok():
             self._diagnostics.publish()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trajectory as a serialized trajectory_msgs/JointTrajectory. A pure conversion: no node, no topic, no clock."""
+"""Serializes a trajectory as a trajectory_msgs/JointTrajectory. This uses no node, topic or clock."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ from builtin_interfaces.msg import Time
 from clp_ros.nodes.messages import NANOSECONDS
 from clp_ros.robots.trajectory import Trajectory
 
-# CDR (OMG's Common Data Representation), little-endian. After these bytes values are aligned to their own size.
+# Header of CDR (OMG's Common Data Representation), little-endian. The values after it are aligned to their size.
 _ENCODING = b"\x00\x01\x00\x00"
 
 
 def serialized_joint_trajectory(trajectory: Trajectory, stamp: Time, frame_id: str = "") -> bytes:
-    """A trajectory as a joint_trajectory_controller takes it: positions, and velocities where it has them.
+    """Serializes a trajectory for a joint_trajectory_controller.
 
-    It is published as it is, which every rmw takes. A Python object for each point, and rclpy's reading of its five
-    attributes, take as long as joining the chunk to what the robot follows: half the time from the policy to the
-    controllers.
+    Every rmw implementation publishes serialized messages. This is done for speed: message objects, which rclpy
+    converts attribute by attribute, would take half of the time from the policy to the controllers.
 
     Args:
-        trajectory: What to send.
-        stamp: When it starts; a zero stamp means "now" to the controller.
-        frame_id: Of the header.
+        trajectory: The trajectory. Its velocities are optional.
+        stamp: Start time. A zero stamp means "now" to the controller.
+        frame_id: The header's frame_id.
+
+    Returns:
+        The message in CDR.
 
     Raises:
-        ValueError: A controller would drop it, or worse, follow it: no points, shapes that do not fit, a position
-            or velocity that is not finite, a velocity at the end, or times that are not positive and strictly
+        ValueError: The trajectory is invalid, and a controller would drop it or follow it wrongly: it has no points or
+            wrong shapes, is not finite, ends with a velocity, or has times that are not positive and strictly
             increasing in whole nanoseconds.
     """
     positions = np.asarray(trajectory.positions, dtype=np.float64)
@@ -51,7 +53,7 @@ def serialized_joint_trajectory(trajectory: Trajectory, stamp: Time, frame_id: s
     front = struct.pack("<iI", stamp.sec, stamp.nanosec) + _string(frame_id)
     front += _strings(trajectory.joint_names) + struct.pack("<I", len(times))
     parts, start = [_ENCODING, front], len(front)
-    # After the first point all begin equally aligned.
+    # All points after the first have the same alignment.
     for part in (slice(0, 1), slice(1, None)):
         layout = _point(start % 8, shape[1], velocities.shape[1])
         points = np.zeros(len(times[part]), layout)
@@ -64,20 +66,26 @@ def serialized_joint_trajectory(trajectory: Trajectory, stamp: Time, frame_id: s
 
 
 def _string(text: str) -> bytes:
-    """A string, and what aligns the four-byte number after it."""
+    """Returns a string with the padding that aligns a four-byte number after it."""
     coded = text.encode() + b"\0"
     return struct.pack("<I", len(coded)) + coded + bytes(-len(coded) % 4)
 
 
 @cache
 def _strings(texts: tuple[str, ...]) -> bytes:
-    """A sequence of strings."""
+    """Returns a sequence of strings."""
     return struct.pack("<I", len(texts)) + b"".join(_string(text) for text in texts)
 
 
 @cache
 def _point(start: int, joints: int, moving: int) -> np.dtype:
-    """Layout of a JointTrajectoryPoint without accelerations and effort that begins ``start`` bytes after a double."""
+    """Returns the layout of a JointTrajectoryPoint without accelerations and effort.
+
+    Args:
+        start: Offset of the point from an eight-byte boundary.
+        joints: Number of positions.
+        moving: Number of velocities.
+    """
     at, layout = start, {"names": [], "formats": [], "offsets": []}
     for name, kind, count in (
         ("joints", "<u4", 1),

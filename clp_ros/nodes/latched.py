@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a publisher latched (transient local durability) before a node subscribed, as a gripper's driver may."""
+"""Receives joint states that were latched (transient local durability) before the node subscribed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clp_ros.nodes.listener import TakenHere
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.observation import NotReadyError
 
-# Reliable: a best-effort subscription is not sent what was latched. Deep enough for a driver of each joint.
+# Reliable, because latched messages are not sent to best-effort subscriptions. Deep enough for one driver per joint.
 _LATCHED = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
@@ -26,17 +26,17 @@ _LATCHED = QoSProfile(
 
 
 class LatchedStates:
-    """Takes the latched messages of JointState topics whose message is missing.
+    """Receives the latched messages of JointState topics whose message is missing.
 
-    A robot's topics are subscribed as volatile, which no publisher is incompatible with. Such a subscription is not
-    sent what was latched. One that is transient local is sent nothing by a volatile publisher, as most are, whose log
-    warns of it then. So there is one beside the volatile one, for a topic of which a publisher latches, and only while
-    its message is missing.
+    A robot's topics have volatile subscriptions, because these are compatible with all publishers. But a volatile
+    subscription does not receive latched messages. A transient local subscription would receive nothing from a volatile
+    publisher, whose log would warn. So a second, transient local subscription is made only for a topic with a latching
+    publisher, and only while its message is missing.
 
     Args:
-        node: The node; the subscriptions are its own.
+        node: The node that owns the subscriptions.
         embodiment: The robot.
-        receive: Called with the topic and each message, by the thread that calls :meth:`take`.
+        receive: Called with the topic and each message, in the thread that calls :meth:`take`.
     """
 
     def __init__(
@@ -58,7 +58,11 @@ class LatchedStates:
         self._subscriptions = {}
 
     def take(self, topic: str) -> None:
-        """Takes what has come in since the last call; the first one subscribes, where a publisher latches."""
+        """Receives a topic's new messages. The first call subscribes, if a publisher latches.
+
+        Args:
+            topic: The topic. Topics without joint states are ignored.
+        """
         if topic not in self._topics:
             return
         if topic not in self._subscriptions:
@@ -80,7 +84,7 @@ class LatchedStates:
             self._receive(topic, taken[0])
 
     def advice(self, missing: NotReadyError) -> str:
-        """What to add to the reason why a topic's message is missing: who publishes it, and how."""
+        """Returns an addition to the reason why a topic's message is missing: its publishers and their settings."""
         publishers = self._node.get_publishers_info_by_topic(missing.topic)
         if not publishers:
             return " (nobody publishes it)"

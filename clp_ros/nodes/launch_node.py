@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the launch files share: their arguments, and a node's parameters from a file with the given arguments on top."""
+"""Shared by the launch files: arguments, and a node's parameters from a file, overridden by given arguments."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from launch_ros.parameter_descriptions import ParameterFile, ParameterValue
 
 from clp_ros.core.resources import resource_path
 
-# Arguments that are parameters of the node too: the parameter's type, and what --show-args says.
+# Arguments that are also parameters of the node: the parameter's type, and the description for --show-args.
 PARAMETERS: dict[str, tuple[type, str]] = {
     "checkpoint": (
         str,
@@ -35,7 +35,7 @@ PARAMETERS: dict[str, tuple[type, str]] = {
     ),
     "bag": (
         list[str],
-        "Recorded rosbag2 folder to read, or several as A,B; without one, the embodiment's topics are heard live",
+        "Recorded rosbag2 folder to read, or several as A,B; without one, the embodiment's live topics are used",
     ),
     "samples": (int, "How many frames the calibration draws"),
     "output": (str, "Folder to write; it must be new or empty, unless overwrite is true"),
@@ -49,7 +49,7 @@ PARAMETERS: dict[str, tuple[type, str]] = {
     ),
     "use_sim_time": (bool, "Whether the clock is the topic /clock, as `ros2 bag play --clock` or a simulator gives it"),
     "dry_run": (bool, "Whether the policy's trajectories go to its topic preview only, and no robot moves"),
-    "calibration": (str, "Calibration folder; without one, the folder heard on the calibration node's topic done"),
+    "calibration": (str, "Calibration folder; without one, the folder received on the calibration node's topic done"),
     "budgets": (list[str], "Layers to remove from each module, as MODULE=K,MODULE=K; without any, the paper's share"),
     "threshold": (
         float,
@@ -64,13 +64,13 @@ NodeArguments = dict[str, Any]
 def node_description(
     node: str, start: Callable[[NodeArguments], list[Action]], /, *required: str, **optional: str
 ) -> LaunchDescription:
-    """A launch description of one node and its arguments, every one with a description.
+    """Returns the launch description of one node. Each launch argument has a description.
 
     Args:
-        node: Name of the node and of its executable; ``config/nodes/<node>.yaml`` is its parameter file by default.
-        start: Makes the actions that start it, of the keyword arguments for a ``Node`` or ``LifecycleNode``.
-        *required: Names in :data:`PARAMETERS` without which the launch is refused.
-        **optional: Names in :data:`PARAMETERS` and their defaults. ``""`` leaves the parameter as its file has it.
+        node: Name of the node and of its executable. Its default parameter file is ``config/nodes/<node>.yaml``.
+        start: Returns the actions that start the node, given the keyword arguments of a ``Node`` or ``LifecycleNode``.
+        *required: Names in :data:`PARAMETERS` that must be given.
+        **optional: Names in :data:`PARAMETERS` with their defaults. ``""`` keeps the value of the parameter file.
     """
 
     def start_with_arguments(context: LaunchContext) -> list[Action]:
@@ -102,7 +102,7 @@ def node_description(
             DeclareLaunchArgument(
                 "params_file",
                 default_value=str(resource_path(f"config/nodes/{node}.yaml")),
-                description=f"Parameter file of the {node} node; an argument given here goes before it",
+                description=f"Parameter file of the {node} node; a given argument overrides it",
             ),
             DeclareLaunchArgument("namespace", default_value="", description=f"Namespace of the {node} node"),
             DeclareLaunchArgument(
@@ -116,7 +116,7 @@ def node_description(
 
 
 def _typed(name: str, value: str) -> ParameterValue:
-    # Without a type launch reads every value as YAML: the task "no" would become a bool.
+    # Typed, because launch would read an untyped value as YAML, and the task "no" would become a bool.
     kind = PARAMETERS[name][0]
     if kind == list[str]:
         value = json.dumps([part.strip() for part in value.split(",")])

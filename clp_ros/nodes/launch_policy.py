@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The launch descriptions of every robot's and every task's launch file: the policy node, brought up to active."""
+"""Launch descriptions for robots and tasks: they start the policy node, configure it and activate it."""
 
 from launch import Action, LaunchContext, LaunchDescription
 from launch.actions import (
@@ -26,33 +26,35 @@ from clp_ros.robots.task import read_task
 
 
 def policy_description() -> LaunchDescription:
-    """The policy node for any robot and task."""
+    """Returns the launch description for any robot and task."""
     return _description([], "checkpoint", "embodiment", "task")
 
 
 def embodiment_description(embodiment: str) -> LaunchDescription:
-    """The policy node for one robot: each of its topics is an argument.
+    """Returns the launch description for one robot, with an argument for each of its topics.
 
     Args:
-        embodiment: Its name under config/embodiments.
+        embodiment: The robot's name under config/embodiments.
     """
     return _description(_topic_arguments(embodiment), "checkpoint", "task", embodiment=embodiment)
 
 
 def task_description(task: str) -> LaunchDescription:
-    """The policy node for one task, on the robot it is for.
+    """Returns the launch description for one task on its robot.
 
     Args:
-        task: Its name under config/tasks. Where it has several objects, which one is an argument.
+        task: The task's name under config/tasks. If the task has several objects, the object is an argument.
     """
-    its = read_task(task)
-    first = _topic_arguments(its.embodiment)
-    if its.choices:
+    description = read_task(task)
+    first = _topic_arguments(description.embodiment)
+    if description.choices:
         first += [
-            DeclareLaunchArgument("object", choices=list(its.choices), description="What the task is done with"),
+            DeclareLaunchArgument(
+                "object", choices=list(description.choices), description="What the task is done with"
+            ),
             OpaqueFunction(function=_choose_object, args=[task]),
         ]
-    return _description(first, "checkpoint", task=task, embodiment=its.embodiment)
+    return _description(first, "checkpoint", task=task, embodiment=description.embodiment)
 
 
 def _description(first: list[Action], /, *required: str, **optional: str) -> LaunchDescription:
@@ -98,7 +100,7 @@ def _description(first: list[Action], /, *required: str, **optional: str) -> Lau
 
 
 def _topic_arguments(name: str) -> list[Action]:
-    """An argument for each topic of an embodiment, and what makes the node's parameter of those given."""
+    """Returns an argument for each topic of an embodiment, and the action that sets the node's parameter from them."""
     embodiment = load_embodiment(name)
     arguments: dict[str, tuple[str, str]] = {}
     for camera, its in embodiment.cameras.items():
@@ -137,11 +139,11 @@ def _choose_object(context: LaunchContext, task: str) -> None:
 
 
 def _simulation(arguments: NodeArguments) -> Action:
-    """The simulated robot, where it is asked for; nothing runs on without it."""
+    """Returns the action that starts the simulated robot if ``sim`` is true. When it ends, the launch ends."""
     _, given = arguments["parameters"]
     same = {name: given[name] for name in ("embodiment", "tf_prefix", "topics") if name in given}
     if "use_sim_time" in given:
-        same["clock"] = given["use_sim_time"]  # whose else would it be
+        same["clock"] = given["use_sim_time"]  # with use_sim_time, the simulator must publish /clock
     settings = ParameterFile(str(resource_path("config/nodes/simulation.yaml")), allow_substs=False)
     return Node(
         package="clp_ros",
@@ -150,7 +152,7 @@ def _simulation(arguments: NodeArguments) -> Action:
         parameters=[settings, same],
         output="screen",
         emulate_tty=True,
-        # Ctrl-C is ending all already.
+        # Not while the launch is already ending, as after Ctrl-C.
         on_exit=lambda _, context: None if context.is_shutdown else Shutdown(reason="the simulated robot has ended"),
         condition=IfCondition(LaunchConfiguration("sim")),
     )
@@ -164,7 +166,7 @@ def _start(arguments: NodeArguments) -> list[Action]:
         event = ChangeState(lifecycle_node_matcher=matches_action(policy), transition_id=transition)
         return EmitEvent(event=event, **kwargs)
 
-    # start_state too, and once: the node also becomes inactive when a person deactivates it, and must then stay so.
+    # Only once, and only from configuring: a node that a user deactivates must stay inactive.
     configured = OnStateTransition(
         target_lifecycle_node=policy,
         start_state="configuring",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A managed node whose transitions may take long."""
+"""A managed node (rclpy lifecycle) whose transitions may take long."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from rclpy.task import Future
 
 from clp_ros.nodes.compat import RCLError, lifecycle_state, replace_change_state
 
-# What rclpy raises for a transition that does not exist in a state, and for what was destroyed meanwhile.
+# Raised by rclpy for a transition that does not exist in the present state, and for destroyed entities.
 REFUSALS = (RCLError, InvalidHandle)
 
 TransitionCallback = Callable[[LifecycleState], TransitionCallbackReturn]
 
 
 class BusyError(Exception):
-    """Another transition is under way, or the node is being destroyed."""
+    """Another transition is in progress, or the node is being destroyed."""
 
 
 class ManagedNode(LifecycleNodeMixin, Node):
     """A lifecycle node that answers its services while a transition runs.
 
-    One transition runs at a time, and none when the node is destroyed: :meth:`destroy_node` waits for the one that
-    runs. So a subclass frees its resources in :meth:`release`, which never runs twice at once.
+    At most one transition runs at a time. :meth:`destroy_node` waits for it, and no other begins after that. So
+    :meth:`release`, in which a subclass frees its resources, never runs concurrently.
 
     Args:
-        name: The node's.
+        name: The node's name.
     """
 
     def __init__(self, name: str) -> None:
         Node.__init__(self, name)
         for callback in ("on_configure", "on_cleanup", "on_activate", "on_deactivate", "on_shutdown", "on_error"):
-            setattr(self, callback, self._logged(getattr(self, callback)))  # before rclpy looks them up, once
-        # Reentrant: get_state answers while a transition is under way. A second transition is refused meanwhile.
+            setattr(self, callback, self._logged(getattr(self, callback)))  # before rclpy reads them, once
+        # Reentrant, so that get_state answers during a transition. A second transition is refused meanwhile.
         LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
         self._changing = threading.Lock()
         self._destroyed = False
         self._change = replace_change_state(self, self._change_state)
 
     def exclusively(self, change: Callable[[], Any]) -> Any:
-        """Runs a transition, and returns what it returns.
+        """Runs a transition, and returns its result.
 
         Args:
-            change: ``trigger_deactivate``, for example.
+            change: The transition, such as ``trigger_deactivate``.
 
         Raises:
             BusyError: Another transition runs, or the node is being destroyed.
@@ -64,12 +64,12 @@ class ManagedNode(LifecycleNodeMixin, Node):
             self._changing.release()
 
     def release(self) -> None:
-        """Frees what the transitions made. Called before the node is destroyed, when no transition can run."""
+        """Frees what the transitions created. Called before the node is destroyed, when no transition can run."""
 
     def destroy_node(self) -> None:
-        """Waits for the transition that runs, allows no other, releases everything and destroys the node."""
+        """Waits for a running transition, forbids further ones, calls :meth:`release` and destroys the node."""
         if not self._destroyed:
-            self._changing.acquire()  # for ever
+            self._changing.acquire()  # and never release it, so that no transition follows
             self._destroyed = True
             self.release()
         super().destroy_node()
@@ -77,8 +77,8 @@ class ManagedNode(LifecycleNodeMixin, Node):
     async def _change_state(self, request: ChangeState.Request, response: ChangeState.Response) -> Any:
         """Runs a transition in a thread of its own, and refuses one that does not exist in this state.
 
-        rclpy's own callback would keep the executor from all else, and lets RCLError out, which ends the node. The
-        caller gets an answer whatever happens: a future that stays pending would keep the caller waiting for ever.
+        rclpy's own callback would block the executor, and its RCLError would end the node. The caller always gets an
+        answer, also after an error: otherwise it would wait for ever.
         """
         done: Future = Future()
 
@@ -87,10 +87,10 @@ class ManagedNode(LifecycleNodeMixin, Node):
                 self.exclusively(lambda: self._change(request, response))
             except (BusyError, *REFUSALS):
                 response.success = False
-                if self.context.ok():  # else a signal has ended ROS meanwhile
+                if self.context.ok():  # else a signal has ended ROS
                     transition = request.transition.label or request.transition.id
                     self.get_logger().warning(f"no transition {transition} in state {self.state}")
-            except BaseException:  # noqa: BLE001 - this thread ends here, and nobody else would answer
+            except BaseException:  # noqa: BLE001 - the caller needs an answer
                 response.success = False
                 self.get_logger().error(f"the transition failed\n{traceback.format_exc()}")
             finally:
@@ -102,9 +102,9 @@ class ManagedNode(LifecycleNodeMixin, Node):
         return await done
 
     def _logged(self, callback: TransitionCallback) -> TransitionCallback:
-        """A transition's callback whose exceptions are logged: rclpy turns them into ERROR without a word.
+        """Wraps a transition's callback so that its exceptions are logged; rclpy would turn them into ERROR silently.
 
-        SystemExit, which libraries raise too, is one of them: it would leave the node between two states.
+        This includes SystemExit, which libraries raise too. It would leave the node between two states.
         """
 
         def logged(state: LifecycleState) -> TransitionCallbackReturn:
@@ -119,9 +119,9 @@ class ManagedNode(LifecycleNodeMixin, Node):
         return logged
 
     def failed(self, error: BaseException) -> None:
-        """Called with the unexpected exception of a transition's callback, which then counts as ERROR."""
+        """Called with an unexpected exception of a transition's callback. The transition then fails with ERROR."""
 
     @property
     def state(self) -> str:
-        """The lifecycle's state: ``unconfigured``, ``inactive``, ``active``, ``finalized``, or one between two."""
+        """The state: ``unconfigured``, ``inactive``, ``active``, ``finalized``, or that of a transition in progress."""
         return lifecycle_state(self)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes the messages of some topics in a thread of its own, at a small part of what rclpy's executors take for it."""
+"""Receives messages in a thread of its own, with a small part of the processor time of rclpy's executors."""
 
 from __future__ import annotations
 
@@ -18,13 +18,19 @@ from rclpy.qos import QoSProfile
 from clp_ros.nodes.compat import RCLError, WaitSet
 from clp_ros.robots.topics import type_advice
 
-# How long a close may take: the wait looks up that often.
+# Timeout of the wait for messages, which bounds the time of close().
 _LOOK_NS = 50_000_000
 _THROTTLE_S = 5.0
 
 
 def published_otherwise(node: Node, topic: str, kinds: Mapping[str, str]) -> str:
-    """What to add to "no message" where a topic is published with another type than ``kinds`` says; else nothing."""
+    """Returns an addition to "no message" for a topic that is published with another type; else an empty text.
+
+    Args:
+        node: The node.
+        topic: The topic.
+        kinds: The expected type by topic.
+    """
     others = {info.topic_type for info in node.get_publishers_info_by_topic(topic)} - {kinds[topic]}
     if not others:
         return ""
@@ -34,29 +40,29 @@ def published_otherwise(node: Node, topic: str, kinds: Mapping[str, str]) -> str
 
 
 class TakenHere(ReentrantCallbackGroup):
-    """Leaves what is in it out of the node's executor."""
+    """A callback group whose entities the node's executor never serves."""
 
     def can_execute(self, entity: Any) -> bool:
-        """Never."""
+        """Returns False for every entity."""
         return False
 
 
 class Listener:
-    """Subscriptions of a node, taken by one thread.
+    """Subscriptions of a node that one thread serves.
 
-    An executor of rclpy makes its wait set anew, of every entity of the node, for each message or two. With three
-    cameras and two arms that holds the interpreter for a third of the time, which then is not there for decoding and
-    publishing (benchmarks/camera_load.py). Here the wait set has these subscriptions alone, and is made once.
+    rclpy's executors rebuild their wait set, with every entity of the node, for every one or two messages. With three
+    cameras and two arms, this holds the interpreter for a third of the time, which delays decoding and publishing
+    (benchmarks/camera_load.py). Here the wait set contains only these subscriptions, and is built once.
 
-    There are no event callbacks: an executor that waits for a subscription's events wakes with each of its messages.
-    Best-effort subscriptions with rclpy's other defaults are compatible with all publishers; of another type tells
-    :func:`published_otherwise`.
+    The subscriptions have no event callbacks, because an executor that waits for a subscription's events wakes up with
+    each of its messages. So incompatible publishers are not reported. Best-effort subscriptions are compatible with all
+    publishers of the same type; :func:`published_otherwise` reports those of another type.
 
     Args:
-        node: The node; the subscriptions are its own, and seen as such by the graph.
+        node: The node that owns the subscriptions.
         topics: Message class by topic.
-        qos: Of all of them, or by topic. All messages that its history holds are taken, the oldest first.
-        receive: Called with the topic and each message, in this thread only. What it raises is logged.
+        qos: Quality of service, of all topics or by topic. All messages in its history are received, the oldest first.
+        receive: Called with the topic and each message, in the listener's thread. Its exceptions are logged.
     """
 
     def __init__(
@@ -70,7 +76,7 @@ class Listener:
         self._receive = receive
         self._closing = threading.Event()
         group = TakenHere()
-        # By the name it was asked for: a subscription's own may be a remapped one.
+        # By the requested name: a subscription's own name may be remapped.
         self._subscriptions = {
             topic: node.create_subscription(
                 kind,
@@ -86,7 +92,7 @@ class Listener:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the subscriptions; ``receive`` is not called any more when this returns."""
+        """Ends the subscriptions. ``receive`` is not called after this returns."""
         self._closing.set()
         self._thread.join()
         for subscription in self._subscriptions.values():
@@ -114,16 +120,16 @@ class Listener:
                     raise
 
     def _take_all(self, topic: str) -> None:
-        """Takes what the topic's history holds: a wait for each message would cost as much again as the message.
+        """Receives all messages in a topic's history, because a wait for each one would double the cost.
 
-        Not more than that, or a topic that is published faster than it is taken would keep the others waiting.
+        No more messages are received at once. Otherwise a very fast topic would block the others.
         """
         for _ in range(self._subscriptions[topic].qos_profile.depth):
             if self._closing.is_set() or not self._take(topic):
                 return
 
     def _take(self, topic: str) -> bool:
-        """Takes a message; returns whether there may be another."""
+        """Receives a message. Returns whether there may be another."""
         subscription = self._subscriptions[topic]
         try:
             taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
@@ -131,7 +137,7 @@ class Listener:
                 return False
             if not self._closing.is_set():
                 self._receive(topic, taken[0])
-        except Exception:  # noqa: BLE001 - one message must not end the listening to all, not even one that is no CDR
+        except Exception:  # noqa: BLE001 - no message may end the thread, not even one that is no CDR
             if not self._node.context.ok():
                 return False
             self._node.get_logger().error(

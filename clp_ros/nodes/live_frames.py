@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Listens to an embodiment's topics until they fall silent, and draws frames from what it hears."""
+"""Receives an embodiment's topics until they fall silent, and draws frames from the messages."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from clp_ros.nodes.messages import DEMONSTRATION_TYPES
 from clp_ros.nodes.topics import sensor_input
 
 _POLL_S = 0.1
-# Images kept until they are taken: every tick may be drawn, not only the newest.
+# History depth of images: any tick may be drawn, so more than the newest image is kept.
 _IMAGES = 10
 
 
 class LiveFrames:
-    """Feeds a reservoir from subscriptions.
+    """Fills a reservoir from subscriptions.
 
     Args:
-        node: The node; its clock gives the receive stamps, so a bag played with ``--clock`` wants ``use_sim_time``.
-        reservoir: Where the messages go. Nobody else touches it before :meth:`wait` has returned.
-        idle_timeout: Seconds of silence, after the first message, that end the listening.
+        node: The node. Its clock gives the receive stamps, so a bag played with ``--clock`` needs ``use_sim_time``.
+        reservoir: Receives the messages. No other thread may use it before :meth:`wait` has returned.
+        idle_timeout: Time without messages, after the first one, that ends the reception, in seconds.
     """
 
     def __init__(self, node: Node, reservoir: FrameReservoir, idle_timeout: float) -> None:
@@ -35,7 +35,8 @@ class LiveFrames:
         self._reservoir = reservoir
         self._idle_timeout = idle_timeout
         self._lock = threading.Lock()
-        self._heard: float | None = None
+        # When the last message was received, on time.monotonic.
+        self._received_s: float | None = None
         self._ended = threading.Event()
         self._fault: ClpError | None = None
         self._subscriptions = [
@@ -45,23 +46,23 @@ class LiveFrames:
             for topic, kind in reservoir.embodiment.demonstration_topics.items()
         ]
 
-    def wait(self, tell: Callable[[], None]) -> None:
-        """Listens until the topics fall silent or :meth:`finish` is called.
+    def wait(self, on_poll: Callable[[], None]) -> None:
+        """Waits until the topics fall silent or :meth:`finish` is called.
 
         Args:
-            tell: Called ten times a second; what it raises ends the listening.
+            on_poll: Called ten times per second. Its exceptions end the wait.
 
         Raises:
             ClpError: A message cannot be used because of the robot's clocks.
         """
         try:
             while not self._ended.wait(_POLL_S):
-                tell()
-                heard = self._heard
-                if heard is not None and time.monotonic() - heard > self._idle_timeout:
+                on_poll()
+                received_s = self._received_s
+                if received_s is not None and time.monotonic() - received_s > self._idle_timeout:
                     self._ended.set()
         finally:
-            with self._lock:  # a callback that is under way ends first
+            with self._lock:  # wait for a callback in progress
                 self._ended.set()
             for subscription in self._subscriptions:
                 self._node.destroy_subscription(subscription)
@@ -69,10 +70,13 @@ class LiveFrames:
             raise self._fault
 
     def finish(self) -> int:
-        """Ends the listening; returns the number of frames drawn.
+        """Ends the reception.
+
+        Returns:
+            The number of frames drawn.
 
         Raises:
-            ClpError: No frame has been drawn yet, and the listening goes on; or it has ended already.
+            ClpError: No frame has been drawn yet, and the reception continues; or it has ended already.
         """
         with self._lock:
             if self._ended.is_set():
@@ -80,7 +84,7 @@ class LiveFrames:
             if not self._reservoir.held:
                 raise ClpError("no frame has been drawn yet", fix="move the robot, or play a bag")
             self._ended.set()
-            self._reservoir.end_episode()  # which may draw one frame more
+            self._reservoir.end_episode()  # this may draw one more frame
             return self._reservoir.held
 
     def _receive(self, topic: str, message: Any) -> None:
@@ -88,7 +92,7 @@ class LiveFrames:
             now_ns = self._node.get_clock().now().nanoseconds
             if self._ended.is_set() or now_ns == 0:  # with use_sim_time: before the first /clock
                 return
-            self._heard = time.monotonic()
+            self._received_s = time.monotonic()
             try:
                 self._reservoir.add(topic, message, now_ns)
             except ClpError as error:

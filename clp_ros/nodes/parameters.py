@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Declaring a node's parameters, and those that several nodes read alike."""
+"""Declares and reads ROS parameters, including those that several nodes share and those of the release before."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from rclpy.node import Node
 
 from clp_ros.checkpoints.hub import is_repository, local_folder
 from clp_ros.core.errors import ClpError
+from clp_ros.core.settings import did_you_mean
+from clp_ros.nodes.compat import given_parameters
 from clp_ros.robots.embodiment import Embodiment, load_embodiment
 
 
@@ -20,25 +22,81 @@ def declare(node: Node, parameters: Mapping[str, tuple[Any, str]], *, read_only:
 
     Args:
         node: The node.
-        parameters: Default, which also fixes the type, and description, by name.
-        read_only: Whether they hold from the start on: setting one later is refused, instead of doing nothing.
-        untyped: Name of one that may have several types.
+        parameters: Default value and description by name. The default also determines the type.
+        read_only: Whether the parameters are read once at start. Setting one later is then refused.
+        untyped: Name of a parameter that accepts several types.
     """
     for name, (default, description) in parameters.items():
         descriptor = ParameterDescriptor(description=description, read_only=read_only, dynamic_typing=name == untyped)
         node.declare_parameter(name, default, descriptor)
 
 
+def declare_old(node: Node, parameters: Mapping[str, str]) -> None:
+    """Declares parameters of the release before, without values.
+
+    Args:
+        node: The node.
+        parameters: By old name, what the user must do instead: ``is NEW now``, or ``does nothing: …``.
+    """
+    for name, instead in parameters.items():
+        node.declare_parameter(name, None, ParameterDescriptor(description=f"Old: {instead}", dynamic_typing=True))
+
+
+def given_old(node: Node, parameters: Mapping[str, str]) -> list[str]:
+    """Returns the names of old parameters that have a value, and logs a warning for each.
+
+    Args:
+        node: The node.
+        parameters: As for :func:`declare_old`.
+    """
+    given = [name for name in parameters if node.get_parameter(name).value is not None]
+    for name in given:
+        node.get_logger().warning(f"the parameter {name} {parameters[name]}")
+    return given
+
+
+def check_known(node: Node, names: Sequence[str]) -> None:
+    """Checks that every given parameter exists. rclpy would ignore one that does not, as after a misspelling.
+
+    Args:
+        node: The node.
+        names: The known names, for the hint.
+
+    Raises:
+        ClpError: A given parameter is not declared.
+    """
+    for name in given_parameters(node):
+        if not node.has_parameter(name) and not name.startswith("qos_overrides."):
+            raise ClpError(f"unknown parameter {name!r}", where=node.get_name(), fix=did_you_mean(name, list(names)))
+
+
+def given_text(node: Node, name: str, fix: str) -> str:
+    """Returns a text parameter.
+
+    Args:
+        node: The node.
+        name: Its name.
+        fix: What to give, for the hint.
+
+    Raises:
+        ClpError: It is empty.
+    """
+    value = node.get_parameter(name).value
+    if not value.strip():
+        raise ClpError(f"the parameter {name} is empty", where=node.get_name(), fix=f"give {fix}")
+    return value
+
+
 def texts(value: str | list[str]) -> list[str]:
-    """The texts of a parameter that are not empty: ROS has no type for an empty list, so files say ``[""]``."""
+    """Returns the texts of a list parameter that are not empty. ROS has no empty list, so files write ``[""]``."""
     return [text for text in ([value] if isinstance(value, str) else value) if text]
 
 
 def checkpoint_folder(node: Node) -> Path:
-    """The folder of the parameter ``checkpoint``, absolute. It may be a repository id, which is then downloaded.
+    """Returns the absolute folder of the parameter ``checkpoint``. A repository id is downloaded.
 
     Raises:
-        ClpError: It is empty, or a repository that is neither in the hub's cache nor can be downloaded.
+        ClpError: It is empty, or the repository is not in the hub's cache and cannot be downloaded.
     """
     value = node.get_parameter("checkpoint").value
     if not value:
@@ -49,7 +107,7 @@ def checkpoint_folder(node: Node) -> Path:
 
 
 def given_embodiment(node: Node) -> Embodiment:
-    """The robot of the parameters ``embodiment``, ``tf_prefix`` and ``topics``.
+    """Returns the robot of the parameters ``embodiment``, ``tf_prefix`` and ``topics``.
 
     Raises:
         ClpError: See :func:`embodiment_parameters` and :func:`load_embodiment`.
@@ -58,18 +116,13 @@ def given_embodiment(node: Node) -> Embodiment:
 
 
 def embodiment_parameters(node: Node) -> tuple[str, str, dict[str, str]]:
-    """The parameters ``embodiment``, ``tf_prefix`` and ``topics``, the last by entry.
+    """Returns the parameters ``embodiment``, ``tf_prefix`` and ``topics``, the last as topic by entry.
 
     Raises:
         ClpError: ``embodiment`` is empty, or an entry of ``topics`` is not ENTRY:=TOPIC.
     """
-    name, tf_prefix, topics = (node.get_parameter(key).value for key in ("embodiment", "tf_prefix", "topics"))
-    if not name.strip():
-        raise ClpError(
-            "the parameter embodiment is empty",
-            where=node.get_name(),
-            fix="give a name under config/embodiments, or a YAML file",
-        )
+    name = given_text(node, "embodiment", "a name under config/embodiments, or a YAML file")
+    tf_prefix, topics = (node.get_parameter(key).value for key in ("tf_prefix", "topics"))
     renamed = {}
     for text in texts(topics):
         entry, sign, topic = text.partition(":=")
@@ -82,9 +135,15 @@ def embodiment_parameters(node: Node) -> tuple[str, str, dict[str, str]]:
 
 
 def output_folder(node: Node, checkpoint: Path, suffix: str) -> Path:
-    """The parameter ``output``, absolute; by default beside the checkpoint, named as it with a suffix.
+    """Returns the absolute folder of the parameter ``output``.
 
-    A repository's lies in the hub's cache: by default, the folder is then made where the node was started.
+    The default is beside the checkpoint. For a repository, which lies in the hub's cache, the default is in the current
+    folder.
+
+    Args:
+        node: The node.
+        checkpoint: The checkpoint's folder.
+        suffix: The default's name is that of the checkpoint with this suffix.
     """
     value = node.get_parameter("output").value
     if value:

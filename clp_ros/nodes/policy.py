@@ -1,109 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy node: a robot's camera and joint topics in, one JointTrajectory a controller and chunk out.
+"""The policy node: a robot's camera and joint topics in, one JointTrajectory per controller and chunk out.
 
-A managed node. Configuring loads the checkpoint and starts to listen; activating waits until every input is alive; only
-an active node sends; deactivating, ~/stop, and every fault (see clp_ros.control.runner) brake the robot to rest.
+This is a managed node. Configuring loads the checkpoint and subscribes to the inputs. Activating waits until every
+input is received. Only an active node sends. Deactivating, ~/stop and every fault (:mod:`clp_ros.control.watchdog`)
+bring the robot to rest.
 
-Which thread runs what: the listener's takes in images and joint states, and decodes none; the executor's one thread
-runs services, timers and the other topics, and never waits for the policy; a thread of its own runs each transition;
-the runner's worker alone runs the policy and publishes. One thread, because rclpy's multi-threaded executor takes
-several times as much of the interpreter's time a wake-up, which then is not there for decoding and publishing.
+Five kinds of threads are involved. The listener's thread receives images and joint states, and decodes none. The
+executor's thread runs services, timers and the other topics, and never waits for the policy. A thread of its own runs
+each transition. The runner's worker calls the policy and publishes; the runner's watchdog publishes safe stops. The
+executor has one thread, because rclpy's multi-threaded executor holds the interpreter several times as long for each
+event, which delays decoding and publishing.
 """
 
 from __future__ import annotations
 
-import gc
-import importlib
 import logging
-import sys
-import time
 import traceback
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.duration import Duration
-from rclpy.exceptions import InvalidHandle
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
-from rclpy.time import Time
 from std_msgs.msg import Float64, String
 from std_srvs.srv import Trigger
-from trajectory_msgs.msg import JointTrajectory
 
 from clp_ros.control.fault_handler import LOG_AGAIN_S
 from clp_ros.control.inputs import LiveInputs
 from clp_ros.control.processor_share import ProcessorShare
 from clp_ros.control.runner import ChunkRunner
 from clp_ros.core.errors import ClpError
-from clp_ros.core.settings import did_you_mean
 from clp_ros.core.threads import set_threads
+from clp_ros.nodes import policy_loading
 from clp_ros.nodes import policy_settings as settings
-from clp_ros.nodes.compat import given_parameters
 from clp_ros.nodes.controllers import ControllerNodes
-from clp_ros.nodes.diagnostics import Diagnostics, Level, Report
-from clp_ros.nodes.joint_trajectory import serialized_joint_trajectory
-from clp_ros.nodes.latched import LatchedStates
+from clp_ros.nodes.diagnostics import Diagnostics, Report
+from clp_ros.nodes.input_wait import WaitEndedError, wait_for_inputs
 from clp_ros.nodes.lifecycle import REFUSALS, BusyError, ManagedNode
-from clp_ros.nodes.listener import Listener, published_otherwise
+from clp_ros.nodes.listener import Listener
 from clp_ros.nodes.messages import INPUT_TYPES
-from clp_ros.nodes.parameters import checkpoint_folder, declare, given_embodiment
-from clp_ros.nodes.policy_report import report_values
+from clp_ros.nodes.parameters import check_known, checkpoint_folder, declare, given_embodiment, given_text
+from clp_ros.nodes.policy_report import node_report
 from clp_ros.nodes.robot_description import RobotDescriptions
 from clp_ros.nodes.spin import main as run_node
 from clp_ros.nodes.topics import sensor_input
-from clp_ros.policies.compilation import compile_policy
+from clp_ros.nodes.trajectory_publishers import TrajectoryPublishers
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.task import load_task
-from clp_ros.robots.trajectory import Trajectory
 
-# How long a running inference is waited for when the node is cleaned up or ends.
+# How long to wait for the policy to finish its chunk when the node is cleaned up or ends, in seconds.
 _CLOSE_S = 30.0
 _NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 _THROTTLE_S = LOG_AGAIN_S
-# How long the controllers are given to acknowledge the last message.
-_ACKNOWLEDGED_S = 0.2
-# How often activating looks at the inputs.
-_POLL_S = 0.05
-
-LoadPolicy = Callable[[Path, str], Any]
-
-
-def _load_policy(folder: Path, device: str) -> Any:
-    from clp_ros.policies.lerobot_policy import (
-        load_policy,  # torch and lerobot: seconds, and only a node that runs needs them
-    )
-
-    policy = load_policy(folder, device)
-    policy.check_normalised()
-    # While nothing moves yet: the first chunk takes several times as long as the next, and OpenCV takes long to import.
-    policy.warm_up()
-    importlib.import_module("cv2")
-    return policy
-
-
-class EndedError(Exception):
-    """A signal ended ROS while the policy was being loaded."""
 
 
 class PolicyNode(ManagedNode):
-    """See the module's text; config/nodes/policy.yaml explains the parameters.
+    """Drives a robot with a policy. See the module's text; config/nodes/policy.yaml explains the parameters.
 
     Args:
-        load: From the checkpoint's folder and the device to a policy with the interface of
-            :class:`clp_ros.policies.lerobot_policy.LoadedPolicy`: ``chunk_size``, ``check_features`` and
-            ``predict_chunk``.
+        load: Loads the policy.
 
     Attributes:
-        runner: The loop, while the node is configured.
+        runner: Makes and sends chunks; None while the node is not configured.
     """
 
-    def __init__(self, load: LoadPolicy = _load_policy) -> None:
+    def __init__(self, load: policy_loading.LoadPolicy = policy_loading.load_policy) -> None:
         super().__init__("policy")
         declare(self, settings.PARAMETERS, read_only=False)
         settings.declare_old(self)
@@ -115,20 +79,18 @@ class PolicyNode(ManagedNode):
         self._controllers: ControllerNodes | None = None
         self._listener: Listener | None = None
         self._tasks: Subscription | None = None
-        self._sending: dict[str, Any] = {}
+        self._trajectories: TrajectoryPublishers | None = None
         self._fault: str | None = None
         self._failed = False
         self.create_service(Trigger, "~/stop", self._stop)
         self._diagnostics = Diagnostics(self, self._report)
 
-    # ------------------------------------------------------------------------------------------------ lifecycle
-
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Reads the parameters, loads the policy, checks that it fits the robot, and listens to the inputs."""
+        """Reads the parameters, loads the policy, checks that it fits the robot, and subscribes to the inputs."""
         self._fault = None
         try:
             self._set_up()
-        except EndedError:
+        except policy_loading.EndedError:
             return TransitionCallbackReturn.FAILURE
         except ClpError as error:
             self.release()
@@ -138,13 +100,13 @@ class PolicyNode(ManagedNode):
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Starts sending, and ends a stop that was before, once every input is alive."""
+        """Waits until every input is received, and starts sending. An earlier stop is cleared."""
         self._fault = None
         self.runner.clear_stop()
         if not self._wait_for_inputs():
             return TransitionCallbackReturn.FAILURE
         try:
-            controllers = self._controllers.check(lambda: self.runner.stopped or not self.context.ok())
+            controllers = self._controllers.check(self._is_ended)
         except ClpError as error:
             self._fault = str(error)
             self.get_logger().error(f"not activated: {error}")
@@ -152,7 +114,7 @@ class PolicyNode(ManagedNode):
         result = super().on_activate(state)
         speed = self._embodiment.speed_scaling
         if speed is not None and self.runner.speed_scaling is None:
-            self.get_logger().info(f"{speed.topic} is not published: the robot is taken to move at full speed")
+            self.get_logger().info(f"{speed.topic} is not published: full speed is assumed")
         from_measured = [name for name, facts in controllers.items() if facts.from_desired is False]
         if not self.runner.activate(from_measured):  # stopped meanwhile
             super().on_deactivate(state)
@@ -160,116 +122,100 @@ class PolicyNode(ManagedNode):
         return result
 
     def _wait_for_inputs(self) -> bool:
-        """Waits until every input is alive; returns whether it is, and logs what is missing where time is up."""
-        deadline = time.monotonic() + self.get_parameter("activate_timeout").value
-        latched = LatchedStates(self, self._embodiment, partial(self._receive, self._inputs))
+        """Waits until every input is received. Returns whether it is; if not, the reason is logged."""
         try:
-            while missing := self._inputs.missing(self._now_ns()):
-                if self.runner.stopped or not self.context.ok():
-                    return False
-                if time.monotonic() > deadline:
-                    kinds = self._embodiment.topics
-                    if self._now_ns() == 0:
-                        self._fault = (
-                            "no time on /clock, which use_sim_time asks for: publish it (ros2 bag play --clock)"
-                        )
-                    else:
-                        advice = (published_otherwise(self, one.topic, kinds) or latched.advice(one) for one in missing)
-                        self._fault = "; ".join(map("{}{}".format, missing, advice))
-                    self.get_logger().error(f"not activated: {self._fault}")
-                    return False
-                for one in missing:
-                    latched.take(one.topic)
-                time.sleep(_POLL_S)
-        finally:
-            latched.close()
-        return True
+            self._fault = wait_for_inputs(
+                self,
+                self._embodiment,
+                self._inputs,
+                partial(self._receive, self._inputs),
+                self.get_parameter("activate_timeout").value,
+                self._is_ended,
+            )
+        except WaitEndedError:
+            return False
+        if self._fault is not None:
+            self.get_logger().error(f"not activated: {self._fault}")
+        return self._fault is None
+
+    def _is_ended(self) -> bool:
+        return self.runner.stopped or not self.context.ok()
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Brakes the robot to rest; nothing is sent any more when this returns."""
+        """Brings the robot to rest. Nothing is sent after this returns."""
         self.runner.deactivate()
         result = super().on_deactivate(state)
         return TransitionCallbackReturn.ERROR if self._failed else result
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Frees the policy and all that configuring made."""
+        """Frees the policy and everything else that configuring created."""
         result = super().on_cleanup(state)
         self.release()
         return result
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """As cleaning up, from any state."""
+        """Brings the robot to rest and cleans up, from any state."""
         self.brake()
         result = super().on_shutdown(state)
         self.release()
         return result
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Frees everything; the node is unconfigured then, and can be configured again."""
+        """Cleans up. The node is unconfigured then, and can be configured again."""
         result = super().on_error(state)
         self._failed = False
         self.release()
         return result
 
     def failed(self, error: BaseException) -> None:
-        """Shows an unexpected exception of a transition on /diagnostics."""
+        """Records an unexpected exception of a transition for /diagnostics."""
         self._fault = f"{type(error).__name__}: {error}"
 
     def brake(self) -> None:
-        """Brakes the robot to rest, if it is driven, and waits until the controllers have received that."""
-        runner, publishers = self.runner, set(self._sending.values())  # a transition may take both away meanwhile
+        """Brings the robot to rest, and waits until the controllers have received the message."""
+        runner, publishers = self.runner, self._trajectories  # read once: a transition may set both to None
         if runner is not None:
             runner.deactivate()
-            for publisher in publishers:
-                with suppress(InvalidHandle):
-                    publisher.wait_for_all_acked(Duration(seconds=_ACKNOWLEDGED_S))
-
-    # ------------------------------------------------------------------------------------------------ configuring
+            if publishers is not None:
+                publishers.wait_until_acknowledged()
 
     def _set_up(self) -> None:
-        self._check_names()
+        check_known(self, list(settings.PARAMETERS))
         checkpoint = checkpoint_folder(self)
         embodiment = given_embodiment(self)
-        task = load_task(self._given("task", "a name under config/tasks, or an instruction"), embodiment)
+        task = load_task(given_text(self, "task", "a name under config/tasks, or an instruction"), embodiment)
         self.get_logger().info(f"loading {checkpoint}")
-        if (threads := set_threads(settings.threads(self))) is not None:  # before anything computes
+        if (threads := set_threads(settings.threads(self))) is not None:  # before torch computes anything
             self.get_logger().info(f"torch computes with {threads} threads")
-        import cv2  # noqa: F401 - takes a second, which the first image would have to wait
+        import cv2  # noqa: F401 - takes a second, and the first image needs it
 
-        self._controllers = ControllerNodes(self, embodiment)  # discovered while the policy is loaded
-        with RobotDescriptions(self, embodiment) as descriptions:  # heard while the policy is loaded
+        self._controllers = ControllerNodes(self, embodiment)  # the controllers are discovered while the policy loads
+        with RobotDescriptions(self, embodiment) as descriptions:  # received while the policy loads
             policy = self._load(checkpoint, self.get_parameter("device").value)
             embodiment = descriptions.narrow()
         if not self.context.ok():
-            raise EndedError
-        slots = [camera.feature for camera in embodiment.cameras.values()]
-        for note in policy.check_features(slots, embodiment.action_size, embodiment.name) or ():
+            raise policy_loading.EndedError
+        features = [camera.feature for camera in embodiment.cameras.values()]
+        for note in policy.check_features(features, embodiment.action_size, embodiment.name) or ():
             self.get_logger().warning(note)
         replan = settings.replan_config(self, task, policy.chunk_size)
         schedule, watchdog = settings.schedule(self), settings.watchdog_config(self)
         if self.get_parameter("compile").value:
-            if schedule.mode == "rtc":
-                raise ClpError(
-                    "a compiled policy cannot continue its last chunk",
-                    where="policy",
-                    fix="set mode to replace or ensemble, or compile to false",
-                )
             self.get_logger().info("compiling the denoising step")
-            compile_policy(policy, task.instruction, cuda_graphs=False)  # the worker's thread cannot replay graphs
+            policy_loading.compile_for_node(policy, schedule.mode, task.instruction)
         if schedule.mode == "rtc":
             policy.enable_rtc(replan.replan_steps or task.execution_length)
-        # Else a collection walks half a million objects of a loaded policy's now and then: 0.3 s in which nothing runs.
-        gc.collect()
-        gc.freeze()
+        policy_loading.freeze_memory()
         self._embodiment, self._inputs = embodiment, LiveInputs(embodiment)
-        self._advertise(embodiment)
+        publishers = TrajectoryPublishers(self, embodiment, self.get_parameter("dry_run").value)
+        self._trajectories = publishers
         self.runner = ChunkRunner(
             embodiment,
             self._inputs,
             policy,
             task.instruction,
             replan,
-            self._send,
+            publishers.send,
             clock_ns=self._now_ns,
             notify=self._notify,
             schedule=schedule,
@@ -277,40 +223,15 @@ class PolicyNode(ManagedNode):
             failed=self._fail,
             log=settings.run_log(self),
             processor=self._processor_share(policy),
-            serialise=self._serialise,
+            serialise=publishers.serialise,
         )
         self._listen(embodiment)
         self.get_logger().info(f"{embodiment.name}: {task.instruction}")
 
     def _processor_share(self, policy: Any) -> ProcessorShare | None:
-        """None on a GPU: there the thread waits for the GPU."""
+        """Returns the check for a policy on the CPU; None on a GPU, where the thread waits for the GPU."""
         on_cpu = getattr(policy, "device", None) == "cpu"
         return ProcessorShare(partial(self._notify, logging.WARNING)) if on_cpu else None
-
-    def _check_names(self) -> None:
-        """Refuses parameters that do not exist: rclpy ignores them, and a misspelt one would do nothing."""
-        for name in given_parameters(self):
-            if not self.has_parameter(name) and not name.startswith("qos_overrides."):
-                raise ClpError(
-                    f"unknown parameter {name!r}", where="policy", fix=did_you_mean(name, list(settings.PARAMETERS))
-                )
-
-    def _given(self, name: str, fix: str) -> str:
-        value = self.get_parameter(name).value
-        if not value.strip():
-            raise ClpError(f"the parameter {name} is empty", where="policy", fix=f"give {fix}")
-        return value
-
-    def _advertise(self, embodiment: Embodiment) -> None:
-        topics = [controller.topic for controller in embodiment.controllers.values()]
-        if self.get_parameter("dry_run").value:
-            # One topic for all controllers: deep enough for a whole chunk.
-            preview = self.create_lifecycle_publisher(JointTrajectory, "~/preview", QoSProfile(depth=len(topics)))
-            self._sending = dict.fromkeys(topics, preview)
-        else:
-            self._sending = {
-                topic: self.create_lifecycle_publisher(JointTrajectory, topic, QoSProfile(depth=1)) for topic in topics
-            }
 
     def _listen(self, embodiment: Embodiment) -> None:
         topics = {topic: INPUT_TYPES[kind] for topic, kind in embodiment.topics.items()}
@@ -322,18 +243,18 @@ class PolicyNode(ManagedNode):
         self._tasks = self.create_subscription(String, "~/task", self._set_task, QoSProfile(depth=1))
 
     def release(self) -> None:
-        """Stops sending, ends the worker, and frees the policy. A step that fails does not prevent the others."""
+        """Stops sending, ends the runner, and frees the policy. A step that fails does not prevent the others."""
         listener, self._listener = self._listener, None
         tasks, self._tasks = self._tasks, None
         controllers, self._controllers = self._controllers, None
         runner, self.runner = self.runner, None
-        sending, self._sending = self._sending, {}
+        publishers, self._trajectories = self._trajectories, None
         with ExitStack() as last_first:
             last_first.callback(self._free)
             if controllers is not None:
                 last_first.callback(controllers.close)
-            for publisher in set(sending.values()):
-                last_first.callback(self.destroy_lifecycle_publisher, publisher)
+            if publishers is not None:
+                last_first.callback(publishers.close)
             if runner is not None:
                 last_first.callback(self._close, runner)
             if listener is not None:
@@ -347,13 +268,7 @@ class PolicyNode(ManagedNode):
 
     def _free(self) -> None:
         self._inputs = self._embodiment = None
-        if (torch := sys.modules.get("torch")) is not None:
-            gc.unfreeze()
-            gc.collect()  # a model is full of reference cycles
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-
-    # ------------------------------------------------------------------------------------------------ running
+        policy_loading.free_memory()
 
     def _now_ns(self) -> int:
         return self.get_clock().now().nanoseconds
@@ -369,37 +284,13 @@ class PolicyNode(ManagedNode):
             self.get_logger().warning(str(error), throttle_duration_sec=_THROTTLE_S)
 
     def _fail(self, why: str) -> None:
-        """Goes to the lifecycle's error state, after too many faults."""
+        """Goes to the error state of the lifecycle, after too many faults."""
         self.get_logger().error(f"giving up: {why}")
         self._fault, self._failed = f"gave up: {why}", True
         try:
             self.exclusively(self.trigger_deactivate)
         except (BusyError, *REFUSALS):
-            self._failed = False  # somebody else has taken the node out of its active state meanwhile
-
-    def _serialise(self, trajectories: list[Trajectory]) -> list[tuple[str, Any]]:
-        """The topic and the message of each trajectory of one moment.
-
-        They carry the time for which they were made: whatever the message takes, the controllers are in time where
-        they join what they follow already, since its first points lie on that.
-        """
-        dry_run = self.get_parameter("dry_run").value
-        return [
-            (
-                one.topic,
-                serialized_joint_trajectory(
-                    one, Time(nanoseconds=one.start_ns).to_msg(), one.controller if dry_run else ""
-                ),
-            )
-            for one in trajectories
-        ]
-
-    def _send(self, messages: list[tuple[str, Any]]) -> None:
-        """Publishes the messages of one moment."""
-        if not self.context.ok():
-            return  # a signal has ended ROS while this chunk was being made
-        for topic, message in messages:
-            self._sending[topic].publish(message)
+            self._failed = False  # another transition has ended the active state meanwhile
 
     def _notify(self, level: int, text: str) -> None:
         # One call a severity: rclpy refuses a call whose severity changes.
@@ -415,7 +306,7 @@ class PolicyNode(ManagedNode):
             return response
         try:
             runner.stop()
-        except Exception as error:  # noqa: BLE001 - whoever called gets an answer
+        except Exception as error:  # noqa: BLE001 - the caller needs an answer
             self.get_logger().error(f"the stop was not sent\n{traceback.format_exc()}")
             response.message = f"nothing is sent any more, but the stop itself was not sent: {error}"
             return response
@@ -432,7 +323,7 @@ class PolicyNode(ManagedNode):
             return  # being cleaned up
         try:
             task = load_task(message.data, self._embodiment)
-        except Exception as error:  # noqa: BLE001 - whatever somebody publishes, the node goes on
+        except Exception as error:  # noqa: BLE001 - no published task may end the node
             self.get_logger().warning(f"task refused, the old one stays: {error}", throttle_duration_sec=1.0)
             return
         runner.instruction = task.instruction
@@ -447,28 +338,9 @@ class PolicyNode(ManagedNode):
             )
         return SetParametersResult(successful=True)
 
-    # ------------------------------------------------------------------------------------------------ diagnostics
-
     def _report(self) -> Report:
-        runner, inputs, state = self.runner, self._inputs, self.state
-        if runner is None or inputs is None:
-            if self._fault is not None:
-                return Report(Level.ERROR, f"{state}: {self._fault}")
-            return Report(Level.OK, "loading the policy" if state == "configuring" else state)
-        its = {
-            "state": state,
-            "instruction": runner.instruction,
-            "speed scaling": "not published" if runner.speed_scaling is None else runner.speed_scaling,
-            "dry run": self.get_parameter("dry_run").value,
-        }
-        values = its | report_values(runner, inputs, self._now_ns())
-        if runner.stopped:
-            return Report(Level.WARN, "stopped by ~/stop", values)
-        if state == "inactive" and self._fault is not None:
-            return Report(Level.ERROR, f"not activated: {self._fault}", values)
-        if state == "active" and runner.fault_reason is not None:
-            return Report(Level.WARN, f"safe stop: {runner.fault_reason}", values)
-        return Report(Level.OK, state, values)
+        dry_run = self.get_parameter("dry_run").value
+        return node_report(self.state, self._fault, self.runner, self._inputs, self._now_ns(), dry_run)
 
 
 def main() -> int:

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy node's parameters, and the settings of what runs inside it."""
+"""The policy node's parameters, and the settings made of them."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.node import Node
 
 from clp_ros.control.chunk_schedule import MODES, ScheduleSettings
@@ -15,6 +14,7 @@ from clp_ros.control.run_log import RunLog
 from clp_ros.control.watchdog import WatchdogConfig
 from clp_ros.core.errors import ClpError
 from clp_ros.core.settings import did_you_mean
+from clp_ros.nodes import parameters
 from clp_ros.robots.task import Task
 
 PARAMETERS: dict[str, tuple[Any, str]] = {
@@ -52,7 +52,7 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
 }
 
 
-# Parameters of the release before, and what is to be done instead. They go in the next one.
+# Parameters of the release before, and what to do instead. Remove them in 0.3.
 OLD_PARAMETERS: dict[str, str] = {
     "start_distance": "is a distance for rad and m alike: set max_deviation, a share of each joint's range",
     "lead": "is send_lead_time now",
@@ -64,23 +64,27 @@ OLD_PARAMETERS: dict[str, str] = {
 
 def declare_old(node: Node) -> None:
     """Declares the parameters of the release before, without values."""
-    for name, instead in OLD_PARAMETERS.items():
-        node.declare_parameter(name, None, ParameterDescriptor(description=f"Old: {instead}", dynamic_typing=True))
+    parameters.declare_old(node, OLD_PARAMETERS)
 
 
 def replan_config(node: Node, task: Task, chunk_size: int) -> ReplanConfig:
-    """When chunks are made: ``replan_steps``, ``rate_hz``, ``max_latency``.
+    """Returns when chunks are made, from ``replan_steps``, ``rate_hz`` and ``max_latency``.
+
+    Args:
+        node: The node.
+        task: Its execution length is the default of ``replan_steps``.
+        chunk_size: Number of steps of the policy's chunks.
 
     Raises:
-        ClpError: One is out of its range, or there would be more steps between chunks than a chunk has.
+        ClpError: A parameter is out of range, or there would be more steps between chunks than a chunk has.
     """
     steps = _number(node, "replan_steps", -1)
     given = steps != -1
     steps = steps if given else task.execution_length
     if steps > chunk_size:
-        whose = "the parameter replan_steps" if given else "the task's execution_length"
+        source = "the parameter replan_steps" if given else "the task's execution_length"
         raise ClpError(
-            f"a new chunk every {steps} control steps by {whose}, but the policy's chunks have {chunk_size}",
+            f"a new chunk every {steps} control steps by {source}, but the policy's chunks have {chunk_size}",
             where=node.get_parameter("checkpoint").value,
             fix=f"set replan_steps to at most {chunk_size}, or use a checkpoint of longer chunks",
         )
@@ -88,14 +92,14 @@ def replan_config(node: Node, task: Task, chunk_size: int) -> ReplanConfig:
 
 
 def schedule(node: Node) -> ScheduleSettings:
-    """How chunks are joined: ``mode``, ``send_lead_time``, ``max_deviation``; warns of parameters that are old.
+    """Returns how chunks are joined, from ``mode``, ``send_lead_time`` and ``max_deviation``.
+
+    Old parameters are accepted, with a warning for each.
 
     Raises:
-        ClpError: One is out of its range.
+        ClpError: A parameter is out of range.
     """
-    given = [name for name in OLD_PARAMETERS if node.get_parameter(name).value is not None]
-    for name in given:
-        node.get_logger().warning(f"the parameter {name} {OLD_PARAMETERS[name]}")
+    given = parameters.given_old(node, OLD_PARAMETERS)
     return ScheduleSettings(
         mode=_choice(node, "mode", MODES),
         send_lead_time_s=_number(node, "lead" if "lead" in given else "send_lead_time", 0),
@@ -105,10 +109,10 @@ def schedule(node: Node) -> ScheduleSettings:
 
 
 def watchdog_config(node: Node) -> WatchdogConfig:
-    """When the robot is stopped: ``input_timeout``, ``policy_timeout``, ``max_faults``.
+    """Returns when the robot is stopped, from ``input_timeout``, ``policy_timeout`` and ``max_faults``.
 
     Raises:
-        ClpError: One is out of its range.
+        ClpError: A parameter is out of range.
     """
     return WatchdogConfig(
         _number(node, "input_timeout", above=0),
@@ -118,7 +122,7 @@ def watchdog_config(node: Node) -> WatchdogConfig:
 
 
 def threads(node: Node) -> int:
-    """How many threads torch computes with: ``threads``.
+    """Returns the number of torch's threads, from ``threads``; 0: torch's default.
 
     Raises:
         ClpError: It is negative.
@@ -127,7 +131,7 @@ def threads(node: Node) -> int:
 
 
 def run_log(node: Node) -> RunLog:
-    """The log in ``log_folder``; none where that is empty."""
+    """Returns the run log in ``log_folder``. It writes nothing if that is empty."""
     folder = node.get_parameter("log_folder").value
     return RunLog(folder or None)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drives the policy node with a replayed demonstration and reports what came out: the demo's last act.
+"""Replays a demonstration to the policy node and counts its trajectories: the last step of the demo.
 
-A process of its own: the policy node runs beside it, as on a robot, and both talk over DDS.
+The policy node runs in a process of its own, as on a robot. Both processes communicate over DDS.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _END_S = 15.0
 
 
 class PolicyProcess:
-    """The policy node as a process of its own, which the ``with`` block ends. What it prints goes on to stderr.
+    """The policy node in a process of its own. The ``with`` block ends it. Its output is copied to stderr.
 
     Args:
-        parameters: The node's; what is no float is given as text.
+        parameters: The node's parameters. All values but floats are passed as text.
     """
 
     def __init__(self, parameters: Mapping[str, object]) -> None:
@@ -61,7 +61,7 @@ class PolicyProcess:
             text=True,
             errors="replace",
         )
-        self._fault = "it said nothing"
+        self._fault = "it printed nothing"
         self._reading = threading.Thread(target=self._read, daemon=True)
         self._reading.start()
 
@@ -72,17 +72,21 @@ class PolicyProcess:
         self.end()
 
     def check(self) -> None:
-        """Raises ClpError when it has ended by itself."""
+        """Raises ClpError if the process has ended by itself."""
         if self._process.poll() is not None:
             raise self.error("ended by itself")
 
     def error(self, what: str) -> ClpError:
-        """Ends it; what it did, and its last error, or what else it said last, as one line."""
+        """Ends the process, and returns an error with its last error message or last line.
+
+        Args:
+            what: What the node did, for the error's text.
+        """
         self.end()
         return ClpError(f"the policy node {what}: {self._fault}", where="/policy")
 
     def end(self) -> None:
-        """Ends it, and waits for that."""
+        """Ends the process, and waits for its end."""
         self._process.terminate()
         try:
             self._process.wait(_END_S)
@@ -103,11 +107,17 @@ class PolicyProcess:
 
 
 class StoppedError(Exception):
-    """The rehearsal was told to end before it was over."""
+    """A signal ended the rehearsal early."""
 
 
 class Rehearsal:
-    """Counts what a policy node sends to an embodiment's controllers."""
+    """Controls a policy node and counts the trajectories that it sends to an embodiment's controllers.
+
+    Args:
+        node: The node that communicates with the policy node.
+        embodiment: The robot.
+        stopped: Returns whether to end early.
+    """
 
     def __init__(self, node: Node, embodiment: Embodiment, stopped: Callable[[], object]) -> None:
         self._node = node
@@ -122,16 +132,21 @@ class Rehearsal:
         self._received[controller].append(len(message.points))
 
     def change_state(self, policy: PolicyProcess, transition: str, timeout: float) -> None:
-        """Asks the policy node for a lifecycle transition: ``configure``, ``activate`` or ``deactivate``.
+        """Requests a lifecycle transition of the policy node.
+
+        Args:
+            policy: The policy node's process.
+            transition: ``configure``, ``activate`` or ``deactivate``.
+            timeout: Longest time of the transition, in seconds.
 
         Raises:
-            ClpError: It has ended, does not answer, or the transition fails.
-            StoppedError: The rehearsal is to end.
+            ClpError: The node has ended, does not answer, or the transition fails.
+            StoppedError: ``stopped`` returned True.
         """
         client = self._node.create_client(ChangeState, "/policy/change_state")
         if not self._wait(lambda: client.wait_for_service(timeout_sec=0.1), policy, _START_S):
             raise policy.error("does not answer")
-        self.sleep(0.5)  # discovery goes both ways: a server that does not know its client yet loses the response
+        self.sleep(0.5)  # a server that has not discovered its client yet loses the response
         number = getattr(Transition, f"TRANSITION_{transition.upper()}")
         future = client.call_async(ChangeState.Request(transition=Transition(id=number)))
         if not self._wait(future.done, policy, timeout):
@@ -140,7 +155,7 @@ class Rehearsal:
             raise policy.error(f"refused to {transition}")
 
     def sleep(self, seconds: float) -> None:
-        """Waits so long, or raises StoppedError."""
+        """Waits for some seconds. Raises StoppedError if ``stopped`` returns True meanwhile."""
         end = time.monotonic() + seconds
         while not self._stopped():
             if (left := end - time.monotonic()) <= 0:
@@ -158,7 +173,7 @@ class Rehearsal:
         return True
 
     def result(self) -> dict[str, Any]:
-        """Trajectories received, and the points of the longest (the last one is a stop), by controller."""
+        """Returns the number of trajectories, and the points of the longest one, by controller."""
         return {
             name: {"trajectories": len(points), "points": max(points, default=0)}
             for name, points in self._received.items()
@@ -168,22 +183,25 @@ class Rehearsal:
 def rehearse(
     checkpoint: Path, bag: Path, embodiment_name: str, task: str, stopped: Callable[[], object]
 ) -> dict[str, Any]:
-    """Starts the policy node, plays the bag to it in real time, and counts what it sends.
+    """Starts the policy node, replays the bag in real time, and counts the node's trajectories.
 
     Args:
-        checkpoint: Of the policy.
+        checkpoint: The policy's checkpoint.
         bag: The demonstration.
-        embodiment_name: As in ``config/embodiments/``.
-        task: As in ``config/tasks/``, or an instruction.
-        stopped: Asked often; the rehearsal ends when it says so.
+        embodiment_name: A name under ``config/embodiments/``.
+        task: A name under ``config/tasks/``, or an instruction.
+        stopped: Returns whether to end early.
+
+    Returns:
+        ``seconds``, the duration of the bag, and ``controllers``, see :meth:`Rehearsal.result`.
 
     Raises:
-        ClpError: The node does not come up, or the bag does not fit.
-        StoppedError: ``stopped`` said so.
+        ClpError: The node does not start, or the bag does not match the embodiment.
+        StoppedError: ``stopped`` returned True.
     """
     embodiment = load_embodiment(embodiment_name)
     parameters = {"checkpoint": checkpoint, "embodiment": embodiment_name, "task": task}
-    # Random weights give random steps, far from the robot: no fault here, where nothing moves.
+    # Random weights give random steps, far from the robot. That is acceptable here, because nothing moves.
     parameters |= {"max_deviation": 100.0}
     node = rclpy.create_node("rehearsal")
     rehearsal = Rehearsal(node, embodiment, stopped)
@@ -214,7 +232,7 @@ def rehearse(
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Prints the result of :func:`rehearse` as one JSON object."""
+    """Prints the result of :func:`rehearse` as a JSON object."""
     parser = argparse.ArgumentParser(
         description="Plays a demonstration to the policy node and counts its trajectories."
     )
@@ -223,10 +241,10 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--embodiment", required=True)
     parser.add_argument("--task", required=True)
     options = parser.parse_args(args)
-    # Not rclpy's handlers: they would end ROS, and leave this process waiting for answers.
+    # Without rclpy's signal handlers, which would end ROS while this process waits for answers.
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    # Nor an exception out of the handler: raised while the policy node is being started, it would leave it behind.
-    # Nor an Event: its lock may be held by the very code that the signal interrupts.
+    # The handlers raise nothing: an exception while the policy node is being started would leave that process running.
+    # They use no Event, because the interrupted code may hold its lock.
     received: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: received.append(number))

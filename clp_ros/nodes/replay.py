@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plays a recorded demonstration as if it were a robot now, for machines that lack ``ros2 bag play``."""
+"""Replays a recorded demonstration with current stamps, for machines without ``ros2 bag play``."""
 
 from __future__ import annotations
 
@@ -28,14 +28,17 @@ from clp_ros.nodes.messages import INPUT_TYPES, NANOSECONDS
 
 
 class Replay:
-    """Publishes a bag's camera and JointState messages at their recorded pace.
+    """Publishes the camera and JointState messages of a bag, with the recorded times between them.
 
     Args:
-        node: Publishes them.
+        node: The node that publishes.
         reader: The recording.
         rate: Speed, 1 for real time.
-        clock: Whether the stamps stay as recorded and /clock tells the recording's time, for nodes with
-            ``use_sim_time``; otherwise the messages are stamped as if measured now.
+        clock: Whether to keep the recorded stamps and publish the recording's time on /clock, for nodes with
+            ``use_sim_time``. Otherwise, the messages are stamped with the present time.
+
+    Raises:
+        ClpError: The rate is not positive, or the bag has no camera and no JointState.
     """
 
     def __init__(self, node: Node, reader: BagReader, rate: float = 1.0, clock: bool = False) -> None:
@@ -55,7 +58,7 @@ class Replay:
         }
 
     def play(self, stopped: threading.Event) -> int:
-        """Plays the bag once, unless ``stopped`` is set; returns the number of messages published."""
+        """Replays the bag once, until ``stopped`` is set. Returns the number of published messages."""
         start = time.monotonic()
         now = self._node.get_clock().now().nanoseconds
         published = 0
@@ -67,7 +70,7 @@ class Replay:
             if self._clock is not None:
                 self._clock.publish(Clock(clock=_time(message.receive_ns)))
             else:
-                # The delay from measuring to receiving stays as it was recorded.
+                # The recorded delay from the measurement to the reception is kept.
                 stamp = copied.header.stamp
                 late = message.receive_ns - (stamp.sec * NANOSECONDS + stamp.nanosec)
                 copied.header.stamp = _time(now + round(elapsed) - late)
@@ -85,21 +88,21 @@ def _time(nanoseconds: int) -> Time:
 
 
 def _as_ros(message: Any, kind: type) -> Any:
-    """A message read by either library as one of rclpy's own."""
+    """Returns rclpy's class of a message that was read with any of the bag libraries."""
     copied = kind()
     for name in kind.get_fields_and_field_types():
         value, default = getattr(message, name), getattr(copied, name)
         if hasattr(default, "get_fields_and_field_types"):
             value = _as_ros(value, type(default))
         elif isinstance(default, array):
-            # rclpy takes an array as it is, but checks any other sequence element by element.
+            # rclpy copies an array, but checks every other sequence element by element.
             value = array(default.typecode, np.asarray(value, dtype=default.typecode).tobytes())
         setattr(copied, name, value)
     return copied
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Plays a bag: ``python -m clp_ros.nodes.replay BAG [--rate R] [--clock] [--loop]``."""
+    """Replays a bag: ``python -m clp_ros.nodes.replay BAG [--rate R] [--clock] [--loop]``."""
     parser = argparse.ArgumentParser(description="Plays a recorded demonstration as if it were a robot now.")
     parser.add_argument("bag", type=Path, help="rosbag2 recording")
     parser.add_argument("--rate", type=float, default=1.0, help="speed (default: %(default)s)")
@@ -107,7 +110,7 @@ def main(args: Sequence[str] | None = None) -> int:
         "--clock", action="store_true", help="keep the stamps and publish /clock, as ros2 bag play does"
     )
     parser.add_argument("--loop", action="store_true", help="play again until stopped")
-    # rclpy's own handlers would end ROS between two messages.
+    # rclpy's own signal handlers would end ROS between two messages.
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     options = parser.parse_args(rclpy.utilities.remove_ros_args(args)[1:] if args is None else args)
     node = rclpy.create_node("replay")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hears the robot's own description (URDF) and narrows the embodiment's limits to it."""
+"""Receives the robot's description (URDF) and narrows the embodiment's limits to those of the description."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from clp_ros.nodes.topics import LATCHED
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.urdf_limits import narrow
 
-# How soon a signal is noticed while a description is waited for.
+# Time between two checks for a signal while waiting for a description, in seconds.
 _POLL_S = 0.1
 
 
 class RobotDescriptions:
-    """Subscribes to the descriptions of an embodiment's joints; a context manager that ends the subscriptions.
+    """Subscribes to the robot descriptions of an embodiment. This is a context manager that ends the subscriptions.
 
-    Each entry of ``joint_states`` has its own topic: two arms that are two robots have two. The node's executor must
-    spin in another thread meanwhile. The node's parameter ``robot_description_wait`` says how long they are waited for,
-    counted from here on: what the caller does before :meth:`narrow` is not waited for twice. 0: nothing is heard.
+    Each entry of ``joint_states`` has its own description topic: two arms that are two robots have two. The node's
+    executor must spin in another thread. The node's parameter ``robot_description_wait`` bounds the wait, in seconds
+    from the construction of this object. With 0, there are no subscriptions.
 
     Args:
-        node: Has the parameter.
-        embodiment: The robot, as its YAML has it.
+        node: The node, which has the parameter.
+        embodiment: The robot, with the limits of its YAML file.
 
     Raises:
-        ClpError: The parameter is no time.
+        ClpError: The parameter is negative or not finite.
     """
 
     def __init__(self, node: Node, embodiment: Embodiment) -> None:
@@ -45,15 +45,15 @@ class RobotDescriptions:
             )
         self._deadline = time.monotonic() + self._wait
         self._topics = {name: states.description_topic for name, states in embodiment.joint_states.items()}
-        self._heard: dict[str, str] = {}
+        self._received: dict[str, str] = {}
         self._new = threading.Event()
         self._subscriptions: list[Any] = []
 
     def __enter__(self) -> Self:
         if self._wait:
             for topic in set(self._topics.values()):
-                heard = partial(self._hear, topic)
-                self._subscriptions.append(self._node.create_subscription(String, topic, heard, LATCHED))
+                receive = partial(self._receive, topic)
+                self._subscriptions.append(self._node.create_subscription(String, topic, receive, LATCHED))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -61,30 +61,30 @@ class RobotDescriptions:
             self._node.destroy_subscription(subscription)
 
     def narrow(self) -> Embodiment:
-        """The embodiment with the narrower of its own and the described limits, logged.
+        """Returns the embodiment with the narrower of its own and the described limits, and logs the differences.
 
-        A robot that publishes no description in time keeps the embodiment's limits, with a warning.
+        Without a description in time, the embodiment's limits are kept, and a warning is logged.
 
         Raises:
-            ClpError: A description is not of this robot, see :func:`clp_ros.robots.urdf_limits.narrow`.
+            ClpError: A description does not match the robot. See :func:`clp_ros.robots.urdf_limits.narrow`.
         """
         if not self._wait:
             return self._embodiment
         wanted = sorted(set(self._topics.values()))
         while (
-            not all(topic in self._heard for topic in wanted)
+            not all(topic in self._received for topic in wanted)
             and time.monotonic() < self._deadline
             and self._node.context.ok()
         ):
             self._new.wait(_POLL_S)
             self._new.clear()
-        documents = {name: self._heard[topic] for name, topic in self._topics.items() if topic in self._heard}
+        documents = {name: self._received[topic] for name, topic in self._topics.items() if topic in self._received}
         embodiment, lines = narrow(self._embodiment, documents, self._topics)
         logger = self._node.get_logger()
         if not self._node.context.ok():
             return embodiment
         for topic in wanted:
-            if topic in self._heard:
+            if topic in self._received:
                 logger.info(f"limits are narrowed to those of {topic}")
             else:
                 logger.warning(f"no description on {topic} within {self._wait:g} s: the embodiment's limits hold alone")
@@ -92,6 +92,6 @@ class RobotDescriptions:
             logger.info(f"narrower: {line}")
         return embodiment
 
-    def _hear(self, topic: str, message: String) -> None:
-        self._heard[topic] = message.data
+    def _receive(self, topic: str, message: String) -> None:
+        self._received[topic] = message.data
         self._new.set()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parameters of simulated joint_trajectory_controllers, in nodes that are named as the real controllers' are."""
+"""Nodes of simulated joint_trajectory_controllers, with the names and parameters of the real ones."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from clp_ros.robots.embodiment import Embodiment
 
 
 class SimulatedControllerNodes:
-    """A node a controller, with its parameters, read-only, spun by one thread of their own.
+    """One node per controller with read-only parameters. One thread spins all of them.
 
-    A robot's controllers are asked for these when the policy node is activated (:mod:`clp_ros.nodes.controllers`).
+    The policy node reads these parameters when it is activated (:mod:`clp_ros.nodes.controllers`).
 
     Args:
-        embodiment: The robot. A controller whose topic does not name its node has none.
-        parameters: Of each controller, by its name in the embodiment.
+        embodiment: The robot. A controller gets no node if its topic does not contain the node's name.
+        parameters: The parameters of each controller, by the controller's name in the embodiment.
         context: The process's ROS context.
     """
 
@@ -36,7 +36,7 @@ class SimulatedControllerNodes:
             if (owner := node_name(controller.topic)) is None:
                 continue
             namespace, _, base = owner.rpartition("/")
-            # Not the process's arguments: a launch file's name for the simulation is not theirs.
+            # Without the process's arguments: a launch file's node name is for the simulation node only.
             node = Node(base, namespace=namespace, context=context, use_global_arguments=False, enable_rosout=False)
             for key, value in parameters[name].items():
                 node.declare_parameter(key, value, read_only)
@@ -46,7 +46,7 @@ class SimulatedControllerNodes:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the nodes."""
+        """Destroys the nodes."""
         self._executor.shutdown()
         self._thread.join()
         for node in self._nodes:
@@ -54,5 +54,5 @@ class SimulatedControllerNodes:
         self._nodes = []
 
     def _spin(self) -> None:
-        with suppress(ExternalShutdownException):  # how rclpy.shutdown() ends it
+        with suppress(ExternalShutdownException):  # raised by rclpy.shutdown()
             self._executor.spin()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The simulation node: a MuJoCo robot behind the topics of the real one.
 
-Cameras and joint states go out, each controller's trajectories come in and are followed by a
-joint_trajectory_controller's rules. One thread does it all; a computer that is too slow leaves pictures out. A second
-one answers for the controllers' parameters.
+The node publishes camera images and joint states. It follows each controller's trajectories by the rules of a
+joint_trajectory_controller. One thread does all of this, and skips images on a slow computer. A second thread serves
+the controllers' parameters.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
     "embodiment": ("", "The robot: a name under config/embodiments, or a YAML file of one of those names"),
     "tf_prefix": ("", "Put before the name of every joint, as the driver's argument of that name does"),
     "topics": ([""], "Topics that are not where the embodiment has them, each ENTRY:=TOPIC"),
-    "seed": (0, "Of where the cube lies; ~/reset adds 1 to it"),
+    "seed": (0, "Seed of the cube's position; ~/reset adds 1 to it"),
     "rate": (1.0, "Speed, 1 for real time; any other needs clock"),
-    "clock": (False, "Whether time begins at 1 s and goes out on /clock, for nodes with use_sim_time"),
-    "camera_rate": (20.0, "Pictures a second, of each camera"),
-    "joint_state_rate": (100.0, "Joint states a second"),
-    "pictures": ("render", "render: what the cameras see; plain: a picture of one colour, where nothing can be drawn"),
+    "clock": (False, "Whether time begins at 1 s and is published on /clock, for nodes with use_sim_time"),
+    "camera_rate": (20.0, "Images per second, of each camera"),
+    "joint_state_rate": (100.0, "Joint states per second"),
+    "pictures": ("render", "render: rendered images; plain: images of one colour, for machines that cannot render"),
 }
 PICTURES = ("render", "plain")
 _TICK_S = 0.004
@@ -57,10 +57,13 @@ _GREY = 128
 
 
 class SimulationNode(Node):
-    """See the module's text; config/nodes/simulation.yaml explains the parameters.
+    """Simulates a robot. See the module's text; config/nodes/simulation.yaml explains the parameters.
+
+    Attributes:
+        robot: The simulated robot.
 
     Raises:
-        ClpError: A parameter is wrong, there is no such simulated robot, a package is missing, or nothing can be drawn.
+        ClpError: A parameter is invalid, the robot has no simulation, a package is missing, or rendering fails.
     """
 
     def __init__(self) -> None:
@@ -77,8 +80,8 @@ class SimulationNode(Node):
             raise ClpError(f"the parameter seed is {self._seed}", where="simulation", fix="give a seed of at least 0")
         self.robot = SimulatedRobot(self._embodiment, self._seed)
         for name, camera in self._embodiment.cameras.items():
-            self._picture(name, camera)  # says now that nothing can be drawn, and makes what draws
-        self._telling_time = self.create_publisher(Clock, "/clock", qos_profile_sensor_data) if clock else None
+            self._picture(name, camera)  # raises now if rendering fails, and creates the renderer
+        self._clock_publisher = self.create_publisher(Clock, "/clock", qos_profile_sensor_data) if clock else None
         self._began_s = time.monotonic()
         self._began_ns = NANOSECONDS if clock else self.get_clock().now().nanoseconds
         self._sources = self._advertise()
@@ -94,7 +97,7 @@ class SimulationNode(Node):
         self.get_logger().info(f"simulating {self._embodiment.name}, {'plain' if self._plain else 'drawn'} pictures")
 
     def destroy_node(self) -> None:
-        """Frees what draws first."""
+        """Frees the renderers and the controllers' nodes, and destroys the node."""
         self.robot.close()
         self._controllers.close()
         super().destroy_node()
@@ -108,7 +111,7 @@ class SimulationNode(Node):
         period = round(NANOSECONDS / self._positive("camera_rate"))
         for index, (name, camera) in enumerate(self._embodiment.cameras.items()):
             publisher = self.create_publisher(INPUT_TYPES[camera.type], camera.topic, qos_profile_sensor_data)
-            # One after the other, as no two cameras are in step.
+            # The cameras are not synchronised, as real ones.
             first = self._began_ns + index * period // len(self._embodiment.cameras)
             publish = partial(self._publish_picture, publisher, name, camera)
             events.append(_Event(first, period, publish, is_picture=True))
@@ -129,17 +132,17 @@ class SimulationNode(Node):
         now = self._now_ns()
         while (event := min(self._sources, key=lambda one: one.due_ns)).due_ns <= now:
             if event.is_picture and (time_ns := self._now_ns()) - event.due_ns > _LATE_NS:
-                event.due_ns = time_ns  # as a slow camera: taken later, and not stamped with a time long past
+                event.due_ns = time_ns  # like a slow camera: a later image with a later stamp
                 continue
             self.robot.step(event.due_ns)
-            if self._telling_time is not None:
-                self._telling_time.publish(Clock(clock=_time(event.due_ns)))
+            if self._clock_publisher is not None:
+                self._clock_publisher.publish(Clock(clock=_time(event.due_ns)))
             event.publish(event.due_ns)
-            # Behind time: what cannot be made any more is left out.
+            # On a slow computer, events that are too late are skipped.
             event.due_ns += event.period_ns * max(1, (self._now_ns() - event.due_ns) // event.period_ns)
         self.robot.step(now)
-        if self._telling_time is not None:
-            self._telling_time.publish(Clock(clock=_time(now)))
+        if self._clock_publisher is not None:
+            self._clock_publisher.publish(Clock(clock=_time(now)))
 
     def _receive(self, controller: str, message: JointTrajectory) -> None:
         points = tuple(
@@ -207,7 +210,7 @@ class SimulationNode(Node):
 
 
 class _Event:
-    """Something that is published again and again."""
+    """A periodic publication."""
 
     def __init__(self, due_ns: int, period_ns: int, publish: Any, is_picture: bool = False) -> None:
         self.due_ns, self.period_ns, self.publish, self.is_picture = due_ns, period_ns, publish, is_picture
@@ -218,7 +221,7 @@ def _time(nanoseconds: int) -> Time:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs the node until it is told to stop."""
+    """Runs the node until a signal."""
     return run_node(SimulationNode, args, threads=1)
 
 

@@ -11,23 +11,23 @@ LATCHED = QoSProfile(
     history=HistoryPolicy.KEEP_LAST,
     depth=1,
 )
-"""For results: who subscribes later gets the last message, as long as its publisher lives."""
+"""For results: a later subscriber also receives the last message, while the publisher exists."""
 
-# What came in while a node was held up, by the garbage collector or a library that keeps the interpreter: 100 ms of ten
-# publishers at 100 Hz, or of one at 1 kHz.
+# History depth of joint states: 100 ms of ten publishers at 100 Hz, or of one at 1 kHz. The node may be delayed so long
+# by the garbage collector, or by a library that holds the interpreter.
 _JOINT_STATES = 100
 
 
 def sensor_input(kind: str, images: int = 1) -> QoSProfile:
-    """For a robot's inputs: hears best-effort publishers (camera drivers) as well as reliable ones.
+    """Returns the quality of service for a robot's input topic.
 
-    A reliable subscription hears only those. Of images, the newest serves. Of JointStates and commands, every message
-    is taken: a history keeps its newest messages whoever published them, so that of two that come at once a history of
-    one would lose that of the arm or that of its gripper.
+    It is best effort, which receives from best-effort publishers (camera drivers) and from reliable ones. A reliable
+    subscription would receive only from reliable ones. Of images, only the newest is needed. Of joint states and
+    commands, every message is needed, because an arm and its gripper may publish on the same topic at the same time.
 
     Args:
         kind: ROS type name of the topic.
-        images: Number of images that are kept until they are taken.
+        images: Number of images that are kept until they are received.
     """
     depth = images if kind in CAMERA_TYPES else _JOINT_STATES
     return QoSProfile(

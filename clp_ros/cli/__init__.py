@@ -57,6 +57,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         # "." has no name to make another of, and is no place to stand once the folder has been put in its place.
         options.output = output.resolve()
     if processes.world_size() > 1 and options.command != "calibrate":
-        raise ClpError(f"clp {options.command} runs in one process", fix="start it without torchrun or accelerate")
+        with processes.together():  # the first process alone prints it
+            raise ClpError(f"clp {options.command} runs in one process", fix="start it without torchrun or accelerate")
     with using_threads(getattr(options, "threads", 0)):
         options.run(options)

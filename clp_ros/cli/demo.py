@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,18 @@ from clp_ros.cli import commands
 from clp_ros.cli.output import print_line, print_notes, stdout_console
 from clp_ros.jobs import benchmark, calibrate, demo, make_checkpoint, prune, verify
 from clp_ros.jobs.progress import Progress
+from clp_ros.jobs.request import Request
+
+# By request: its command, and the field that the command takes without an option's name.
+_COMMANDS: dict[type[Request], tuple[str, str]] = {
+    make_checkpoint.MakeCheckpointRequest: ("make-checkpoint", ""),
+    calibrate.CalibrateRequest: ("calibrate", ""),
+    prune.PruneRequest: ("prune", ""),
+    verify.VerifyRequest: ("verify", "checkpoint"),
+    benchmark.BenchmarkRequest: ("benchmark", "checkpoints"),
+}
+# Fields whose option has another name.
+_OPTIONS = {"bags": "bag"}
 
 
 class _Steps(Progress):
@@ -21,6 +34,10 @@ class _Steps(Progress):
     def stage(self, title: str, unit: str = "") -> None:
         self._began = time.monotonic()
         self._console.rule(f"[bold]{title}", align="left")
+
+    def request(self, request: Any) -> None:
+        words = shlex.join(command_words(request))
+        self._console.print(f"$ clp {words}", style="dim", highlight=False, soft_wrap=True)
 
     def result(self, result: Any) -> None:
         if isinstance(result, make_checkpoint.MakeCheckpointResult):
@@ -37,6 +54,20 @@ class _Steps(Progress):
         elif isinstance(result, benchmark.BenchmarkResult):
             commands.print_comparison(result, title="Base beside pruned, on this CPU")
         self._console.print(f"({time.monotonic() - self._began:.1f} s)", style="dim", highlight=False)
+
+
+def command_words(request: Request) -> list[str]:
+    """The words after ``clp`` that ask for the same as a request of one of the demo's steps."""
+    command, given = _COMMANDS[type(request)]
+    words = [command]
+    for field, value in request:
+        if field not in request.model_fields_set or value is False:
+            continue
+        if field != given:
+            words.append(f"--{_OPTIONS.get(field, field)}")
+        if value is not True:
+            words += map(str, value if isinstance(value, tuple) else [value])
+    return words
 
 
 def _print_drive(result: demo.DriveResult) -> None:

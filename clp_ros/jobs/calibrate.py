@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field
 
@@ -72,13 +72,19 @@ class CalibrateResult(Result):
     output: Path
     meta: dict[str, Any]
     suggested: dict[str, tuple[int, ...]]
-    command: str
-    calibration: Any = Field(exclude=True)
-    plan: Any = Field(exclude=True)
+    command: str = Field(default="", exclude=True)
+    calibration: Any = Field(default=None, exclude=True)
+    plan: Any = Field(default=None, exclude=True)
 
     def to_json(self) -> dict[str, Any]:
         """The output folder, all of calibration.json, and what pruning would remove."""
         return {"output": str(self.output), **self.meta, "suggested": {k: list(v) for k, v in self.suggested.items()}}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """See :meth:`Result.from_json`."""
+        meta = {name: value for name, value in document.items() if name not in ("output", "suggested")}
+        return super().from_json({"output": document["output"], "suggested": document["suggested"], "meta": meta})
 
 
 def run(

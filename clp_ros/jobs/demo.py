@@ -72,7 +72,7 @@ class DemoResult(Result):
 
 
 def run(request: DemoRequest, progress: Progress = SILENT) -> DemoResult:
-    """Runs every step. Each step's Result is reported with ``progress.result``.
+    """Runs every step. Each step's Request and Result are reported to ``progress``.
 
     Raises:
         ClpError: The folder is not empty, or a step fails.
@@ -82,28 +82,32 @@ def run(request: DemoRequest, progress: Progress = SILENT) -> DemoResult:
     base, calibration, pruned = (request.output / name for name in ("base", "calibration", "pruned"))
     again = {"overwrite": request.overwrite}
 
-    def report(result: Any) -> Any:
+    def part(job: Any, asked: Request) -> Any:
+        progress.request(asked)
+        result = job.run(asked)
         progress.result(result)
         return result
 
     progress.stage("1. A SmolVLA with random weights, the real classes, made small (no model hub is asked)")
-    made = make_checkpoint.MakeCheckpointRequest(
-        family="smolvla", size="tiny", embodiment=EMBODIMENT, output=base, **again
+    robot = {"embodiment": EMBODIMENT}
+    part(
+        make_checkpoint,
+        make_checkpoint.MakeCheckpointRequest(family="smolvla", size="tiny", **robot, output=base, **again),
     )
-    report(make_checkpoint.run(made))
     progress.stage("2. Calibrate: the recorded demonstration through it once, and how alike its layers are")
     to_calibrate = calibrate.CalibrateRequest(
-        checkpoint=base, bags=(bag,), embodiment=EMBODIMENT, task=TASK, samples=SAMPLES, output=calibration, **again
+        checkpoint=base, bags=(bag,), **robot, task=TASK, samples=SAMPLES, output=calibration, **again
     )
-    calibrated = report(calibrate.run(to_calibrate))
+    calibrated = part(calibrate, to_calibrate)
     progress.stage("3. Prune: the checkpoint without its redundant layers")
-    removed = report(prune.run(prune.PruneRequest(checkpoint=base, calibration=calibration, output=pruned, **again)))
+    removed = part(prune, prune.PruneRequest(checkpoint=base, calibration=calibration, output=pruned, **again))
     progress.stage("4. Verify: stock lerobot loads it strictly and runs it")
-    report(verify.run(verify.VerifyRequest(checkpoint=pruned)))
+    part(verify, verify.VerifyRequest(checkpoint=pruned))
     progress.stage("5. Drive: the demonstration, replayed in real time over DDS, into the policy node")
-    driven = report(_drive(pruned, bag))
+    driven = _drive(pruned, bag)
+    progress.result(driven)
     progress.stage("6. Compare")
-    compared = report(benchmark.run(benchmark.BenchmarkRequest(checkpoints=(base, pruned), device="cpu")))
+    compared = part(benchmark, benchmark.BenchmarkRequest(checkpoints=(base, pruned), device="cpu"))
     return DemoResult(output=request.output, calibration=calibrated, pruned=removed, drive=driven, comparison=compared)
 
 

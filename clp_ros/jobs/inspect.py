@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from clp_ros.calibration.calibration_file import JSON_FILE, Calibration
 from clp_ros.jobs.progress import SILENT, Progress
@@ -34,6 +35,11 @@ class InspectResult(Result):
     def to_json(self) -> dict[str, Any]:
         """The document itself."""
         return self.found
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """See :meth:`Result.from_json`."""
+        return super().from_json({"found": dict(document)})
 
 
 def run(request: InspectRequest, progress: Progress = SILENT) -> InspectResult:

@@ -29,6 +29,9 @@ class Progress:
     def warn(self, text: str) -> None:
         """A sentence about something that works, but perhaps not as the user meant."""
 
+    def request(self, request: Any) -> None:
+        """The Request of a job that is now run as a part of this one."""
+
     def result(self, result: Any) -> None:
         """The Result of a job that was run as a part of this one."""
 

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import ConfigDict, Field, ValidationError
 
@@ -30,11 +32,20 @@ class Request(StrictModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            fault = error.errors()[0]
-            name = place(fault)
-            known = [field for field in type(self).model_fields if field not in values]
-            hint = did_you_mean(name, known) if fault["type"] == "extra_forbidden" else None
-            raise ClpError(f"{name} {describe(fault)}", fix=hint) from error
+            # An unknown name first: where a needed one is mistyped, pydantic names the missing one before it.
+            fault = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+            raise ClpError(f"{place(fault)} {describe(fault)}", fix=self._hint(fault, values)) from error
+
+    @classmethod
+    def _hint(cls, fault: Mapping[str, Any], values: Mapping[str, Any]) -> str | None:
+        """The nearest name or choice to one that is not known."""
+        if fault["type"] == "extra_forbidden":
+            return did_you_mean(place(fault), [field for field in cls.model_fields if field not in values])
+        if fault["type"] == "literal_error" and isinstance(fault["input"], str):
+            return did_you_mean(
+                fault["input"], [str(choice) for choice in get_args(cls.model_fields[str(fault["loc"][0])].annotation)]
+            )
+        return None
 
 
 class Result(StrictModel):
@@ -45,3 +56,12 @@ class Result(StrictModel):
     def to_json(self) -> dict[str, Any]:
         """The result as the one JSON object that ``--json`` prints."""
         return self.model_dump(mode="json")
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """The result that :meth:`to_json` gave this document of, without the fields for callers in Python.
+
+        Raises:
+            pydantic.ValidationError: The document is not one of this class.
+        """
+        return cls.model_validate_json(json.dumps(document))

@@ -109,6 +109,13 @@ def test_a_fault_in_all_processes_is_told_once(tiny_checkpoint, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_another_command_in_several_processes_is_refused_once(tiny_checkpoint, tmp_path):
+    codes, stdout, stderr = start_without_launcher(2, tmp_path, "-m", "clp_ros.cli", "inspect", str(tiny_checkpoint))
+    assert (codes, stdout) == ([1, 1], "")
+    (line,) = (line for line in stderr.splitlines() if "clp inspect" in line)
+    assert line == "error: clp inspect runs in one process, start it without torchrun or accelerate"
+
+
 WORKER = """
 import sys, time
 from clp_ros.core.errors import ClpError

@@ -24,6 +24,8 @@ def test_every_step_says_what_it_did(demo):
     for number in range(1, 7):
         assert f"{number}. " in printed
     assert "stock lerobot loads it strictly" in printed
+    commands = [line.split()[2] for line in printed.splitlines() if line.startswith("$ clp ")]
+    assert commands == ["make-checkpoint", "calibrate", "prune", "verify", "benchmark"]
     for measure in ("parameters", "GFLOPs", "latency"):
         assert measure in printed
     assert f"{output}/calibration/heatmap_vlm.png" in printed.replace("\n", "")

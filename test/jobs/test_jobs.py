@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from clp_ros.cli.demo import command_words
+from clp_ros.cli.parser import make_parser
 from clp_ros.core.errors import ClpError
-from clp_ros.jobs import benchmark, calibrate, inspect, make_checkpoint, prune, record, verify
+from clp_ros.jobs import benchmark, calibrate, demo, inspect, make_checkpoint, prune, record, verify
 from clp_ros.jobs.progress import Progress
 from clp_ros.jobs.request import Request, Result
 
@@ -53,7 +55,10 @@ def test_importing_all_jobs_imports_no_large_library() -> None:
     [
         (make_checkpoint.MakeCheckpointRequest, {"family": "pi0", "size": "big", "output": "o"}, "size must be 'tiny'"),
         (make_checkpoint.MakeCheckpointRequest, {"family": "pi0", "size": "tiny"}, "output is missing"),
+        (make_checkpoint.MakeCheckpointRequest, {"family": "f", "size": "tyny", "output": "o"}, "did you mean 'tiny'"),
         (verify.VerifyRequest, {"checkpoint": "c", "devise": "cpu"}, "did you mean 'device'"),
+        (inspect.InspectRequest, {"pth": "c"}, "did you mean 'path'"),
+        (demo.DemoRequest, {"output": 3}, "output .* not 3"),
         (benchmark.BenchmarkRequest, {"checkpoints": []}, "checkpoints must have at least 1"),
         (benchmark.BenchmarkRequest, {"checkpoints": ["c"], "warmup": -1}, "warmup must be at least 0, not -1"),
         (calibrate.CalibrateRequest, {"checkpoint": "c", "output": "o", "embodiment": "e"}, "task is missing"),
@@ -92,7 +97,6 @@ def test_a_job_runs_reports_and_gives_its_json(tiny_checkpoint: Path, tiny_calib
     assert heard.stages == ["reading the calibration", "pruning"]
     assert heard.done[-1][0] == heard.done[-1][1] > 0
     assert json.loads(json.dumps(result.to_json())) == result.to_json()
-    assert prune.PruneResult(**result.to_json()).to_json() == result.to_json()
     assert result.plan.removal == {name: tuple(layers) for name, layers in result.removed.items()}
     dry = prune.run(request.model_copy(update={"output": None}))
     assert (dry.output, dry.removed, dry.parameters) == (None, result.removed, result.parameters)
@@ -109,3 +113,82 @@ def test_progress_that_raises_cancels_the_job(tiny_checkpoint: Path, tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         prune.run(request, Cancel())
     assert list(tmp_path.iterdir()) == []
+
+
+RESULTS = [
+    make_checkpoint.MakeCheckpointResult(output=Path("/o"), family="f", parameters=1, bytes=4),
+    calibrate.CalibrateResult(output=Path("/o"), meta={"samples": 2}, suggested={"vlm": (1, 2)}, command="clp", plan=1),
+    prune.PruneResult(
+        output=None,
+        dry_run=True,
+        criterion="cka",
+        threshold=0.5,
+        thresholds={"vlm": 0.5},
+        removed={"vlm": [1]},
+        layers={"vlm": 3},
+        parameters={"before": 2, "after": 1},
+        notes=[],
+        unchecked=None,
+        plan=1,
+    ),
+    inspect.InspectResult(found={"path": "/o", "family": "f", "modules": []}),
+    verify.VerifyResult(
+        path="/o",
+        family="f",
+        layers={"vlm": 2},
+        parameters=3,
+        pruned=False,
+        source="none",
+        chunk=[50, 7],
+        cameras=[],
+        left_out_cameras=[],
+        raw_features=[],
+    ),
+    benchmark.BenchmarkResult(checkpoints=[{"path": "/o", "latency_ms": 1.5}], ratios=[{"latency_ms": None}]),
+    record.RecordResult(
+        output=Path("/o"),
+        embodiment="ur5",
+        seed=2**64 - 1,
+        solved=1,
+        tries=2,
+        bytes=3,
+        episodes=[record.RecordedBag(bag=Path("/o"), tries=2, seconds=1.5, messages={"/joint_states": 4})],
+    ),
+    demo.DriveResult(seconds=None),
+]
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=lambda result: type(result).__name__)
+def test_a_result_goes_through_json_and_back(result: Result) -> None:
+    document = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert document == result.to_json()
+    again = type(result).from_json(document)
+    assert again.to_json() == document
+    shown = set(type(result).model_fields) - {"command", "plan", "calibration"}
+    assert all(getattr(again, name) == getattr(result, name) for name in shown)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        make_checkpoint.MakeCheckpointRequest(family="smolvla", size="tiny", embodiment="e", output="o u t"),
+        calibrate.CalibrateRequest(checkpoint="c", bags=("a", "b"), embodiment="e", task="t", samples=3, output="o"),
+        prune.PruneRequest(checkpoint="c", calibration="k", output="o", overwrite=True),
+        verify.VerifyRequest(checkpoint="c"),
+        benchmark.BenchmarkRequest(checkpoints=("a", "b"), device="cpu"),
+    ],
+    ids=lambda request: type(request).__name__,
+)
+def test_the_command_that_the_demo_shows_asks_for_the_same(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ran(Exception):
+        pass
+
+    def ran(request: Request, *_: object) -> None:
+        raise Ran(request)
+
+    job = importlib.import_module(type(request_).__module__)
+    monkeypatch.setattr(job, "run", ran)
+    options = make_parser().parse_args(command_words(request_))
+    with pytest.raises(Ran) as caught:
+        options.run(options)
+    assert caught.value.args == (request_,)

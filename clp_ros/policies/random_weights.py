@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -129,11 +130,9 @@ def write_weights(model: nn.Module, path: Path, fill: Callable[[str, torch.Tenso
         fill: ``fill(name, tensor)`` puts the values of a tensor of the model's state dict into it.
     """
     import torch
-    from safetensors.torch import _TYPES
 
     from clp_ros.checkpoints.safetensors_header import TensorInfo, encode_header
 
-    names = {dtype: name for name, dtype in _TYPES.items()}
     # Wide elements first, so that every tensor starts at a multiple of its element's size.
     ordered = sorted(model.state_dict(keep_vars=True).items(), key=lambda item: (-item[1].element_size(), item[0]))
     first: dict[int, str] = {}
@@ -141,7 +140,7 @@ def write_weights(model: nn.Module, path: Path, fill: Callable[[str, torch.Tenso
     state = {name: empty.detach() for name, empty in ordered if stored_as[name] == name}
     shared = {name: stored for name, stored in stored_as.items() if stored != name}
     tensors = {
-        name: TensorInfo(path.name, names[empty.dtype], tuple(empty.shape), 0, empty.nbytes)
+        name: TensorInfo(path.name, _safetensors_dtype(empty.dtype), tuple(empty.shape), 0, empty.nbytes)
         for name, empty in state.items()
     }
     with path.open("wb") as file:
@@ -150,3 +149,12 @@ def write_weights(model: nn.Module, path: Path, fill: Callable[[str, torch.Tenso
             tensor = torch.empty_like(empty, device="cpu")
             fill(name, tensor)
             file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _safetensors_dtype(dtype: torch.dtype) -> str:
+    """The name of a dtype in a safetensors header: bfloat16's is BF16. The library tells it by writing a header."""
+    import torch
+    from safetensors.torch import save
+
+    header = save({"tensor": torch.empty(0, dtype=dtype)})[8:]  # behind its length; there is no data
+    return json.loads(header)["tensor"]["dtype"]

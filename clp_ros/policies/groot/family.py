@@ -160,7 +160,9 @@ def _forward(policy: nn.Module, batch: dict[str, Any], rng: np.random.Generator)
     import torch
     from lerobot_policy_clp.fixed_noise import FixedNoise
 
-    head, actions = policy._groot_model.action_head, batch["action"]
+    from clp_ros.core.compat.lerobot import groot_model
+
+    head, actions = groot_model(policy).action_head, batch["action"]
     noise = torch.from_numpy(rng.standard_normal(tuple(actions.shape), dtype="float32"))
     # The distribution lerobot trains with.
     beta = rng.beta(head.config.noise_beta_alpha, head.config.noise_beta_beta, len(actions))

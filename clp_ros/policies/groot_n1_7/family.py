@@ -229,10 +229,12 @@ def _check_processor(folder: Path) -> None:
 
 
 def _connect(preprocessor: Any, postprocessor: Any) -> None:
-    from lerobot.policies.groot.processor_groot import GrootN17VLMEncodeStep, _reconnect_groot_n1_7_pack_decode_steps
+    from lerobot.policies.groot.processor_groot import GrootN17VLMEncodeStep
+
+    from clp_ros.core.compat.lerobot import link_groot_n1_7_steps
 
     # Actions that count from the state are decoded with the state that the preprocessor saw.
-    _reconnect_groot_n1_7_pack_decode_steps(preprocessor, postprocessor)
+    link_groot_n1_7_steps(preprocessor, postprocessor)
     for step in preprocessor.steps:
         if isinstance(step, GrootN17VLMEncodeStep):
             _ = step.proc  # the tokenizer, which would be loaded with the first observation
@@ -242,7 +244,9 @@ def _forward(policy: nn.Module, batch: dict[str, Any], rng: np.random.Generator)
     import torch
     from lerobot_policy_clp.fixed_noise import FixedNoise
 
-    head, actions = policy._groot_model.action_head, batch["action"]
+    from clp_ros.core.compat.lerobot import groot_model
+
+    head, actions = groot_model(policy).action_head, batch["action"]
     noise = torch.from_numpy(rng.standard_normal(tuple(actions.shape), dtype="float32"))
     beta = rng.beta(head.config.noise_beta_alpha, head.config.noise_beta_beta, len(actions))
     time = torch.from_numpy(((1 - beta) * head.config.noise_s).astype("float32"))
@@ -373,14 +377,14 @@ def _write_processor(backbone: Config, pixels: int, folder: Path) -> dict[str, i
 
 def _make_checkpoint(size_name: str, folder: Path, final: Path, features: PolicyFeatures, seed: int) -> None:
     register_plugin()
-    from lerobot.policies.groot.groot_n1_7 import _cosmos_reason2_qwen3_vl_config
     from lerobot.policies.groot.processor_groot import GrootN17VLMEncodeStep
+    from lerobot_policy_clp.compat import cosmos_reason2_config
     from lerobot_policy_clp.configuration_clp_groot_n1_7 import ClpGrootN17Config
     from lerobot_policy_clp.modeling_clp_groot_n1_7 import ClpGrootN17Policy
     from lerobot_policy_clp.processor_clp_groot_n1_7 import make_clp_groot_n1_7_pre_post_processors
 
     size, tiny = _SIZES[size_name], size_name == "tiny"
-    backbone = dict(_TINY_BACKBONE) if tiny else _cosmos_reason2_qwen3_vl_config().to_dict()
+    backbone = dict(_TINY_BACKBONE) if tiny else cosmos_reason2_config().to_dict()
     edge = _TINY_IMAGE if tiny else 256
     backbone |= _write_processor(backbone, edge**2, folder / PROCESSOR_FOLDER)
     inputs, outputs = features.lerobot_features()

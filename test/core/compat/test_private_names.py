@@ -7,8 +7,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 COMPAT = ("clp_ros/core/compat/", "clp_ros/nodes/compat.py", "lerobot_policy_clp/lerobot_policy_clp/compat.py")
-# Being rewritten; their private names move when that is done.
-PENDING = ("clp_ros/policies/groot", "clp_ros/policies/random_weights.py")
 # Documented under these names.
 DOCUMENTED = {"_exit", "_getframe"}
 
@@ -50,7 +48,7 @@ def test_private_names_stand_in_compat_files_only():
     found = {
         f"{path.relative_to(ROOT)}:{line}: {name}"
         for path in files
-        if not path.relative_to(ROOT).as_posix().startswith(COMPAT + PENDING)
+        if not path.relative_to(ROOT).as_posix().startswith(COMPAT)
         for line, name in foreign_private_names(ast.parse(path.read_text()))
     }
     assert not found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A simulated robot behind the same topics as the real one, and demonstrations that it plays."""
+"""Simulated robots with the topics of the real ones, and recorded demonstrations of them."""
 
 import lazy_loader as _lazy
 

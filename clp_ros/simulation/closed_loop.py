@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A policy's chunks joined by the schedule and followed by simulated controllers, on a clock of its own.
+"""Closed-loop runs of chunk control on a simulated clock: policy, schedule, controllers.
 
-The policy is a scripted expert that answers with the rest of its motion, after a latency. No ROS, no threads: the same
-run gives the same numbers, faster than real time.
+The policy is a scripted expert that returns the remainder of its motion after a latency. There are no threads and no
+ROS, so a run is reproducible and faster than real time.
 """
 
 from __future__ import annotations
@@ -23,19 +23,22 @@ from clp_ros.robots.trajectory import Trajectory
 from clp_ros.robots.trajectory_controller import Command, State, TrajectoryController
 from clp_ros.simulation.motion import Motion
 
-# The robot's clock when a run begins: a stamp of 0 would mean "now".
+# The robot's clock at the beginning of a run. It is not 0, because a stamp of 0 means "now".
 START_NS = 10**9
-# How far the expert looks for where it is on its way, in seconds.
+# The expert searches for its progress within this time around the expected one, in seconds.
 _LOOK_S = 0.3
 
 
 class Expert:
-    """A policy that knows its motion: it finds how far the robot has come, and answers with what follows.
+    """A policy with a known motion. It finds the robot's progress in the motion, and returns the following steps.
 
     Args:
-        motion: What it does.
+        motion: The motion.
         embodiment: The robot.
-        steps: Of a chunk.
+        steps: Number of steps of a chunk.
+
+    Attributes:
+        progress_s: The robot's progress in the motion, in seconds.
     """
 
     def __init__(self, motion: Motion, embodiment: Embodiment, steps: int) -> None:
@@ -46,19 +49,24 @@ class Expert:
         self._seen_ns: int | None = None
 
     def chunk(self, positions: np.ndarray, now_ns: int) -> np.ndarray:
-        """(steps, joints), rad or m: what follows from where the robot was sent last, (joints,)."""
+        """Returns a chunk, (steps, joints) in rad or m.
+
+        Args:
+            positions: (joints,) the last command, rad or m.
+            now_ns: The time.
+        """
         elapsed = 0.0 if self._seen_ns is None else (now_ns - self._seen_ns) / 1e9
         self._seen_ns = now_ns
         expected = self.progress_s + elapsed
         moments = np.arange(max(0.0, self.progress_s - _LOOK_S), expected + _LOOK_S, 1e-3)
         off = np.abs((self.motion.at(moments) - positions) / self._range).max(axis=1)
-        # Where it rests for a while, time alone tells.
+        # The distance in time decides where the motion rests.
         self.progress_s = float(moments[np.argmin(off + 1e-3 * np.abs(moments - expected))])
         return self.motion.at(self.progress_s + self._steps)
 
 
 class Robot(Protocol):
-    """What is driven: controllers, and perhaps a simulated body that follows them."""
+    """A robot that is driven: its controllers, and possibly a simulated body."""
 
     embodiment: Embodiment
 
@@ -66,28 +74,28 @@ class Robot(Protocol):
         """Gives a trajectory to its controller."""
 
     def step(self, time_ns: int) -> None:
-        """Lets the controllers command the joints, and the joints move, up to a time."""
+        """Advances the controllers and the joints to a time."""
 
     def commanded(self) -> State:
         """What all joints were commanded last."""
 
     def measured(self) -> np.ndarray:
-        """(joints,) where they are, rad or m."""
+        """Returns the measured positions: (joints,) float64, rad or m."""
 
 
 class Controllers:
-    """An embodiment's controllers alone, and joints that follow what they are commanded.
+    """An embodiment's controllers, and joints that follow the commands.
 
     Args:
         embodiment: The robot.
-        positions: (joints,) where they are.
-        interpolate_from_desired_state: The controllers' parameter of that name, whose own default is false.
-        lag_s: Time constant with which the joints follow; 0: they are wherever they are commanded to be.
-        noise: Standard deviation of what is measured, rad or m.
-        transport_s: Longest time that a message takes to its controller; each takes any time up to it.
-        scaling: The robot's speed scaling at a time of the clock, which those of the controllers know that the
+        positions: (joints,) initial positions, rad or m.
+        interpolate_from_desired_state: The controllers' parameter of that name. Its default in ros2_control is false.
+        lag_s: Time constant with which the joints follow, in seconds; 0: without delay.
+        noise: Standard deviation of the measured positions, rad or m.
+        transport_s: Longest transport time of a message, in seconds. Each message takes a random time up to it.
+        scaling: Returns the robot's speed scaling at a time of the clock. It applies to the controllers that the
             embodiment's ``speed_scaling`` names.
-        seed: Of the noise and of the times.
+        seed: Seed of the noise and the transport times.
     """
 
     def __init__(
@@ -125,14 +133,14 @@ class Controllers:
             start += len(joints)
 
     def receive(self, trajectory: Trajectory, now_ns: int) -> None:
-        """Gives a trajectory to its controller, or sends it on its way."""
+        """Gives a trajectory to its controller, after the transport time."""
         if self._transport_s:
             self._on_the_way.append((now_ns + round(self._rng.uniform(0, self._transport_s) * 1e9), trajectory))
         else:
             self.controllers[trajectory.controller].receive(Command.of(trajectory), now_ns)
 
     def step(self, time_ns: int) -> None:
-        """Commands the joints, and lets them follow."""
+        """Advances the controllers to a time, and moves the joints."""
         for due_ns, trajectory in self._on_the_way:
             if due_ns <= time_ns:
                 self.controllers[trajectory.controller].receive(Command.of(trajectory), time_ns)
@@ -145,9 +153,9 @@ class Controllers:
             controller.sample(time_ns, measured[part], self._speeds[part])
         commanded, passed_s = self.commanded().positions, (time_ns - (self._time_ns or time_ns)) / 1e9
         share = -np.expm1(-passed_s / self._lag_s) if self._lag_s else 1.0
-        way = share * (commanded - self._joints)
-        self._speeds = way / passed_s if passed_s else np.zeros_like(way)
-        self._joints, self._time_ns = self._joints + way, time_ns
+        moved = share * (commanded - self._joints)
+        self._speeds = moved / passed_s if passed_s else np.zeros_like(moved)
+        self._joints, self._time_ns = self._joints + moved, time_ns
 
     def commanded(self) -> State:
         """What all joints were commanded last."""
@@ -160,36 +168,43 @@ class Controllers:
         )
 
     def measured(self) -> np.ndarray:
-        """(joints,) where they are, as it is measured, rad or m."""
+        """Returns the measured positions with noise: (joints,) float64, rad or m."""
         noise = self._rng.normal(scale=self._noise, size=len(self._joints)) if self._noise else 0.0
         return self._joints + noise
 
 
 class Sender(Protocol):
-    """Turns chunks into trajectories."""
+    """Makes trajectories of chunks."""
 
     def due(self, now_ns: int) -> bool:
-        """Whether the policy is to make a chunk of what it sees now."""
+        """Returns whether the policy should make a chunk of the present observation."""
 
     def chunk(self, positions: np.ndarray, observed_ns: int, now_ns: int, measured: np.ndarray) -> None:
-        """Takes a chunk, (steps, joints), that was made of what was seen at ``observed_ns``."""
+        """Accepts a chunk.
+
+        Args:
+            positions: (steps, joints), rad or m.
+            observed_ns: Time of its observation.
+            now_ns: The time.
+            measured: (joints,) measured positions, rad or m.
+        """
 
     def tick(self, now_ns: int) -> None:
-        """Once a control step."""
+        """Called once a control step."""
 
 
 class ScheduledSender:
-    """clp_ros's own way: what the policy node does with a chunk, at the node's own pace.
+    """Handles chunks as the policy node does.
 
     Args:
-        robot: Where trajectories go.
+        robot: The robot.
         settings: How chunks are joined.
-        replan_steps: Control steps from one chunk's observation to the next one's; 0: as soon as it is sent.
-        latency_s: What a chunk is expected to take.
+        replan_steps: Control steps between the observations of two chunks; 0: as soon as a chunk is sent.
+        latency_s: Expected time from an observation to its chunk, in seconds.
 
     Attributes:
-        counts: ``chunks``, ``late``, ``refused``.
-        splices: When each chunk took over, on the robot's clock.
+        counts: Counts ``chunks``, ``late`` and ``refused``.
+        splices: Time of each splice, on the robot's clock.
     """
 
     def __init__(self, robot: Robot, settings: ScheduleSettings, *, replan_steps: int, latency_s: float) -> None:
@@ -240,13 +255,15 @@ class ScheduledSender:
 
 @dataclass(frozen=True)
 class Run:
-    """What the controllers commanded.
+    """The commands of a run.
 
     Attributes:
         times_ns: (samples,) int64.
-        positions, velocities, accelerations: (samples, joints) float64, rad or m.
-        expert: (samples, joints): the expert's motion in its own time, from the run's beginning on.
-        finished_s: When the robot was commanded to where the motion ends, and stayed; None: never.
+        positions: (samples, joints) float64, rad or m.
+        velocities: (samples, joints) float64, per second.
+        accelerations: (samples, joints) float64, per second squared.
+        expert: (samples, joints) float64: the expert's undisturbed motion, rad or m.
+        finished_s: When the command reached the end of the motion and stayed there, in seconds; None: never.
     """
 
     times_ns: np.ndarray
@@ -257,9 +274,10 @@ class Run:
     finished_s: float | None
 
     def jumps(self) -> tuple[float, float]:
-        """Largest jump in position (rad or m) and in velocity (per s) from one command to the next, of any joint.
+        """Returns the largest jump in position (rad or m) and in velocity (per second) between two commands.
 
-        A jump is what the larger velocity (acceleration) of the two samples cannot explain.
+        A jump is the part of a change that exceeds the larger velocity (acceleration) of the two samples times the
+        time between them.
         """
         step = np.diff(self.times_ns)[:, None] / 1e9
 
@@ -270,7 +288,7 @@ class Run:
         return jump(self.positions, self.velocities), jump(self.velocities, self.accelerations)
 
     def tracking_rms(self) -> float:
-        """Root mean square distance to the expert at the same time, over all joints, rad or m."""
+        """Returns the root mean square distance from the expert at the same time, over all joints, rad or m."""
         return float(np.sqrt(np.mean((self.positions - self.expert) ** 2)))
 
 
@@ -283,18 +301,18 @@ def play(
     limit_s: float,
     tolerance: float = 0.01,
 ) -> Run:
-    """Runs a policy on a robot until it has come to the motion's end, and rests there for half a second.
+    """Runs a policy on a robot until the motion's end has been reached for half a second.
 
-    What it sees comes once a control step.
+    There is one observation per control step.
 
     Args:
         robot: The robot.
-        expert: The policy, which sees what was commanded: demonstrations record commands, which lead the joints.
-        sender: Turns chunks into trajectories, and has given ``robot.receive`` what to send.
-        latency_ns: How long the next chunk takes.
-        step_ns: Of the controllers.
-        limit_s: Longest run.
-        tolerance: How close to the end is there, rad or m.
+        expert: The policy. It observes the commands, because demonstrations record commands, which precede the joints.
+        sender: Makes trajectories of chunks, and gives them to ``robot.receive``.
+        latency_ns: Returns the time of the next chunk, in nanoseconds.
+        step_ns: Step of the controllers, in nanoseconds.
+        limit_s: Longest run, in seconds.
+        tolerance: Distance from the end that counts as reached, rad or m.
     """
     end = expert.motion.at(np.array([expert.motion.seconds]))[0]
     times, states, reached = [], [], None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A simulated robot's description (URDF), as a real one's driver publishes it."""
+"""The description (URDF) of a simulated robot, as the driver of a real one publishes it."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _WORLD = "world"
 
 
 def robot_description(robot: SimulatedRobot, sources: Collection[str]) -> str:
-    """A URDF document of the model's own kinematics with the embodiment's limits.
+    """Returns a URDF document with the kinematics of the model and the limits of the embodiment.
 
-    It has no shapes, masses or efforts. Bodies are links, below the link ``world``; a joint that moves with another one
-    mimics it.
+    The document has no shapes, masses or efforts. Each body is a link below the link ``world``. A joint that moves with
+    another one mimics it.
 
     Args:
         robot: The simulated robot.
-        sources: Entries of the embodiment's ``joint_states``: each arm that has joints of them is described, whole.
+        sources: Entries of the embodiment's ``joint_states``. The document contains every arm with a joint of these.
     """
     model, hinge = robot.mujoco_model, load_mujoco().mjtJoint.mjJNT_HINGE
     owners = [one.joint_states for one in robot.embodiment.controllers.values() for _ in one.joints]
-    moved: dict[int, tuple[Joint, str, float]] = {}  # by MuJoCo joint: what moves it, its own name, and how far
+    moved: dict[int, tuple[Joint, str, float]] = {}  # by MuJoCo joint: the joint that moves it, its name, its gain
     roots: set[int] = set()
     prefix = ""
     for owner, joint, modelled in zip(owners, robot.embodiment.joints, robot.modelled_joints, strict=True):

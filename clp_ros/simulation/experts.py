@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scripted experts: from where the cube lies to a motion that solves the robot's task.
+"""Scripted experts: motions that solve the robot's task, given the position of the cube.
 
-A UR and a single ALOHA arm pick the cube up; two ALOHA arms hand it over. Tool poses are solved by inverse kinematics
-and joined in joint space.
+A UR and a single ALOHA arm lift the cube. Two ALOHA arms hand it over. Inverse kinematics converts tool poses to joint
+positions, which are joined in joint space.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from clp_ros.simulation.model import load_mujoco
 from clp_ros.simulation.motion import Motion, Part
 from clp_ros.simulation.robot import SimulatedRobot
 
-# How far a solved pose may be off, in metres and rad.
+# Largest error of a solved pose, in metres and rad.
 _EXACT = 1e-4
-# The cube is up when it is so far above where it lay, in metres.
+# Height above the table at which the cube counts as lifted, in metres.
 _LIFTED_M = 0.05
-# Seconds of the handover, near the joints' top speed, and of a pick.
+# Durations of the handover, near the velocity limits, and of a pick, in seconds.
 TRANSFER_S, PICK_S = 9.0, 9.0
-# Where the simulated ALOHA's fingers are closed and open, in metres.
+# Positions of the simulated ALOHA's fingers, closed and open, in metres.
 _ALOHA_FINGER = (0.021, 0.057)
-# Where a UR's gripper holds the cube fast, in rad; it opens to 0.
+# Position of a UR's gripper that holds the cube, in rad. It is open at 0.
 _UR_GRASP = 0.6
 _DOWN, _LEVEL, _TURNED = (math.pi, math.pi / 2, 0.0), (math.pi, 0.0, 0.0), (0.0, 0.0, math.pi / 2)
 
 
 @dataclass(frozen=True)
 class Waypoint:
-    """Where one tool is at a moment of the motion.
+    """A tool pose at a time of the motion.
 
     Attributes:
-        moment: Share of the motion that has passed, 0 to 1.
-        position: Of the tool point, in metres; None is the arm's start pose.
-        angles: Yaw, pitch and roll of the gripper in rad; for an ALOHA arm, positive pitch points down.
-        gripper: 0 closed, 1 open.
+        moment: The time as a share of the motion, 0 to 1.
+        position: (3,) position of the tool point, in metres; None: the arm's initial pose.
+        angles: Yaw, pitch and roll of the gripper, in rad. For an ALOHA arm, positive pitch points down.
+        gripper: 0: closed, 1: open.
     """
 
     moment: float
@@ -50,7 +50,10 @@ class Waypoint:
 
 
 def demonstration(robot: SimulatedRobot) -> Motion:
-    """The motion that solves the robot's task from where its cube lies now.
+    """Returns the motion that solves the robot's task, given the present position of the cube.
+
+    Args:
+        robot: The simulated robot.
 
     Raises:
         ValueError: A waypoint is out of reach.
@@ -62,7 +65,7 @@ def demonstration(robot: SimulatedRobot) -> Motion:
         return Motion(tuple(_aloha_part(robot, side, motion[side], TRANSFER_S) for side in ("left", "right")))
     if robot.embodiment.name == "aloha_single":
         return Motion((_aloha_part(robot, "right", pick_motion(cube, _DOWN), PICK_S),))
-    # A UR's tool points along its z, which is down where it begins.
+    # A UR's tool points along its z axis, which points down at the beginning.
     waypoints = pick_motion(cube, (math.pi / 2, 0.0, math.pi))
     arm = _solve(robot, "tool", slice(0, 6), waypoints)
     gripper = np.array([[_UR_GRASP * (1 - one.gripper)] for one in waypoints])
@@ -70,7 +73,7 @@ def demonstration(robot: SimulatedRobot) -> Motion:
 
 
 def solved(robot: SimulatedRobot) -> bool:
-    """Whether the task is done: the cube is lifted, or the left gripper alone holds it above the table."""
+    """Returns whether the task is done: the cube is lifted, or, with two arms, only the left gripper holds it."""
     if robot.embodiment.name != "aloha_bimanual":
         return bool(robot.cube()[2] > robot.cube_rests_at + _LIFTED_M)
     touching = robot.touching_cube()
@@ -80,7 +83,12 @@ def solved(robot: SimulatedRobot) -> bool:
 
 
 def pick_motion(cube: np.ndarray, angles: tuple[float, float, float]) -> list[Waypoint]:
-    """Above the cube, down, close, up: for a cube whose centre is at (3,) metres."""
+    """Returns the waypoints of a pick: above the cube, down, close, up.
+
+    Args:
+        cube: (3,) centre of the cube, in metres.
+        angles: Yaw, pitch and roll of the gripper, in rad.
+    """
     above, grasp, lift = (cube + np.array([0, 0, height]) for height in (0.1, -0.005, 0.12))
     return [
         Waypoint(0.00, None, angles, 1),
@@ -94,18 +102,18 @@ def pick_motion(cube: np.ndarray, angles: tuple[float, float, float]) -> list[Wa
 
 
 def transfer_motion(cube: np.ndarray) -> dict[str, list[Waypoint]]:
-    """The pick and the handover as tool poses.
+    """Returns the waypoints of the pick and the handover.
 
     Args:
-        cube: Centre of the cube on the table, (3,) in metres.
+        cube: (3,) centre of the cube on the table, in metres.
 
     Returns:
-        Waypoints of the left and the right arm, in time order, from moment 0 to 1.
+        The waypoints of the arms ``left`` and ``right``, in the order of time, from moment 0 to 1.
     """
     down, level, turned = _DOWN, _LEVEL, _TURNED
     meet = np.array([0.0, 0.5, 0.22])
     above, grasp, lift = (cube + np.array([0, 0, height]) for height in (0.1, -0.005, 0.12))
-    # The left gripper is turned by a quarter so that its fingers close on the two faces the right one leaves free.
+    # The left gripper is turned by 90 degrees: its fingers close on the two faces that the right one leaves free.
     left_ready, left_away, right_away = (meet + np.array(by) for by in ([-0.14, 0, 0], [-0.14, 0, 0.04], [0.12, 0, 0]))
     right = [
         Waypoint(0.00, None, level, 0),
@@ -150,7 +158,7 @@ def _moments(waypoints: list[Waypoint], seconds: float) -> np.ndarray:
 
 
 def _solve(robot: SimulatedRobot, site: str, joints: slice, waypoints: list[Waypoint]) -> np.ndarray:
-    """(waypoints, joints): each from the one before, so that the arm keeps its posture."""
+    """Returns joint positions, (waypoints, joints). Each solve starts at the last solution, to keep the posture."""
     mujoco, model = load_mujoco(), robot.mujoco_model
     data: Any = mujoco.MjData(model)
     data.qpos[:] = robot.data.qpos

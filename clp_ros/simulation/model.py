@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The MuJoCo models behind the embodiments that clp_ros ships."""
+"""The MuJoCo models of the embodiments that clp_ros ships."""
 
 from __future__ import annotations
 
@@ -20,16 +20,21 @@ if TYPE_CHECKING:
     import mujoco
 
 INSTALL = "pip install 'clp_ros[simulation]', or -r requirements-simulation.txt from the checkout"
-# Interbotix's follower, closed and open: its finger in metres, its gripper in rad (ALOHA's constants.py).
+# The Interbotix follower, closed and open: finger in metres, gripper in rad (ALOHA's constants.py).
 _FINGER, _GRIPPER = (0.021, 0.057), (0.6197, 1.6214)
 _ALOHA_ARM = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
-# Where ALOHA's demonstrations begin: gym-aloha's START_ARM_POSE, an arm and its finger.
+# Initial positions of an arm and its finger in ALOHA's demonstrations: gym-aloha's START_ARM_POSE.
 _ALOHA_HOME = (0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.024)
 
 
 @dataclass(frozen=True)
 class Joint:
-    """How a joint of the embodiment is driven: MuJoCo joints, each at ``gain`` times its position."""
+    """The MuJoCo joints that a joint of the embodiment drives.
+
+    Attributes:
+        name: Name of the embodiment's joint, without a tf_prefix.
+        driven: Name and gain of each MuJoCo joint, whose position is the gain times the joint's position.
+    """
 
     name: str
     driven: tuple[tuple[str, float], ...]
@@ -37,7 +42,13 @@ class Joint:
 
 @dataclass(frozen=True)
 class Follower:
-    """A joint that a robot publishes and no controller has: ``offset + gain`` times the position of another."""
+    """A published joint without a controller. Its position is ``offset + gain`` times that of another joint.
+
+    Attributes:
+        name: Name of the published joint.
+        gain: The gain.
+        offset: The offset, rad or m.
+    """
 
     name: str
     gain: float
@@ -50,12 +61,12 @@ class Model:
 
     Attributes:
         mujoco: The compiled model.
-        joints: In the order of the action.
-        home: (joints,) where it begins, rad or m.
-        cameras: The scene's camera of each of the embodiment's.
-        cube: The free joint of the thing to grasp.
-        cube_range: Lowest and highest x and y of where it lies, and its z: (2, 3).
-        followers: By the joint they follow.
+        joints: The joints, in the order of the action.
+        home: (joints,) float64: initial positions, rad or m.
+        cameras: Name of the scene's camera by name of the embodiment's camera.
+        cube: Name of the cube's free joint.
+        cube_range: (2, 3) float64: lowest and highest initial position of the cube, in metres.
+        followers: Published joints by the name of the joint that they follow.
     """
 
     mujoco: mujoco.MjModel
@@ -68,16 +79,16 @@ class Model:
 
 
 def load_mujoco() -> Any:
-    """The module; where no OpenGL library is there, without drawing.
+    """Imports MuJoCo. Without an OpenGL library, it is imported without rendering.
 
     Raises:
-        ClpError: It is not installed.
+        ClpError: MuJoCo is not installed.
     """
     chosen = os.environ.setdefault("MUJOCO_GL", "egl")
     try:
         try:
             import mujoco
-        except (ImportError, AttributeError, RuntimeError) as error:  # what a GL library that is not there raises
+        except (ImportError, AttributeError, RuntimeError) as error:  # raised for a missing GL library
             if isinstance(error, ModuleNotFoundError) and error.name == "mujoco":
                 raise
             os.environ["MUJOCO_GL"] = "disable"
@@ -90,10 +101,13 @@ def load_mujoco() -> Any:
 
 
 def load_model(embodiment: Embodiment) -> Model:
-    """The model of an embodiment that clp_ros ships.
+    """Returns the model of an embodiment that clp_ros ships.
+
+    Args:
+        embodiment: The robot. Its joints may have a tf_prefix.
 
     Raises:
-        ClpError: There is none for it, its joints or cameras are not the model's, or a package is missing.
+        ClpError: The embodiment has no model, its joints or cameras differ from the model's, or a package is missing.
     """
     makers = {
         "ur5": lambda: _universal_robot(ur.UR5E),
@@ -109,7 +123,7 @@ def load_model(embodiment: Embodiment) -> Model:
         )
     model = makers[embodiment.name]()
     names = [joint.name for joint in embodiment.joints]
-    # A tf_prefix stands before each of them.
+    # The embodiment's names may begin with a tf_prefix.
     if len(names) != len(model.joints) or not all(
         name.endswith(its.name) for name, its in zip(names, model.joints, strict=True)
     ):
@@ -142,12 +156,12 @@ def _universal_robot(kinematics: ur.Kinematics) -> Model:
 
 def _aloha(sides: tuple[str, ...]) -> Model:
     mujoco = load_mujoco()
-    found = importlib.util.find_spec("gym_aloha")  # not imported: only its files are needed
+    found = importlib.util.find_spec("gym_aloha")  # not imported, because only its files are needed
     if found is None or not found.submodule_search_locations:
         raise ClpError("the simulation needs a package that is missing", where="gym-aloha", fix=INSTALL)
     scene = Path(found.submodule_search_locations[0], "assets", "bimanual_viperx_transfer_cube.xml")
     spec = mujoco.MjSpec.from_file(str(scene))
-    for key in list(spec.keys):  # written for the cube and both arms
+    for key in list(spec.keys):  # keyframes are for the cube and both arms
         spec.delete(key)
     if "left" not in sides:
         for actuator in list(spec.actuators):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Demonstrations of a simulated robot as rosbag2 recordings: no ROS, faster than real time, the same for a seed."""
+"""Records demonstrations of a simulated robot as rosbag2 bags. No ROS, faster than real time, reproducible by seed."""
 
 from __future__ import annotations
 
@@ -27,28 +27,29 @@ from clp_ros.simulation.motion import Motion
 from clp_ros.simulation.robot import SimulatedRobot
 
 EPOCH_NS = 1_750_000_000 * 10**9
-"""When simulations begin on the bags' clock: 2025-06-15 15:06:40 UTC."""
+"""Beginning of a simulation on the clock of the bags: 2025-06-15 15:06:40 UTC."""
 JOINT_DELAY_MS, CAMERA_DELAY_MS = (0.4, 1.6), (4.0, 10.0)
-"""From the stamp to the recorder: joint states come at once, a picture is exposed, compressed and sent first."""
+"""Smallest and largest delay from the stamp to the reception, in ms. Images are exposed, compressed and sent first."""
 
-# How far from the usual pose an arm may begin, in rad, and how long it rests when it has done its task.
+# Largest random offset of the arm's initial pose, in rad, and time at rest after the task, in seconds.
 _SPREAD, _REST_S = 0.1, 0.5
-# From one episode's beginning to the next one's, so that no two recordings are of the same time.
+# Time between the beginnings of two episodes, so that no two recordings overlap in time.
 _APART_NS = 60 * 10**9
-# No camera is in step with the joints: when the first pictures are taken, and each further robot's joint states.
+# Time of the first image, and offset of each further robot's joint states: nothing is synchronised on a real robot.
 _FIRST_PICTURE_NS, _JOINT_PHASE_NS = 7_300_000, 3_100_000
-# Times that a start is drawn before an episode is given up.
+# Number of initial states that are tried for an episode.
 _TRIES = 10
 
 
 @dataclass(frozen=True)
 class RecordingSettings:
-    """What a recording is like.
+    """Settings of a recording.
 
     Attributes:
-        camera_rate, joint_state_rate: Messages a second, on each topic.
-        size: Width and height of the pictures; None: the embodiment's.
-        quality: Of the JPEGs, 1 to 100.
+        camera_rate: Images per second, on each topic.
+        joint_state_rate: Joint states per second, on each topic.
+        size: Width and height of the images; None: those of the embodiment.
+        quality: Quality of the JPEGs, 1 to 100.
     """
 
     camera_rate: float = 30.0
@@ -62,10 +63,10 @@ class Episode:
     """One recording.
 
     Attributes:
-        bag: Its folder.
-        tries: How often a start was drawn: the last is the one that was solved.
-        seconds: Of the robot's time.
-        messages: How many, by topic.
+        bag: The bag's folder.
+        tries: Number of initial states that were tried. The last one was solved.
+        seconds: Duration on the robot's clock, in seconds.
+        messages: Number of messages by topic.
     """
 
     bag: Path
@@ -83,23 +84,26 @@ def record(
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Episode]:
-    """Lets the scripted expert solve the robot's task again and again, and records what cameras and joints tell.
+    """Records episodes in which the scripted expert solves the robot's task.
 
-    An episode is drawn by the seed and its own number: where the cube lies and where the arm begins. A start from which
-    the expert does not solve its task is not recorded, another one is drawn instead.
+    The seed and the number of the episode determine the position of the cube and the initial pose of the arm. If the
+    expert does not solve the task from an initial state, another one is drawn.
 
     Args:
-        embodiment: One of those that clp_ros ships.
-        output: A folder for the bags ``episode_000``, …; without ``episodes``, the one bag itself.
-        episodes: How many.
-        seed: Draws everything.
-        settings: What the recordings are like.
+        embodiment: A robot that clp_ros ships.
+        output: Folder for the bags ``episode_000``, …. Without ``episodes``, the folder of the only bag.
+        episodes: Number of episodes; None: one, without a number.
+        seed: Seed of all random numbers.
+        settings: Rates, size and quality.
         overwrite: Whether an output folder that is not empty is replaced.
-        progress: Told pictures done and pictures in all.
+        progress: Called with the number of images done and in total.
+
+    Returns:
+        The episodes.
 
     Raises:
-        ClpError: There is no such simulated robot, a package is missing, nothing can be drawn here, the output folder
-            is not empty, or the expert solves an episode from none of ten starts.
+        ClpError: The robot has no simulation, a package is missing, rendering fails, the output folder is not empty, or
+            the expert solves an episode from none of ten initial states.
     """
     check_output_folder(output, overwrite)
     recorder = _Recorder(embodiment, settings, seed, progress, episodes or 1)
@@ -134,10 +138,10 @@ class _Recorder:
         self._seed = seed
         self._sources = _sources(embodiment, settings)
         self._progress, self._episodes = progress, episodes
-        self._picture(next(iter(embodiment.cameras)))  # says now that nothing can be drawn
+        self._picture(next(iter(embodiment.cameras)))  # raises now if rendering fails
 
     def record(self, index: int, folder: Path, final: Path) -> Episode:
-        """Writes an episode into an empty folder that will be ``final``."""
+        """Writes an episode into an empty folder, which is renamed to ``final`` later."""
         notes = {"made_by": "clp record", "seed": str(self._seed), "episode": str(index)}
         topics = {source.topic: source.kind for source in self._sources}
         for attempt in range(_TRIES):
@@ -159,11 +163,11 @@ class _Recorder:
         )
 
     def _messages(self, index: int, motion: Motion, counts: Counter[str]) -> Iterator[tuple[int, str, Any]]:
-        """Plays the motion: receive time, topic and message, as a recorder gets them."""
+        """Runs the motion, and yields receive time, topic and message in the order of a recorder."""
         seconds = motion.seconds + _REST_S
         pictures = len(self._embodiment.cameras) * round(seconds * self._settings.camera_rate)
         delay = np.random.default_rng([self._seed, index])
-        waiting: list[tuple[int, int, str, Any]] = []  # a joint state overtakes the picture stamped just before it
+        waiting: list[tuple[int, int, str, Any]] = []  # a joint state may arrive before an earlier image
         self._begin(motion)
         for number, (time_ns, source) in enumerate(_due(self._sources, seconds)):
             stamp_ns = EPOCH_NS + index * _APART_NS + time_ns
@@ -192,12 +196,12 @@ class _Recorder:
         return STORE.types[source.kind](head, height, width, "rgb8", 0, width * channels, picture.reshape(-1))
 
     def _picture(self, camera: str) -> np.ndarray:
-        its = self._embodiment.cameras[camera]
-        width, height = self._settings.size or (its.width, its.height)
+        settings = self._embodiment.cameras[camera]
+        width, height = self._settings.size or (settings.width, settings.height)
         return self.robot.picture(camera, height, width)
 
     def _begin(self, motion: Motion) -> None:
-        """Gives the robot its motion."""
+        """Gives the motion to the robot's controllers."""
         self.robot.step(START_NS)
         period_s = self._embodiment.period_ns / 1e9
         times = np.arange(1, math.ceil(motion.seconds / period_s) + 1) * period_s
@@ -207,7 +211,7 @@ class _Recorder:
 
 @dataclass(frozen=True)
 class _Source:
-    """A topic: ``name`` is its camera or entry of ``joint_states``."""
+    """A topic. ``name`` is the camera, or the entry of ``joint_states``."""
 
     name: str
     topic: str
@@ -234,7 +238,7 @@ def _sources(embodiment: Embodiment, settings: RecordingSettings) -> list[_Sourc
 
 
 def _due(sources: list[_Source], seconds: float) -> Iterator[tuple[int, _Source]]:
-    """When each message is due, in ns from the beginning, and of which topic; in order."""
+    """Yields time (nanoseconds from the beginning) and topic of each message, in the order of time."""
 
     def of(source: _Source) -> Iterator[tuple[int, _Source]]:
         for number in itertools.count():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A simulated robot: controllers, and a body in MuJoCo that follows what they command."""
+"""A simulated robot: controllers, and a MuJoCo body that follows their commands."""
 
 from __future__ import annotations
 
@@ -16,19 +16,24 @@ from clp_ros.robots.trajectory_controller import Command, State
 from clp_ros.simulation.closed_loop import Controllers
 from clp_ros.simulation.model import Follower, Joint, load_model, load_mujoco
 
-# A robot that is so far behind its clock, as after a jump, stands still instead of catching up.
+# After a larger jump of the clock, the robot does not simulate the time in between.
 _BEHIND_NS = 10**9
 
 
 class SimulatedRobot:
-    """One robot in its scene. Not thread-safe.
+    """A robot in its scene. Not thread-safe.
 
     Args:
-        embodiment: One of those that clp_ros ships; topics and a tf_prefix may differ.
-        seed: Of where the cube lies.
+        embodiment: A robot that clp_ros ships. Topics and tf_prefix may differ.
+        seed: Seed of the cube's position.
+
+    Attributes:
+        embodiment: The robot.
+        data: The ``mujoco.MjData``.
+        step_ns: Time step of the model, in nanoseconds.
 
     Raises:
-        ClpError: There is no model of it, or a package is missing.
+        ClpError: The robot has no model, or a package is missing.
     """
 
     def __init__(self, embodiment: Embodiment, seed: int = 0) -> None:
@@ -39,7 +44,7 @@ class SimulatedRobot:
         self.data: Any = self._mujoco.MjData(model)
         self.step_ns = round(model.opt.timestep * 1e9)
         actuators = {int(model.actuator_trnid[index, 0]): index for index in range(model.nu)}
-        # Per MuJoCo joint: which joint of the embodiment moves it, how far, and where it is in MuJoCo's arrays.
+        # For each MuJoCo joint: the embodiment's joint that moves it, the gain, and its indices in MuJoCo's arrays.
         rows = [
             (index, gain, actuators[model.joint(name).id], model.joint(name).qposadr[0], model.joint(name).dofadr[0])
             for index, joint in enumerate(self._model.joints)
@@ -54,7 +59,7 @@ class SimulatedRobot:
             velocity,
         )
         self._shares = np.bincount(joint)
-        # A gripper begins where it does in every demonstration.
+        # Only joints in rad begin with a random offset. A gripper always begins at the same position.
         self._turns = np.array([one.unit == "rad" for one in embodiment.joints])
         self._lower = np.array([one.lower for one in embodiment.joints])
         self._upper = np.array([one.upper for one in embodiment.joints])
@@ -70,20 +75,20 @@ class SimulatedRobot:
 
     @property
     def modelled_joints(self) -> tuple[Joint, ...]:
-        """How each of the embodiment's joints moves MuJoCo's."""
+        """The model's entry for each of the embodiment's joints."""
         return self._model.joints
 
     @property
     def home(self) -> np.ndarray:
-        """(joints,) where it began, rad or m."""
+        """Initial positions since the last reset: (joints,) float64, rad or m."""
         return self._home.copy()
 
     def reset(self, seed: int | Sequence[int], spread: float = 0.0) -> None:
-        """Puts the robot to where it begins, and the cube somewhere on the table.
+        """Moves the robot to its initial pose, and the cube to a random position on the table.
 
         Args:
-            seed: Draws both.
-            spread: How far, in rad, a joint of the arm may begin from where demonstrations do.
+            seed: Seed of both.
+            spread: Largest random offset of the arm's joints from the initial pose of demonstrations, in rad.
         """
         model, data = self._model, self.data
         draw = np.random.default_rng(seed)
@@ -118,11 +123,11 @@ class SimulatedRobot:
 
     @property
     def controller_parameters(self) -> dict[str, dict[str, Any]]:
-        """The ROS parameters of every controller, by its name in the embodiment."""
+        """The ROS parameters of each controller, by the controller's name in the embodiment."""
         return {name: one.parameters for name, one in self._controllers.controllers.items()}
 
     def step(self, time_ns: int) -> None:
-        """Lets it move up to a time, at the model's own step; the controllers command it at each."""
+        """Simulates up to a time. The controllers command the joints at each time step of the model."""
         if self._time_ns is None or not 0 <= time_ns - self._time_ns < _BEHIND_NS:
             self._time_ns = time_ns - self.step_ns
         while self._time_ns + self.step_ns <= time_ns:
@@ -137,34 +142,34 @@ class SimulatedRobot:
         return self._controllers.commanded()
 
     def measured(self) -> np.ndarray:
-        """(joints,) float64: where they are, rad or m. Fingers that move in pairs: their mean."""
-        # MuJoCo's limits give way a little; an encoder's zero does not.
+        """Returns the measured positions: (joints,) float64, rad or m. For a pair of fingers, this is their mean."""
+        # MuJoCo's soft limits are exceeded slightly, which a real joint's encoder would not show.
         return np.clip(self._of(self.data.qpos[self._position]), self._lower, self._upper)
 
     def speeds(self) -> np.ndarray:
-        """(joints,) float64: how fast they move, per second."""
+        """Returns the measured velocities: (joints,) float64, per second."""
         return self._of(self.data.qvel[self._velocity])
 
     def _of(self, values: np.ndarray) -> np.ndarray:
         return np.bincount(self._joint, values / self._gain) / self._shares
 
     def qpos_addresses(self, joints: slice) -> np.ndarray:
-        """Where some of the embodiment's joints, each of one MuJoCo joint, are in MuJoCo's ``qpos``."""
+        """Returns the indices in MuJoCo's ``qpos`` of some of the joints. Each must drive one MuJoCo joint."""
         return self._position[np.searchsorted(self._joint, np.arange(len(self.embodiment.joints))[joints])]
 
     # ------------------------------------------------------------------------------------------------ the cube
 
     @property
     def cube_rests_at(self) -> float:
-        """Height of the cube's centre when it lies on the table, in metres."""
+        """Height of the cube's centre on the table, in metres."""
         return float(self._cube_geom.size[2])
 
     def cube(self) -> np.ndarray:
-        """(3,) float64: the cube's centre, in metres."""
+        """Returns the cube's centre: (3,) float64, in metres."""
         return self.data.joint(self._model.cube).qpos[:3].copy()
 
     def touching_cube(self) -> set[str]:
-        """Names of the shapes that touch the cube."""
+        """Returns the names of the shapes that touch the cube."""
         model, cube = self._model.mujoco, self._cube_geom.id
         pairs = [tuple(pair) for pair in self.data.contact.geom if cube in pair]
         return {model.geom(other).name for pair in pairs for other in pair if other != cube}
@@ -172,7 +177,7 @@ class SimulatedRobot:
     # ------------------------------------------------------------------------------------------------ seeing
 
     def joint_states(self, source: str) -> tuple[list[str], list[float], list[float]]:
-        """Names, positions and velocities that a robot publishes: an entry of the embodiment's ``joint_states``."""
+        """Returns the names, positions and velocities that an entry of the embodiment's ``joint_states`` publishes."""
         names: list[str] = []
         positions: list[float] = []
         speeds: list[float] = []
@@ -190,10 +195,18 @@ class SimulatedRobot:
         return names, positions, speeds
 
     def picture(self, camera: str, height: int, width: int) -> np.ndarray:
-        """(height, width, 3) uint8 RGB, from one of the embodiment's cameras.
+        """Renders an image of one of the embodiment's cameras.
+
+        Args:
+            camera: The camera's name in the embodiment.
+            height: Height in pixels.
+            width: Width in pixels.
+
+        Returns:
+            (height, width, 3) uint8 RGB.
 
         Raises:
-            ClpError: Nothing can be drawn here.
+            ClpError: Rendering fails on this machine.
         """
         renderer = self._renderers.get((height, width))
         if renderer is None:
@@ -205,10 +218,10 @@ class SimulatedRobot:
         model = self._model.mujoco
         model.vis.global_.offheight = max(height, model.vis.global_.offheight)
         model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
-        model.vis.quality.offsamples = 0  # a CPU that draws has no time for smooth edges, nor for shadows
+        model.vis.quality.offsamples = 0  # anti-aliasing and shadows are too slow on a CPU
         try:
             renderer = self._mujoco.Renderer(model, height, width)
-        except Exception as error:  # each GL library has errors of its own
+        except Exception as error:  # each GL library raises other errors
             raise ClpError(
                 f"MuJoCo cannot draw here ({' '.join(str(error).split())})",
                 where=f"MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}",
@@ -219,7 +232,7 @@ class SimulatedRobot:
         return renderer
 
     def close(self) -> None:
-        """Frees what draws."""
+        """Frees the renderers."""
         for renderer in self._renderers.values():
             renderer.close()
         self._renderers.clear()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""UR5e and UR10e as MuJoCo models of our own, from the kinematics that Universal Robots publishes.
+"""MuJoCo models of UR5e and UR10e, made from the kinematics that Universal Robots publishes.
 
 https://www.universal-robots.com/articles/ur/application-installation/dh-parameters-for-calculations-of-kinematics-and-dynamics/
-Only where joints and frames are is the robot's own. The shapes are capsules, the masses plausible, and gravity is
-compensated for, as the real robot's controller does.
+Only the positions of joints and frames are those of the real robot. The shapes are capsules, and the masses are
+plausible. Gravity is compensated, as by the controller of the real robot.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ JOINTS = (
     *("wrist_1_joint", "wrist_2_joint", "wrist_3_joint"),
 )
 GRIPPER = "robotiq_85_left_knuckle_joint"
-# Where a UR's demonstrations begin, rad: the tool points down, in front of the robot. The gripper is open.
+# Initial positions of a UR's demonstrations, in rad: the tool points down, in front of the robot. The gripper is open.
 HOME = (0.0, -1.5708, 1.5708, -1.5708, -1.5708, 0.0, 0.0)
 
 
@@ -36,9 +36,13 @@ UR10E = Kinematics(0.1807, -0.6127, -0.57155, 0.17415, 0.11985, 0.11655)
 
 
 def model(kinematics: Kinematics) -> str:
-    """An MJCF document: the robot, a Robotiq-like gripper of one joint, a table with a cube, and two cameras.
+    """Returns an MJCF document: the robot, a gripper with one joint, a table with a cube, and two cameras.
 
-    Its bodies are called as the links in Universal_Robots_ROS2_Description are, its joints and actuators as the joints.
+    Bodies have the names of the links in Universal_Robots_ROS2_Description. Joints and actuators have the names of the
+    joints there.
+
+    Args:
+        kinematics: The robot's kinematics.
     """
     k = kinematics
     thick = 0.05 if k is UR5E else 0.065
@@ -103,7 +107,7 @@ def model(kinematics: Kinematics) -> str:
 
 
 _HALF = 2**-0.5
-# By a quarter of a turn about x, and back.
+# Rotations by 90 and by -90 degrees about x, as quaternions.
 _X90, _X_90 = (_HALF, _HALF, 0, 0), (_HALF, -_HALF, 0, 0)
 
 

@@ -141,7 +141,8 @@ def _run(
     command = request.command or shlex.join([*map(str, words), "--output", f"{request.output}_pruned"])
     if processes.rank() == 0:
         progress.stage("writing the folder")
-        write_calibration(calibration, request.output, plan.report(), command=command, overwrite=request.overwrite)
+        shown: Mapping[str, Any] = plan.report()
+        write_calibration(calibration, request.output, shown, command=command, overwrite=request.overwrite)
     return CalibrateResult(
         output=request.output.absolute(),
         meta=calibration.meta,

@@ -80,7 +80,7 @@ def run(request: DemoRequest, progress: Progress = SILENT) -> DemoResult:
     check_output_folder(request.output, request.overwrite)
     bag = resource_path(f"rosbags/{EMBODIMENT}")
     base, calibration, pruned = (request.output / name for name in ("base", "calibration", "pruned"))
-    again = {"overwrite": request.overwrite}
+    again = request.overwrite
 
     def part(job: Any, asked: Request) -> Any:
         progress.request(asked)
@@ -89,18 +89,25 @@ def run(request: DemoRequest, progress: Progress = SILENT) -> DemoResult:
         return result
 
     progress.stage("1. A SmolVLA with random weights, the real classes, made small (no model hub is asked)")
-    robot = {"embodiment": EMBODIMENT}
     part(
         make_checkpoint,
-        make_checkpoint.MakeCheckpointRequest(family="smolvla", size="tiny", **robot, output=base, **again),
+        make_checkpoint.MakeCheckpointRequest(
+            family="smolvla", size="tiny", embodiment=EMBODIMENT, output=base, overwrite=again
+        ),
     )
     progress.stage("2. Calibrate: the recorded demonstration through it once, and how alike its layers are")
     to_calibrate = calibrate.CalibrateRequest(
-        checkpoint=base, bags=(bag,), **robot, task=TASK, samples=SAMPLES, output=calibration, **again
+        checkpoint=base,
+        bags=(bag,),
+        embodiment=EMBODIMENT,
+        task=TASK,
+        samples=SAMPLES,
+        output=calibration,
+        overwrite=again,
     )
     calibrated = part(calibrate, to_calibrate)
     progress.stage("3. Prune: the checkpoint without its redundant layers")
-    removed = part(prune, prune.PruneRequest(checkpoint=base, calibration=calibration, output=pruned, **again))
+    removed = part(prune, prune.PruneRequest(checkpoint=base, calibration=calibration, output=pruned, overwrite=again))
     progress.stage("4. Verify: stock lerobot loads it strictly and runs it")
     part(verify, verify.VerifyRequest(checkpoint=pruned))
     progress.stage("5. Drive: the demonstration, replayed in real time over DDS, into the policy node")

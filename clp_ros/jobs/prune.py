@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from clp_ros.core.errors import ClpError
 from clp_ros.core.files import check_apart
@@ -46,6 +46,12 @@ class PruneRequest(Request):
     seed: Seed = 0
     overwrite: bool = False
 
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        if (self.calibration is None) == (self.removal is None):
+            raise ValueError("give either a calibration or the layers to remove")
+        return self
+
 
 class PruneResult(Result):
     """What was removed.
@@ -82,10 +88,8 @@ def run(request: PruneRequest, progress: Progress = SILENT) -> PruneResult:
     Raises:
         ClpError: The calibration is of another checkpoint, no removal set fits, or the output folder is not empty.
     """
-    if (request.calibration is None) == (request.removal is None):
-        raise ClpError("give either a calibration or the layers to remove", where="prune")
     plan, notes = None, []
-    if request.removal is None:
+    if request.calibration is not None:
         progress.stage("reading the calibration")
         plan = plan_from_calibration(
             request.checkpoint,

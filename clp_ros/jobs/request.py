@@ -34,7 +34,7 @@ class Request(StrictModel):
         except ValidationError as error:
             # An unknown name first: where a needed one is mistyped, pydantic names the missing one before it.
             fault = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-            raise ClpError(f"{place(fault)} {describe(fault)}", fix=self._hint(fault, values)) from error
+            raise ClpError(f"{place(fault)} {describe(fault)}".strip(), fix=self._hint(fault, values)) from error
 
     @classmethod
     def _hint(cls, fault: Mapping[str, Any], values: Mapping[str, Any]) -> str | None:

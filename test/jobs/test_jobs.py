@@ -63,17 +63,13 @@ def test_importing_all_jobs_imports_no_large_library() -> None:
         (benchmark.BenchmarkRequest, {"checkpoints": ["c"], "warmup": -1}, "warmup must be at least 0, not -1"),
         (calibrate.CalibrateRequest, {"checkpoint": "c", "output": "o", "embodiment": "e"}, "task is missing"),
         (prune.PruneRequest, {"checkpoint": "c", "output": "o", "threshold": float("nan")}, "threshold must be a fin"),
+        (prune.PruneRequest, {"checkpoint": "c", "output": "o"}, "^give either a calibration or the layers to remove$"),
         (record.RecordRequest, {"embodiment": "ur5", "size": (8, 8)}, "size.0 must be at least 16, not 8"),
     ],
 )
 def test_a_wrong_request_is_refused_when_it_is_made(request_type: type, values: dict, fault: str) -> None:
     with pytest.raises(ClpError, match=fault):
         request_type(**values)
-
-
-def test_a_pruning_takes_a_calibration_or_layers(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ClpError, match="either a calibration or the layers"):
-        prune.run(prune.PruneRequest(checkpoint=tiny_checkpoint, output=tmp_path / "o"))
 
 
 class Heard(Progress):

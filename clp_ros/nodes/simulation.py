@@ -41,8 +41,8 @@ from clp_ros.simulation.robot import SimulatedRobot
 
 PARAMETERS: dict[str, tuple[Any, str]] = {
     "embodiment": ("", "The robot: a name under config/embodiments, or a YAML file of one of those names"),
-    "tf_prefix": ("", "Put before the name of every joint, as the driver's argument of that name does"),
-    "topics": ([""], "Topics that are not where the embodiment has them, each ENTRY:=TOPIC"),
+    "tf_prefix": ("", "Prefix of every joint name, as the driver's argument of that name"),
+    "topics": ([""], "Topics that differ from the embodiment's, each ENTRY:=TOPIC"),
     "seed": (0, "Seed of the cube's position; ~/reset adds 1 to it"),
     "rate": (1.0, "Speed, 1 for real time; any other needs clock"),
     "clock": (False, "Whether time begins at 1 s and is published on /clock, for nodes with use_sim_time"),

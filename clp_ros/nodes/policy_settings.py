@@ -28,7 +28,7 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
     ),
     "controller_wait": (
         1.0,
-        "Seconds to wait for the parameters of the controllers' nodes, which are checked when activating; 0: not checked",
+        "Seconds to wait for the parameters of the controllers' nodes, checked when activating; 0: no check",
     ),
     "task": ("", "The instruction: a name under config/tasks, a YAML file, or the sentence itself"),
     "device": ("auto", "Where the policy runs: auto, cpu, cuda or cuda:N"),

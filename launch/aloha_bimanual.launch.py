@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drives a bimanual ALOHA: camera and joint topics in, one JointTrajectory a controller out."""
+"""Starts the policy node for a bimanual ALOHA."""
 
 from launch import LaunchDescription
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drives a single-arm ALOHA, the right arm: camera and joint topics in, one JointTrajectory a controller out."""
+"""Starts the policy node for a single-arm ALOHA, the right arm."""
 
 from launch import LaunchDescription
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The task "banana in pot" on the robot it is for, aloha_single."""
+"""Starts the policy node for the task "banana in pot" on its robot, aloha_single."""
 
 from launch import LaunchDescription
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The task "close kettle" on the robot it is for, ur10e."""
+"""Starts the policy node for the task "close kettle" on its robot, ur10e."""
 
 from launch import LaunchDescription
 

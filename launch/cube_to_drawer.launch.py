@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The task "cube to drawer" on the robot it is for, aloha_single."""
+"""Starts the policy node for the task "cube to drawer" on its robot, aloha_single."""
 
 from launch import LaunchDescription
 

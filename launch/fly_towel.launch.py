@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The task "fly towel" on the robot it is for, aloha_bimanual."""
+"""Starts the policy node for the task "fly towel" on its robot, aloha_bimanual."""
 
 from launch import LaunchDescription
 

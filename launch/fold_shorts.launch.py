@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The task "fold shorts" on the robot it is for, aloha_bimanual."""
+"""Starts the policy node for the task "fold shorts" on its robot, aloha_bimanual."""
 
 from launch import LaunchDescription
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The task "groceries to basket" on the robot it is for, ur10e."""
+"""Starts the policy node for the task "groceries to basket" on its robot, ur10e."""
 
 from launch import LaunchDescription
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The task "open kettle" on the robot it is for, ur10e."""
+"""Starts the policy node for the task "open kettle" on its robot, ur10e."""
 
 from launch import LaunchDescription
 

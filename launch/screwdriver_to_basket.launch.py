@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The task "screwdriver to basket" on the robot it is for, ur5."""
+"""Starts the policy node for the task "screwdriver to basket" on its robot, ur5."""
 
 from launch import LaunchDescription
 

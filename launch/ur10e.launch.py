@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drives a UR10e or UR10 with a gripper: camera and joint topics in, one JointTrajectory a controller out."""
+"""Starts the policy node for a UR10e or UR10 with a gripper."""
 
 from launch import LaunchDescription
 

@@ -8,8 +8,7 @@ bring the robot to rest.
 Five kinds of threads are involved. The listener's thread receives images and joint states, and decodes none. The
 executor's thread runs services, timers and the other topics, and never waits for the policy. A thread of its own runs
 each transition. The runner's worker calls the policy and publishes; the runner's watchdog publishes safe stops. The
-executor has one thread, because rclpy's multi-threaded executor holds the interpreter several times as long for each
-event, which delays decoding and publishing.
+executor has one thread: rclpy's multi-threaded one holds the interpreter longer, which delays decoding and publishing.
 """
 
 from __future__ import annotations
@@ -54,7 +53,6 @@ from clp_ros.robots.task import load_task
 # How long to wait for the policy to finish its chunk when the node is cleaned up or ends, in seconds.
 _CLOSE_S = 30.0
 _NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
-_THROTTLE_S = LOG_AGAIN_S
 
 
 class PolicyNode(ManagedNode):
@@ -281,7 +279,7 @@ class PolicyNode(ManagedNode):
             elif now_ns := self._now_ns():  # 0 with use_sim_time, before the first /clock
                 inputs.add(topic, message, now_ns)
         except ClpError as error:
-            self.get_logger().warning(str(error), throttle_duration_sec=_THROTTLE_S)
+            self.get_logger().warning(str(error), throttle_duration_sec=LOG_AGAIN_S)
 
     def _fail(self, why: str) -> None:
         """Goes to the error state of the lifecycle, after too many faults."""

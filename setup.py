@@ -74,5 +74,10 @@ setup(
             "policy = clp_ros.nodes.policy:main",
             "simulation = clp_ros.nodes.simulation:main",
         ],
+        # Other distributions add families in the same group: doc/how-to/add-a-family.md.
+        "clp_ros.policy_families": [
+            f"{folder.parent.name} = {NAME}.policies.{folder.parent.name}.family:FAMILY"
+            for folder in sorted(Path(NAME, "policies").glob("*/family.py"))
+        ],
     },
 )

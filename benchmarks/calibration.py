@@ -21,7 +21,8 @@ import torch
 from results import Table, add_output_argument, write_results
 
 from clp_ros.calibration.calibrate import Calibrator
-from clp_ros.policies.lerobot_policy import LoadedPolicy, load_policy
+from clp_ros.policies.base import HiddenStates, Policy
+from clp_ros.policies.loading import load_policy
 
 TASK = "Pick up the cube and put it into the box."
 
@@ -46,13 +47,14 @@ def main() -> None:
         if index < passes:
             batch = random_batch(policy, rng)
             with forward:
-                states, masks = policy.hidden_states(batch, np.random.default_rng([0, index + 1]))
+                states = policy.hidden_states(batch, np.random.default_rng([0, index + 1]))
         if index < 0:  # the first pass reads the weights from the disk
             forward.wall, forward.cpu = [], []
             continue
-        given = {name: list(layers) for name, layers in states.items()}  # it empties them
+        # It empties them.
+        given = {name: HiddenStates(list(one.layers), one.modalities) for name, one in states.items()}
         with sums:
-            calibrator.add_states(given, masks, index)
+            calibrator.add_states(given, index)
     with sums:
         calibration = calibrator.finish({})
     peaks = memory.stop()
@@ -73,10 +75,10 @@ def main() -> None:
     write_results(args.output, [times, memory_table])
 
 
-def random_batch(policy: LoadedPolicy, rng: np.random.Generator) -> dict:
+def random_batch(policy: Policy, rng: np.random.Generator) -> dict:
     """A frame of noise that fits the policy."""
-    features = policy.policy.config.image_features
-    images = {slot: rng.integers(0, 256, (*x.shape[1:], 3), dtype=np.uint8) for slot, x in features.items()}
+    sizes = policy.camera_sizes
+    images = {name: rng.integers(0, 256, (*size, 3), dtype=np.uint8) for name, size in sizes.items()}
     state = rng.standard_normal(policy.state_size, dtype=np.float32)
     actions = rng.standard_normal((policy.chunk_size, policy.action_size), dtype=np.float32)
     return policy.batch(images, state, TASK, actions, np.zeros(policy.chunk_size, dtype=bool))

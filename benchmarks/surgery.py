@@ -128,8 +128,8 @@ def _removal(checkpoint: Checkpoint) -> dict[str, list[int]]:
 
 
 def _make_checkpoint(family: str, folder: Path) -> None:
-    from clp_ros.policies.family import family_named
     from clp_ros.policies.features import LIBERO
+    from clp_ros.policies.registry import family_named
 
     with atomic_folder(folder) as temporary:
         family_named(family).make_checkpoint("full", temporary, folder, LIBERO, 0)

@@ -6,9 +6,11 @@ from .calibration.distances import AdjacentDistances as AdjacentDistances
 from .calibration.similarity import LinearCKA as LinearCKA
 from .control.chunk_schedule import ChunkSchedule as ChunkSchedule
 from .core.errors import ClpError as ClpError
+from .policies.base import Policy as Policy
 from .policies.checkpoint import Checkpoint as Checkpoint
+from .policies.lerobot_policy import LeRobotPolicy as LeRobotPolicy
 from .policies.lerobot_policy import LoadedPolicy as LoadedPolicy
-from .policies.lerobot_policy import load_policy as load_policy
+from .policies.loading import load_policy as load_policy
 from .pruning.plan import Plan as Plan
 from .pruning.plan import default_plan as default_plan
 from .pruning.plan import make_plan as make_plan

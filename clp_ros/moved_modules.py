@@ -103,7 +103,8 @@ class _MovedModules(MetaPathFinder, Loader):
             f"clp_ros.{old} is now {new}; the old name goes with the next release", DeprecationWarning, stacklevel=2
         )
         names = vars(importlib.import_module(new))
-        vars(module).update({name: value for name, value in names.items() if not name.startswith("__")})
+        kept = {name: value for name, value in names.items() if not name.startswith("__") or name == "__getattr__"}
+        vars(module).update(kept)
         for name, where in RENAMED.get(old, {}).items():
             place, _, new_name = where.partition(":")
             vars(module)[name] = getattr(importlib.import_module(f"clp_ros.{place}"), new_name)

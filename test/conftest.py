@@ -98,7 +98,8 @@ def family_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     """
     from clp_ros.core.errors import ClpError
     from clp_ros.jobs.make_checkpoint import MakeCheckpointRequest, run
-    from clp_ros.policies.family import check_lerobot, family_named
+    from clp_ros.policies.family import check_lerobot
+    from clp_ros.policies.registry import family_named
 
     made: dict[tuple[str, str | None], Path] = {}
 
@@ -136,7 +137,7 @@ def recording() -> Path:
 @pytest.fixture(scope="session")
 def tiny_policy(tiny_checkpoint: Path) -> Any:
     """The tiny checkpoint, loaded on the CPU. A test that changes it puts it back."""
-    from clp_ros.policies.lerobot_policy import load_policy
+    from clp_ros.policies.loading import load_policy
 
     return load_policy(tiny_checkpoint, "cpu")
 
@@ -144,7 +145,7 @@ def tiny_policy(tiny_checkpoint: Path) -> Any:
 @pytest.fixture(scope="session")
 def mapped_policy(tiny_checkpoint: Path) -> Any:
     """The same, as calibration loads it: the last bits of its results may differ."""
-    from clp_ros.policies.lerobot_policy import load_policy
+    from clp_ros.policies.loading import load_policy
 
     return load_policy(tiny_checkpoint, "cpu", mapped=True)
 

@@ -8,9 +8,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from clp_ros.core.files import rewrite_json
-from clp_ros.policies.family import family_named
 from clp_ros.policies.features import PolicyFeatures
-from clp_ros.policies.lerobot_policy import quiet
+from clp_ros.policies.quiet import quiet
+from clp_ros.policies.registry import family_named
 
 Documents = Mapping[str, dict[str, Any]]
 

@@ -21,7 +21,8 @@ from clp_ros.bags.reader import open_bag
 from clp_ros.cli import main
 from clp_ros.core.resources import resource_path
 from clp_ros.datasets.episodes import read_frames, usable_ticks
-from clp_ros.policies.lerobot_policy import load_policy, quiet
+from clp_ros.policies.loading import load_policy
+from clp_ros.policies.quiet import quiet
 from clp_ros.robots.embodiment import load_embodiment
 
 BAG = resource_path("rosbags/ur5")

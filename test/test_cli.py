@@ -18,7 +18,7 @@ import warm_processes
 from safetensors.numpy import save_file
 
 from clp_ros import cli
-from clp_ros.policies.family import family_of
+from clp_ros.policies.registry import family_of
 
 ROOT = Path(__file__).resolve().parents[1]
 # Nothing about threads: their number decides the last bits, and the fixture calibrates in this process.

@@ -23,9 +23,11 @@ from safetensors.torch import load_file, save_file
 
 from clp_ros.cli import main
 from clp_ros.core.errors import ClpError
-from clp_ros.policies.family import check_lerobot, family_named
-from clp_ros.policies.lerobot_policy import load_policy, quiet
+from clp_ros.policies.family import check_lerobot
+from clp_ros.policies.loading import load_policy
 from clp_ros.policies.plugin import register_plugin
+from clp_ros.policies.quiet import quiet
+from clp_ros.policies.registry import family_named
 
 ROOT = Path(__file__).resolve().parents[1]
 ROBOT = "ur5"

@@ -26,9 +26,12 @@ from clp_ros.core.errors import ClpError
 from clp_ros.core.files import rewrite_json
 from clp_ros.core.resources import resource_path
 from clp_ros.policies.checkpoint import Checkpoint
-from clp_ros.policies.family import check_lerobot, families
+from clp_ros.policies.family import check_lerobot
 from clp_ros.policies.features import PolicyFeatures
-from clp_ros.policies.lerobot_policy import LoadedPolicy, load_policy, quiet
+from clp_ros.policies.lerobot_policy import LeRobotPolicy
+from clp_ros.policies.loading import load_policy
+from clp_ros.policies.quiet import quiet
+from clp_ros.policies.registry import families
 from clp_ros.pruning.surgery import prune_checkpoint
 from clp_ros.robots.embodiment import load_embodiment
 
@@ -112,7 +115,7 @@ def fast(documents: Mapping[str, dict[str, Any]]) -> None:
         config["warmup_ratio"] = 0.0
 
 
-def training_batch(policy: LoadedPolicy, dataset: Path) -> dict[str, Any]:
+def training_batch(policy: LeRobotPolicy, dataset: Path) -> dict[str, Any]:
     """Frames of the dataset through a policy's preprocessor, as lerobot-train has them."""
     from lerobot.datasets.factory import resolve_delta_timestamps
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -123,7 +126,7 @@ def training_batch(policy: LoadedPolicy, dataset: Path) -> dict[str, Any]:
     return policy.preprocessor(torch.utils.data.default_collate([frames[index] for index in range(0, len(frames), 6)]))
 
 
-def training_loss(policy: LoadedPolicy, batch: dict[str, Any]) -> float:
+def training_loss(policy: LeRobotPolicy, batch: dict[str, Any]) -> float:
     torch.manual_seed(0)  # the flow's noise and time
     with torch.no_grad():
         return policy.policy.forward(dict(batch))[0].item()

@@ -17,9 +17,12 @@ from torch import nn
 
 from clp_ros.core.errors import ClpError
 from clp_ros.policies.checkpoint import Checkpoint
-from clp_ros.policies.family import check_lerobot, family_named
-from clp_ros.policies.lerobot_policy import LoadedPolicy, load_policy, quiet
+from clp_ros.policies.family import check_lerobot
+from clp_ros.policies.lerobot_policy import LeRobotPolicy
+from clp_ros.policies.loading import load_policy
 from clp_ros.policies.plugin import PLUGIN, register_plugin
+from clp_ros.policies.quiet import quiet
+from clp_ros.policies.registry import family_named
 from clp_ros.pruning.surgery import prune_checkpoint
 
 FAMILIES = ("pi0", "pi05", "groot", "groot_n1_7")
@@ -64,13 +67,13 @@ def observation(made) -> dict[str, np.ndarray]:
     }
 
 
-def chunk_of(policy: LoadedPolicy, observation: dict[str, np.ndarray]) -> np.ndarray:
+def chunk_of(policy: LeRobotPolicy, observation: dict[str, np.ndarray]) -> np.ndarray:
     images = {slot: value for slot, value in observation.items() if value.ndim == 3}
     torch.manual_seed(0)  # not every policy lets its noise be given
     return policy.predict_chunk(images, observation["observation.state"], TASK)
 
 
-def remove_layers(policy: LoadedPolicy, removed: dict[str, tuple[int, ...]]) -> None:
+def remove_layers(policy: LeRobotPolicy, removed: dict[str, tuple[int, ...]]) -> None:
     for module in policy.modules:
         path, _, name = module.layers_path.rpartition(".")
         stack = policy.policy.get_submodule(path)

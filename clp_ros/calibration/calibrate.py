@@ -28,7 +28,7 @@ from clp_ros.robots.embodiment import Embodiment
 if TYPE_CHECKING:
     import torch
 
-    from clp_ros.policies.lerobot_policy import LoadedPolicy
+    from clp_ros.policies.base import HiddenStates, Policy
 
 # Stands for the statistics of the calibration episodes themselves.
 BAGS = "bags"
@@ -59,7 +59,7 @@ class Calibrator:
         ClpError: The seed is negative.
     """
 
-    def __init__(self, policy: LoadedPolicy, task: str, seed: int = 0, frames: int = 64) -> None:
+    def __init__(self, policy: Policy, task: str, seed: int = 0, frames: int = 64) -> None:
         from clp_ros.calibration.distances import AdjacentDistances
         from clp_ros.calibration.similarity import LinearCKA
 
@@ -69,11 +69,11 @@ class Calibrator:
         self.seed = seed
         self.frames = frames
         self.samples = 0
-        self.tokens = {module.name: 0 for module in policy.modules}
+        self.tokens = {module.name: 0 for module in policy.layer_stacks}
         self._adjacent: dict[str, LinearCKA] = {}
         self._all: dict[str, LinearCKA] = {}
         self._distances: dict[str, AdjacentDistances] = {}
-        for module in policy.modules:
+        for module in policy.layer_stacks:
             given = {"name": module.name, "device": policy.device}
             # For states in half precision only; all others are multiplied and summed in float64.
             self._adjacent[module.name] = LinearCKA(module.layers, pairs="adjacent", products="float32", **given)
@@ -93,15 +93,15 @@ class Calibrator:
         index = self.samples if index is None else index
         observation = frame.observation
         batch = self.policy.batch(observation.images, observation.state, self.task, frame.actions, frame.action_is_pad)
-        self.add_states(*self.policy.hidden_states(batch, np.random.default_rng([self.seed, index])), index)
+        self.add_states(self.policy.hidden_states(batch, np.random.default_rng([self.seed, index])), index)
 
-    def add_states(self, states: dict[str, list[torch.Tensor]], masks: Mapping[str, torch.Tensor], index: int) -> None:
-        """Takes the hidden states of one frame, as :meth:`LoadedPolicy.hidden_states` gives them, and empties them."""
-        for name, layers in states.items():
-            layers[:] = [state[masks[name]] for state in layers]
-        _check_finite(states)
+    def add_states(self, states: dict[str, HiddenStates], index: int) -> None:
+        """Takes the hidden states of one frame, as :meth:`Policy.hidden_states` gives them, and empties them."""
+        for one in states.values():
+            one.layers[:] = [state[one.mask] for state in one.layers]
+        _check_finite({name: one.layers for name, one in states.items()})
         for number, name in enumerate(list(states)):
-            hidden = states.pop(name)
+            hidden = states.pop(name).layers
             self._adjacent[name].update(hidden)
             self._distances[name].update(hidden)
             chosen = self._choose(len(hidden[0]), index, number)
@@ -142,10 +142,9 @@ class Calibrator:
             raise ClpError(
                 "no frame was calibrated on", fix="record a longer demonstration, or loosen the topics' sync"
             )
-        checkpoint = self.policy.checkpoint
         meta = {
-            "checkpoint": {"path": str(checkpoint.path), "fingerprint": checkpoint.fingerprint()},
-            "family": checkpoint.family.name,
+            "checkpoint": {"path": str(self.policy.path), "fingerprint": self.policy.fingerprint()},
+            "family": self.policy.family_name,
             "task": self.task,
             **source,
             "cameras": list(self.policy.cameras),
@@ -155,7 +154,7 @@ class Calibrator:
             "tokens": self.tokens,
             "matrix_tokens": {name: sums.tokens for name, sums in self._all.items()},
             "seed": self.seed,
-            "dtype": str(next(self.policy.policy.parameters()).dtype).removeprefix("torch."),
+            "dtype": self.policy.dtype,
             "device": self.policy.device,
             "versions": {
                 "clp_ros": __version__,
@@ -171,7 +170,7 @@ class Calibrator:
                     "fixed": sorted(module.protected_layers),
                     "least": module.min_layers,
                 }
-                for module in self.policy.modules
+                for module in self.policy.layer_stacks
             },
         }
         matrices = {name: sums.matrix() for name, sums in self._all.items()}
@@ -198,7 +197,7 @@ def _check_finite(hidden: Mapping[str, Sequence[torch.Tensor]]) -> None:
 
 
 def calibrate_bags(
-    policy: LoadedPolicy,
+    policy: Policy,
     bags: Sequence[str | Path],
     embodiment: Embodiment,
     task: str,
@@ -322,7 +321,7 @@ def given_statistics(text: str | None) -> Statistics | str | None:
 
 
 def prepare(
-    policy: LoadedPolicy,
+    policy: Policy,
     embodiment: Embodiment,
     statistics: Statistics | str | None = None,
     notify: Callable[[str], None] | None = None,
@@ -338,11 +337,11 @@ def prepare(
 
     Raises:
         ClpError: The robot, the statistics and the policy do not fit each other: see
-            :meth:`LoadedPolicy.check_features`.
+            :meth:`Policy.check_features`.
     """
     features = [camera.feature for camera in embodiment.cameras.values()]
     whose, notes = f"embodiment {embodiment.name}", []
-    if statistics is not None and len(policy.normalisation.missing) < len(policy.normalisation.modes):
+    if statistics is not None and policy.has_statistics:
         notes.append("the checkpoint's own statistics are not used, but those given")
     if isinstance(statistics, Statistics):
         for feature in statistics.values:
@@ -358,16 +357,16 @@ def prepare(
         notes += policy.check_cameras(features, whose)
     else:
         notes += policy.check_features(features, embodiment.action_size, whose)
-    if statistics is None and policy.normalisation.missing:
-        from clp_ros.policies.lerobot_policy import raw_values
+    if statistics is None and policy.raw_features:
+        from clp_ros.policies.base import raw_values
 
-        missing = raw_values(policy.normalisation.missing)
+        missing = raw_values(policy.raw_features)
         notes.append(f"{missing} (hint: give the statistics of a data set, or of the bags: --statistics bags)")
     for note in notes if notify is not None else ():
         notify(note)
 
 
-def normalise_by_steps(policy: LoadedPolicy, embodiment: Embodiment, steps: Sequence[Steps]) -> None:
+def normalise_by_steps(policy: Policy, embodiment: Embodiment, steps: Sequence[Steps]) -> None:
     """Normalises a policy's state and actions by the statistics of episodes.
 
     Raises:

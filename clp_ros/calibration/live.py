@@ -12,12 +12,12 @@ from clp_ros.datasets.reservoir import FrameReservoir
 from clp_ros.robots.embodiment import Embodiment
 
 if TYPE_CHECKING:
-    from clp_ros.policies.lerobot_policy import LoadedPolicy
+    from clp_ros.policies.base import Policy
     from clp_ros.policies.statistics import Statistics
 
 
 def make_reservoir(
-    policy: LoadedPolicy,
+    policy: Policy,
     embodiment: Embodiment,
     samples: int,
     seed: int,
@@ -45,7 +45,7 @@ def make_reservoir(
 
 
 def calibrate_live(
-    policy: LoadedPolicy,
+    policy: Policy,
     reservoir: FrameReservoir,
     task: str,
     seed: int = 0,

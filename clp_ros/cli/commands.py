@@ -189,7 +189,7 @@ def verify(options: argparse.Namespace) -> None:
 
 def print_verification(result: VerifyResult, checkpoint: object) -> None:
     """Prints what was found."""
-    from clp_ros.policies.lerobot_policy import raw_values
+    from clp_ros.policies.base import raw_values
 
     pruned = f"its manifest holds (source: {result.source})" if result.pruned else "it was never pruned"
     print_line(f"{checkpoint}: stock lerobot loads it strictly, one chunk is finite, {pruned}")

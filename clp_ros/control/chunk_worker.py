@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from clp_ros.control.session import Session
 from clp_ros.control.statistics import Statistics, largest_by_unit
 from clp_ros.control.watchdog import OUTSIDE, Watchdog, WatchdogConfig
 from clp_ros.core.errors import ClpError
+from clp_ros.policies.base import Policy
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.observation import NotReadyError
 from clp_ros.robots.trajectory import chunk_positions
@@ -36,22 +36,6 @@ POLL_S = 0.05
 _PLANS = 3
 # Number of latest chunks from which the latency is estimated.
 _RECENT_CHUNKS = 20
-
-
-class Policy(Protocol):
-    """The part of a policy that the worker calls. See :class:`clp_ros.policies.lerobot_policy.LoadedPolicy`."""
-
-    def predict_chunk(
-        self, images: Mapping[str, np.ndarray], state: np.ndarray, task: str, **continuing: Any
-    ) -> np.ndarray:
-        """Returns an action chunk, (steps, action_size), in the policy's units.
-
-        Args:
-            images: By feature, (height, width, 3) uint8.
-            state: (action_size,) float32, in the policy's units.
-            task: The instruction.
-            **continuing: ``elapsed_steps`` and ``delay_steps``, in mode ``rtc`` only.
-        """
 
 
 class ChunkWorker:

@@ -16,7 +16,7 @@ from typing import Any
 
 from clp_ros.control.activation import Activation
 from clp_ros.control.chunk_schedule import ScheduleSettings
-from clp_ros.control.chunk_worker import ChunkWorker, Policy
+from clp_ros.control.chunk_worker import ChunkWorker
 from clp_ros.control.fault_handler import FaultHandler
 from clp_ros.control.inputs import LiveInputs
 from clp_ros.control.output import TrajectoryOutput
@@ -27,6 +27,7 @@ from clp_ros.control.session import Session
 from clp_ros.control.statistics import Statistics
 from clp_ros.control.watchdog import Watchdog, WatchdogConfig
 from clp_ros.core.errors import ClpError
+from clp_ros.policies.base import Policy
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.trajectory import Trajectory
 

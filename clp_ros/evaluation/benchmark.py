@@ -57,7 +57,7 @@ def benchmark(
     Raises:
         ClpError: A checkpoint does not load, or does not fit the memory.
     """
-    from clp_ros.policies.lerobot_policy import load_policy
+    from clp_ros.policies.loading import load_policy
 
     if not folders:
         raise ClpError("no checkpoint to measure", fix="give one or more checkpoint folders")

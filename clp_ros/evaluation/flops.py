@@ -11,13 +11,14 @@ import numpy as np
 from clp_ros.core.errors import ClpError
 
 if TYPE_CHECKING:
-    from clp_ros.policies.lerobot_policy import LoadedPolicy
+    from clp_ros.policies.base import Policy
+    from clp_ros.policies.lerobot_policy import LeRobotPolicy
 
 # An instruction that fills a tokenizer's 48 tokens, as the paper's measurements had them.
 INSTRUCTION = "Pick up the yellow block and place it on top of the orange square block. " * 4
 
 
-def describe(policy: LoadedPolicy) -> dict[str, Any]:
+def describe(policy: LeRobotPolicy) -> dict[str, Any]:
     """Counts a checkpoint's parameters and work.
 
     Args:
@@ -28,8 +29,8 @@ def describe(policy: LoadedPolicy) -> dict[str, Any]:
         the matrices that the published model ties and lerobot stores on their own), ``gflops`` of one chunk, ``bytes``
         of all files, ``dtype`` (that of most parameters).
     """
-    checkpoint, tied = policy.checkpoint, policy.family.tied
-    weights = dict(policy.policy.named_parameters())  # those that the model shares itself once
+    checkpoint, tied = policy.checkpoint, policy.tied
+    weights = dict(policy.model.named_parameters())  # those that the model shares itself once
     by_dtype: Counter[str] = Counter()
     for weight in weights.values():
         by_dtype[str(weight.dtype).removeprefix("torch.")] += weight.numel()
@@ -46,7 +47,7 @@ def describe(policy: LoadedPolicy) -> dict[str, Any]:
     }
 
 
-def needed_bytes(policy: LoadedPolicy, train: bool) -> int:
+def needed_bytes(policy: Policy, train: bool) -> int:
     """What the weights take in memory; to train, with gradients and Adam's two moments beside. Activations come on top.
 
     Args:
@@ -54,10 +55,10 @@ def needed_bytes(policy: LoadedPolicy, train: bool) -> int:
         train: Whether it is to be trained.
     """
     trained = 3 if train else 0
-    return sum(weight.nbytes * (1 + trained * weight.requires_grad) for weight in policy.policy.parameters())
+    return sum(weight.nbytes * (1 + trained * weight.requires_grad) for weight in policy.model.parameters())
 
 
-def count_gflops(policy: LoadedPolicy) -> float:
+def count_gflops(policy: Policy) -> float:
     """Floating point operations of one action chunk, in 10^9 (a multiply and an add are two).
 
     Args:
@@ -97,22 +98,20 @@ def count_gflops(policy: LoadedPolicy) -> float:
     attention, eager = sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager")
     try:
         with torch.no_grad(), attention, eager, FlopCounterMode(display=False) as counter, _MasksToIndices():
-            policy.policy.predict_action_chunk(batch)
+            policy.predict_batch(batch)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise ClpError(
-            f"what {policy.family.name} computes depends on its weights ({error})", where=policy.checkpoint.path
+            f"what {policy.family_name} computes depends on its weights ({error})", where=policy.path
         ) from error
     return counter.get_total_flops() / 1e9
 
 
-def random_observation(policy: LoadedPolicy) -> dict[str, Any]:
-    """Arguments of :meth:`LoadedPolicy.predict_chunk`: seeded noise for images, the mean state, a long instruction."""
+def random_observation(policy: Policy) -> dict[str, Any]:
+    """Arguments of :meth:`Policy.predict_chunk`: seeded noise for images, the mean state, a long instruction."""
     rng = np.random.default_rng(0)
-    features = policy.policy.config.image_features
+    sizes = policy.camera_sizes
     return {
-        "images": {
-            slot: rng.integers(0, 256, (*features[slot].shape[1:], 3), dtype=np.uint8) for slot in policy.cameras
-        },
+        "images": {name: rng.integers(0, 256, (*sizes[name], 3), dtype=np.uint8) for name in policy.cameras},
         "state": np.zeros(policy.state_size, dtype=np.float32),
         "task": INSTRUCTION,
     }

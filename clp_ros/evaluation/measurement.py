@@ -25,7 +25,7 @@ from clp_ros.core.errors import ClpError
 from clp_ros.evaluation.flops import INSTRUCTION, needed_bytes, random_observation
 
 if TYPE_CHECKING:
-    from clp_ros.policies.lerobot_policy import LoadedPolicy
+    from clp_ros.policies.base import Policy
 
 _PROC = Path("/proc/self")
 
@@ -37,7 +37,7 @@ class Setting:
     Attributes:
         folder: The checkpoint.
         device: Where it runs.
-        dtype: As :func:`clp_ros.policies.lerobot_policy.load_policy` takes it.
+        dtype: As :func:`clp_ros.policies.loading.load_policy` takes it.
         warmup: Chunks before those that are timed.
         compile: Whether its denoising step is compiled.
         train: Whether a training step will be timed: then its memory must be there too.
@@ -60,7 +60,7 @@ class Measurement:
 
     def __init__(self, setting: Setting) -> None:
         from clp_ros.policies.compilation import compile_policy
-        from clp_ros.policies.lerobot_policy import load_policy, resolve_device
+        from clp_ros.policies.loading import load_policy, resolve_device
 
         device = resolve_device(setting.device)
         _check_room(setting, device)  # imports all there is to import, too
@@ -104,17 +104,15 @@ class Measurement:
         return None if peak is None or self._before is None else peak - self._before
 
     def train_step_ms(self) -> float:
-        """Median of three training steps after one to warm up; batch of 1, lerobot's optimizer. Changes the weights."""
+        """Median of three training steps after a first; batch of 1, the usual optimizer. Changes the weights."""
         import torch
 
-        model = self.policy.policy
-        trainable = [weight for weight in model.parameters() if weight.requires_grad]
+        model = self.policy.model
         actions = np.zeros((self.policy.chunk_size, self.policy.action_size), dtype=np.float32)
-        optimizer = model.config.get_optimizer_preset().build(trainable)
+        optimizer = self.policy.make_optimizer()
 
         def step() -> None:
-            loss, _ = model.forward(self.policy.batch(**self._observation, actions=actions))
-            loss.backward()
+            self.policy.training_loss(self.policy.batch(**self._observation, actions=actions)).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -211,7 +209,7 @@ def _measure(what: str, *arguments: Any) -> Any:
 
 def _check_room(setting: Setting, device: str) -> None:
     """Refuses what the free memory cannot hold, before the system starts killing processes."""
-    from clp_ros.policies.lerobot_policy import load_policy
+    from clp_ros.policies.loading import load_policy
 
     needed = needed_bytes(load_policy(setting.folder, dtype=setting.dtype, weights=False), setting.train)
     free = _free_memory(device)
@@ -256,7 +254,7 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _timed(policy: LoadedPolicy, work: Callable[[], Any]) -> float:
+def _timed(policy: Policy, work: Callable[[], Any]) -> float:
     """Milliseconds of one call, with the device's queue empty before and after."""
     _synchronize(policy)
     start = time.perf_counter()
@@ -265,7 +263,7 @@ def _timed(policy: LoadedPolicy, work: Callable[[], Any]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def _synchronize(policy: LoadedPolicy) -> None:
+def _synchronize(policy: Policy) -> None:
     if policy.device.startswith("cuda"):
         import torch
 

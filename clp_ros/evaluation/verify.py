@@ -15,7 +15,8 @@ from clp_ros.policies.checkpoint import WEIGHTS_FILE, Checkpoint
 if TYPE_CHECKING:
     import torch
 
-    from clp_ros.policies.lerobot_policy import LoadedPolicy
+    from clp_ros.policies.base import Policy
+    from clp_ros.policies.lerobot_policy import LeRobotPolicy
 
 
 # Largest difference of an action of the compiled policy, as a share of the chunk's largest action, by weights' dtype.
@@ -57,7 +58,7 @@ def verify(folder: str | Path, device: str = "cpu", compiled: bool = False) -> d
         "chunk": list(chunk.shape),
         "cameras": list(policy.cameras),
         "left_out_cameras": list(policy.left_out_cameras),
-        "raw_features": list(policy.normalisation.missing),
+        "raw_features": list(policy.raw_features),
         **(_compiled(policy, chunk) if compiled else {}),
     }
 
@@ -89,11 +90,12 @@ def _same(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
     return mine.dtype == theirs.dtype and mine.shape == theirs.shape and bool(((mine == theirs) | (mine != mine)).all())
 
 
-def _load(checkpoint: Checkpoint, device: str) -> LoadedPolicy:
+def _load(checkpoint: Checkpoint, device: str) -> LeRobotPolicy:
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.policies.factory import get_policy_class
 
-    from clp_ros.policies.lerobot_policy import load_policy, quiet
+    from clp_ros.policies.loading import load_policy
+    from clp_ros.policies.quiet import quiet
 
     # Ours first: its errors name the tensor. Then lerobot's own way, as a user's lerobot-train takes it. Ours stays
     # mapped, so that the two together take the memory of one.
@@ -129,7 +131,7 @@ def _load(checkpoint: Checkpoint, device: str) -> LoadedPolicy:
     return ours
 
 
-def _chunk(policy: LoadedPolicy) -> np.ndarray:
+def _chunk(policy: Policy) -> np.ndarray:
     """A chunk from noise that is the same whenever it is called."""
     from clp_ros.evaluation.flops import random_observation
     from clp_ros.policies.random_weights import seeded
@@ -143,23 +145,23 @@ def _chunk(policy: LoadedPolicy) -> np.ndarray:
         # A field of config.json that lerobot does not check when it builds the model.
         raise ClpError(
             f"stock lerobot loads it, and fails to predict ({type(error).__name__}: {error})",
-            where=policy.checkpoint.path,
+            where=policy.path,
             fix="check config.json",
         ) from error
 
 
-def _compiled(policy: LoadedPolicy, eager: np.ndarray) -> dict[str, float]:
+def _compiled(policy: Policy, eager: np.ndarray) -> dict[str, float]:
     from clp_ros.evaluation.flops import INSTRUCTION
     from clp_ros.policies.compilation import compile_policy
 
     compile_policy(policy, INSTRUCTION)
-    floats = {str(weight.dtype).removeprefix("torch.") for weight in policy.policy.parameters()}
+    floats = {str(weight.dtype).removeprefix("torch.") for weight in policy.model.parameters()}
     tolerance = COMPILED_TOLERANCE["float32" if floats == {"float32"} else "bfloat16"]
     difference = float(np.abs(_chunk(policy) - eager).max() / np.abs(eager).max())
     if not difference <= tolerance:
         raise ClpError(
             f"compiled, its actions differ by {difference:.1e} of the largest, more than {tolerance:.0e}",
-            where=policy.checkpoint.path,
+            where=policy.path,
             fix="run it without compiling",
         )
     return {"compiled_difference": difference, "compiled_tolerance": tolerance}

@@ -16,7 +16,7 @@ from clp_ros.jobs.request import FilePath, FilePaths, Request, Result, Seed
 
 if TYPE_CHECKING:
     from clp_ros.calibration.calibration_file import Calibration
-    from clp_ros.policies.lerobot_policy import LoadedPolicy
+    from clp_ros.policies.lerobot_policy import LeRobotPolicy
     from clp_ros.policies.statistics import Statistics
     from clp_ros.robots.embodiment import Embodiment
 
@@ -90,7 +90,7 @@ class CalibrateResult(Result):
 def run(
     request: CalibrateRequest,
     progress: Progress = SILENT,
-    live: Callable[[LoadedPolicy, Embodiment, str, Statistics | str | None], Calibration] | None = None,
+    live: Callable[[LeRobotPolicy, Embodiment, str, Statistics | str | None], Calibration] | None = None,
 ) -> CalibrateResult:
     """Calibrates, in each of the processes that torchrun or accelerate started; the first one writes the folder.
 
@@ -111,13 +111,13 @@ def run(
 def _run(
     request: CalibrateRequest,
     progress: Progress,
-    live: Callable[[LoadedPolicy, Embodiment, str, Statistics | str | None], Calibration] | None,
+    live: Callable[[LeRobotPolicy, Embodiment, str, Statistics | str | None], Calibration] | None,
 ) -> CalibrateResult:
     from clp_ros.bags.reader import open_bag
     from clp_ros.calibration.calibrate import given_statistics
     from clp_ros.core.files import check_apart, check_output_folder
     from clp_ros.datasets.episodes import check_topics
-    from clp_ros.policies.lerobot_policy import load_policy
+    from clp_ros.policies.loading import load_policy
     from clp_ros.pruning.plan import default_plan
     from clp_ros.report.calibration_report import write_calibration
     from clp_ros.robots.embodiment import load_embodiment
@@ -155,7 +155,7 @@ def _run(
 
 def _calibrate_bags(
     request: CalibrateRequest,
-    policy: LoadedPolicy,
+    policy: LeRobotPolicy,
     embodiment: Embodiment,
     task: str,
     statistics: Statistics | str | None,

@@ -61,8 +61,9 @@ def run(request: MakeCheckpointRequest, progress: Progress = SILENT) -> MakeChec
     from safetensors import SafetensorError
 
     from clp_ros.policies.checkpoint import Checkpoint
-    from clp_ros.policies.family import check_lerobot, family_named
+    from clp_ros.policies.family import check_lerobot
     from clp_ros.policies.quiet import quiet
+    from clp_ros.policies.registry import family_named
     from clp_ros.robots.embodiment import load_embodiment
 
     family = family_named(request.family)

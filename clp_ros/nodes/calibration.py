@@ -28,7 +28,7 @@ from clp_ros.robots.embodiment import Embodiment
 
 if TYPE_CHECKING:
     from clp_ros.calibration.calibration_file import Calibration
-    from clp_ros.policies.lerobot_policy import LoadedPolicy
+    from clp_ros.policies.base import Policy
     from clp_ros.policies.statistics import Statistics
     from clp_ros.pruning.plan import Plan
 
@@ -136,7 +136,7 @@ class CalibrationNode(Node):
         self.get_logger().info(f"calibrated on {result.meta['samples']} frames: {result.output}")
 
     def _calibrate_live(
-        self, policy: LoadedPolicy, embodiment: Embodiment, task: str, statistics: Statistics | str | None
+        self, policy: Policy, embodiment: Embodiment, task: str, statistics: Statistics | str | None
     ) -> Calibration:
         from clp_ros.calibration.live import calibrate_live, make_reservoir
 

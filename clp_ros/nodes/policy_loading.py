@@ -8,21 +8,20 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from clp_ros.core.errors import ClpError
+from clp_ros.policies.base import Policy
 from clp_ros.policies.compilation import compile_policy
 
-LoadPolicy = Callable[[Path, str], Any]
-"""Loads a policy from a checkpoint folder for a device. The policy has the interface of
-:class:`clp_ros.policies.lerobot_policy.LoadedPolicy`: ``chunk_size``, ``check_features`` and ``predict_chunk``."""
+LoadPolicy = Callable[[Path, str], Policy]
+"""Loads a policy from a checkpoint folder for a device."""
 
 
 class EndedError(Exception):
     """A signal ended ROS while the policy was being loaded."""
 
 
-def load_policy(folder: Path, device: str) -> Any:
+def load_policy(folder: Path, device: str) -> Policy:
     """Loads a checkpoint and computes a first chunk.
 
     The first chunk takes several times as long as the next ones, so it is computed while nothing moves.
@@ -35,7 +34,7 @@ def load_policy(folder: Path, device: str) -> Any:
         ClpError: The checkpoint cannot be loaded, or has no statistics for state or action.
     """
     # Imported here: torch and lerobot take seconds, and only a node that runs needs them.
-    from clp_ros.policies.lerobot_policy import load_policy as load
+    from clp_ros.policies.loading import load_policy as load
 
     policy = load(folder, device)
     policy.check_normalised()
@@ -44,7 +43,7 @@ def load_policy(folder: Path, device: str) -> Any:
     return policy
 
 
-def compile_for_node(policy: Any, mode: str, instruction: str) -> None:
+def compile_for_node(policy: Policy, mode: str, instruction: str) -> None:
     """Compiles the policy's denoising step.
 
     Args:

@@ -32,7 +32,8 @@ from clp_ros.checkpoints.safetensors_header import TensorInfo, read_header
 from clp_ros.core.errors import ClpError
 from clp_ros.core.files import is_temporary
 from clp_ros.core.json_object import parse_json, read_json_object
-from clp_ros.policies.family import Config, Family, family_of
+from clp_ros.policies.family import Config, Family
+from clp_ros.policies.registry import family_of
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"  # the one file stock lerobot loads

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from clp_ros.core.errors import ClpError
 
 if TYPE_CHECKING:
-    from clp_ros.policies.lerobot_policy import LoadedPolicy
+    from clp_ros.policies.base import Policy
 
 
-def compile_policy(policy: LoadedPolicy, task: str, cuda_graphs: bool = True) -> float:
+def compile_policy(policy: Policy, task: str, cuda_graphs: bool = True) -> float:
     """Compiles a policy's denoising step, in place, and predicts chunks so that no later one waits for it.
 
     lerobot's own ``compile_model`` compiles the whole sampling loop, ten steps unrolled, which takes many minutes and
@@ -34,11 +34,17 @@ def compile_policy(policy: LoadedPolicy, task: str, cuda_graphs: bool = True) ->
     """
     import torch
 
-    from clp_ros.policies.lerobot_policy import quiet
+    from clp_ros.policies.quiet import quiet
 
     start = time.perf_counter()
-    owner, _, name = policy.family.denoise.rpartition(".")
-    module = policy.policy.get_submodule(owner)
+    if not policy.denoising_step:
+        raise ClpError(
+            f"a {policy.family_name} has no denoising step to compile",
+            where=policy.path,
+            fix="run it without compiling",
+        )
+    owner, _, name = policy.denoising_step.rpartition(".")
+    module = policy.model.get_submodule(owner)
     step = getattr(module, name)
     setattr(module, name, torch.compile(step, mode="reduce-overhead" if cuda_graphs else "default"))
     try:
@@ -49,8 +55,8 @@ def compile_policy(policy: LoadedPolicy, task: str, cuda_graphs: bool = True) ->
         setattr(module, name, step)
         why = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
         raise ClpError(
-            f"torch.compile fails on {policy.family.name}'s denoising step ({type(error).__name__}: {why})",
-            where=policy.checkpoint.path,
+            f"torch.compile fails on {policy.family_name}'s denoising step ({type(error).__name__}: {why})",
+            where=policy.path,
             fix="run it without compiling; where torch lacks a compiler, install one (on a CPU: g++)",
         ) from error
     return time.perf_counter() - start

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a VLA family is: the facts that calibration, selection, surgery and benchmark need, as data.
 
-A family is one folder of this package, whose ``family.py`` exports ``FAMILY``; it is found by itself. Importing that
-file must not import torch, so that pruning a checkpoint stays as light as copying it.
+A family is one folder: ``family.py``, whose ``FAMILY`` the entry-point group ``clp_ros.policy_families`` names
+(:mod:`clp_ros.policies.registry`), and ``synthetic.py``, which makes its random checkpoints. Importing ``family.py``
+must not import torch, so that pruning a checkpoint stays as light as copying it.
 """
 
 from __future__ import annotations
 
 import importlib
-import pkgutil
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,16 +36,16 @@ class Family:
         modules: The prunable modules of a checkpoint with this config. Raises ClpError on a config it cannot prune.
         with_depths: The config with new numbers of layers, by module name. Does not change its argument. Raises
             ClpError where the model cannot be so shallow.
-        localise: ``localise(documents, folder, contents)`` rewrites, in place, every path in the top-level JSON files
-            of a checkpoint (by file name) that points to something the checkpoint itself holds, so that it points into
-            ``folder``. ``contents`` is where its files lie now: ``folder``, or what will be renamed to it. Processor
-            steps that lerobot cannot run give way to the plugin's here.
+        rewrite_local_paths: ``rewrite_local_paths(documents, folder, contents)`` rewrites, in place, every path in the
+            top-level JSON files of a checkpoint (by file name) that points to something the checkpoint itself holds, so
+            that it points into ``folder``. ``contents`` is where its files lie now: ``folder``, or what will be renamed
+            to it. Processor steps that lerobot cannot run give way to the plugin's here.
         default_ratio: Share of the layers removed when no budget is given, by group: the paper's Table 5.
         build: Builds the policy of a checkpoint folder with no weights in it yet, for a device by name. It is called
             within :func:`clp_ros.policies.empty_weights.empty_weights`: parameters are on the meta device, whatever it
             does.
-        forward: Runs the training-time graph once and returns, by module name, which tokens count: bool (batch,
-            tokens), False for padding. Noise and time come from ``rng``.
+        forward: Runs the training-time graph once and returns, by module name, what each token stands for: int8
+            (batch, tokens), values of :class:`clp_ros.policies.base.Modality`. Noise and time come from ``rng``.
         make_checkpoint: Writes a seeded random checkpoint of the real classes into an empty folder that will be
             renamed to ``final``. ``features`` is a :class:`clp_ros.policies.features.PolicyFeatures`.
         policy: The package under ``lerobot.policies`` that its processor steps are of; the family's name where empty.
@@ -60,8 +60,8 @@ class Family:
             package takes can load.
         loads: Whether lerobot loads a checkpoint with this config as a policy of its own. False for a layout that can
             be pruned, and is then the base model of a fine-tuning.
-        connect: ``connect(preprocessor, postprocessor)`` joins those of their steps that need each other, which their
-            files cannot say, and loads what they would load when they are first used.
+        link_processors: ``link_processors(preprocessor, postprocessor)`` joins those of their steps that need each
+            other, which their files cannot say, and loads what they would load when they are first used.
         denoise: Attribute path from the policy to what runs once a denoising step: the part worth compiling.
         skips_absent_cameras: Whether lerobot's model runs without some of its ``input_features``' cameras, as it was
             fine-tuned on a robot that has fewer of them than the checkpoint it started from.
@@ -71,7 +71,7 @@ class Family:
     recognises: Callable[[Config], bool]
     modules: Callable[[Config], tuple[LayerStack, ...]]
     with_depths: Callable[[Config, Mapping[str, int]], dict[str, Any]]
-    localise: Callable[[Mapping[str, dict[str, Any]], Path, Path], None]
+    rewrite_local_paths: Callable[[Mapping[str, dict[str, Any]], Path, Path], None]
     default_ratio: Mapping[str, float]
     build: Callable[[Path, str], nn.Module]
     forward: Callable[[nn.Module, dict[str, Any], np.random.Generator], dict[str, torch.Tensor]]
@@ -83,7 +83,7 @@ class Family:
     unwrapped_name: Callable[[str], str | None] | None = None
     refuse_names: Callable[[Collection[str]], None] | None = None
     loads: Callable[[Config], bool] = lambda config: True
-    connect: Callable[[Any, Any], None] | None = None
+    link_processors: Callable[[Any, Any], None] | None = None
     denoise: str = "model.denoise_step"
     skips_absent_cameras: bool = False
 
@@ -106,50 +106,6 @@ class Family:
         return budgets
 
 
-@cache
-def families() -> dict[str, Family]:
-    """Every family this package knows, by name."""
-    package = importlib.import_module("clp_ros.policies")
-    found = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        if info.ispkg:
-            family = importlib.import_module(f"clp_ros.policies.{info.name}.family").FAMILY
-            found[family.name] = family
-    return dict(sorted(found.items()))
-
-
-def family_named(name: str) -> Family:
-    """The family of this name.
-
-    Raises:
-        ClpError: There is none.
-    """
-    try:
-        return families()[name]
-    except KeyError:
-        raise ClpError(f"unknown family {name!r}", fix=f"use one of: {', '.join(families())}") from None
-
-
-def family_of(config: Config, where: object) -> Family:
-    """The family that recognises a checkpoint's config.json.
-
-    Args:
-        config: The parsed config.json.
-        where: The file it was read from, for the error.
-
-    Raises:
-        ClpError: No family does.
-    """
-    for family in families().values():
-        if family.recognises(config):
-            return family
-    raise ClpError(
-        f"no known family recognises this config (type {config.get('type')!r})",
-        where=where,
-        fix=f"give a checkpoint of one of: {', '.join(families())}",
-    )
-
-
 def check_lerobot(family: Family) -> None:
     """Refuses a family that the installed lerobot does not have.
 
@@ -166,3 +122,11 @@ def check_lerobot(family: Family) -> None:
             f"{family.name} needs lerobot {family.lerobot}, installed is {installed}",
             fix=f'pip install "lerobot{family.lerobot}", in an environment of its own',
         )
+
+
+def __getattr__(name: str) -> Any:
+    # Names that were here, for one release.
+    if name not in ("families", "family_named", "family_of"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"{name} is now in clp_ros.policies.registry", DeprecationWarning, stacklevel=2)
+    return getattr(importlib.import_module("clp_ros.policies.registry"), name)

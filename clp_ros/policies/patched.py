@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attributes of a library's object or module, replaced for a while."""
+"""Attributes of a library's object or module, patched for a while."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 @contextmanager
-def replaced(target: Any, **attributes: Any) -> Iterator[None]:
+def patched(target: Any, **attributes: Any) -> Iterator[None]:
     """Within the block, ``target`` has these attributes; afterwards, those it had. Not for several threads at a time.
 
     On an instance, an attribute hides the class's method of that name.

@@ -50,7 +50,7 @@ def load_processors(checkpoint: Checkpoint, device: str) -> tuple[Any, Any]:
                 where=checkpoint.path,
                 fix="save the policy's processors beside it (lerobot 0.4 and later do)",
             )
-    with _localised(checkpoint) as folder:
+    with _local_files(checkpoint) as folder:
         preprocessor = PolicyProcessorPipeline.from_pretrained(
             folder,
             config_filename=PROCESSORS[0],
@@ -65,8 +65,8 @@ def load_processors(checkpoint: Checkpoint, device: str) -> tuple[Any, Any]:
             to_output=transition_to_policy_action,
         )
     link_relative_actions(preprocessor, postprocessor)
-    if checkpoint.family.connect is not None:
-        checkpoint.family.connect(preprocessor, postprocessor)
+    if checkpoint.family.link_processors is not None:
+        checkpoint.family.link_processors(preprocessor, postprocessor)
     return preprocessor, postprocessor
 
 
@@ -90,10 +90,10 @@ def rename_map(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _localised(checkpoint: Checkpoint) -> Iterator[Path]:
-    """The processors' files as the family localises them for where the checkpoint lies now: it may have been moved."""
+def _local_files(checkpoint: Checkpoint) -> Iterator[Path]:
+    """The processors' files, with the paths in them rewritten for where the checkpoint lies now."""
     documents = {name: read_json_object(checkpoint.path / name) for name in PROCESSORS}
-    checkpoint.family.localise(documents, checkpoint.path, checkpoint.path)
+    checkpoint.family.rewrite_local_paths(documents, checkpoint.path, checkpoint.path)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name, document in documents.items():

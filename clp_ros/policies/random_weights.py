@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PreTrainedTokenizerFast
-
-# What a layer's parts add to its input goes through these: attention's and the feed-forward's last matrices.
-_PROJECTIONS = ("self_attn.o_proj.weight", "mlp.down_proj.weight", "attn1.to_out.0.weight", "ff.net.2.weight")
 
 
 def byte_level_tokenizer(special_tokens: Mapping[str, str]) -> PreTrainedTokenizerFast:
@@ -55,21 +52,28 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def vary_layers(policy: nn.Module, modules: Collection[LayerStack], seed: int) -> None:
-    """Scales each layer's two output projections, in place, so that some layers change their input little.
+def vary_layers(policy: nn.Module, stacks: Collection[LayerStack], projections: Sequence[str], seed: int) -> None:
+    """Scales each layer's output projections, in place, so that some layers change their input little.
 
     All layers of a freshly initialised stack do about the same; then there is nothing to find. Here the layers of a
     group share one seeded gain (:func:`layer_gains`). Layers of small gain come out redundant, early ones less so: what
     they add to is still small itself.
+
+    Args:
+        policy: The policy that holds the stacks.
+        stacks: Its layer stacks.
+        projections: Names, within a layer, of the matrices whose products the layer adds to its input.
+        seed: Draws the gains.
     """
     import torch
 
     with torch.no_grad():
-        for module in modules:
-            gains = layer_gains(module.layers, module.pattern_period, seed)
-            for layer, gain in zip(policy.get_submodule(module.layers_path), gains, strict=True):
-                layer.self_attn.o_proj.weight *= gain
-                layer.mlp.down_proj.weight *= gain
+        for stack in stacks:
+            gains = layer_gains(stack.layers, stack.pattern_period, seed)
+            for layer, gain in zip(policy.get_submodule(stack.layers_path), gains, strict=True):
+                for projection in projections:
+                    weight = layer.get_parameter(projection)
+                    weight *= gain
 
 
 def layer_gains(layers: int, period: int, seed: int) -> list[float]:
@@ -83,17 +87,26 @@ def layer_gains(layers: int, period: int, seed: int) -> list[float]:
     return [1.0, *np.repeat(per_run, period)[: layers - 1].tolist()]
 
 
-def projection_gains(modules: Collection[LayerStack], seed: int) -> dict[str, float]:
-    """The same gains for :func:`draw_tensor`: factor of the layers' output projections, by tensor name."""
+def projection_gains(stacks: Collection[LayerStack], projections: Sequence[str], seed: int) -> dict[str, float]:
+    """The gains of :func:`vary_layers` for :func:`draw_tensor`: factor of the output projections, by tensor name."""
     return {
-        module.layer_prefix.format(layer=layer) + projection: gain
-        for module in modules
-        for layer, gain in enumerate(layer_gains(module.layers, module.pattern_period, seed))
-        for projection in _PROJECTIONS
+        stack.layer_prefix.format(layer=layer) + projection: gain
+        for stack in stacks
+        for layer, gain in enumerate(layer_gains(stack.layers, stack.pattern_period, seed))
+        for projection in projections
     }
 
 
-def draw_tensor(policy: nn.Module, gains: Mapping[str, float], seed: int, name: str, tensor: torch.Tensor) -> None:
+def draw_tensor(
+    policy: nn.Module,
+    gains: Mapping[str, float],
+    seed: int,
+    name: str,
+    tensor: torch.Tensor,
+    *,
+    biases: tuple[str, ...] = (".bias",),
+    inputs_last_but_one: tuple[str, ...] = (),
+) -> None:
     """Draws a tensor of a policy's, in place: the same for a seed and a name, whatever else is drawn.
 
     Args:
@@ -102,21 +115,23 @@ def draw_tensor(policy: nn.Module, gains: Mapping[str, float], seed: int, name: 
         seed: Draws the values.
         name: In the policy's state dict.
         tensor: Takes the values.
+        biases: Endings of the names of biases, which are zero.
+        inputs_last_but_one: Endings of the names of weights whose inputs are their last axis but one, instead of all
+            axes after the first, as in a linear or convolutional layer.
     """
     import torch
     from torch import nn
 
     owner = policy.get_submodule(name.rpartition(".")[0])
     generator = torch.Generator().manual_seed((seed << 32 | zlib.crc32(name.encode())) % 2**63)
-    if name.endswith((".bias", ".b")):
+    if name.endswith(biases):
         tensor.zero_()
     elif tensor.ndim == 1:
         tensor.fill_(1.0)  # all that is left are norms
     elif isinstance(owner, nn.Embedding):
         tensor.normal_(std=0.02, generator=generator)
     else:
-        # A linear layer has its inputs last; GR00T's that depend on the embodiment (".W") have them next to last.
-        inputs = tensor.shape[-2] if name.endswith(".W") else tensor[0].numel()
+        inputs = tensor.shape[-2] if name.endswith(inputs_last_but_one) else tensor[0].numel()
         bound = inputs**-0.5 * gains.get(name, 1.0)
         tensor.uniform_(-bound, bound, generator=generator)
 

@@ -38,7 +38,8 @@ def check_loadable(plan: SurgeryPlan) -> str | None:
     if not checkpoint.family.loads(plan.config):
         return "lerobot loads this layout only as the base model of a fine-tuning"
     from clp_ros.checkpoints.tensor_check import check_tensors
-    from clp_ros.policies.lerobot_policy import build_model, quiet
+    from clp_ros.policies.loading import build_model
+    from clp_ros.policies.quiet import quiet
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

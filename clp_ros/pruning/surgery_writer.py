@@ -52,8 +52,8 @@ def write_checkpoint(
     family = plan.checkpoint.family
     configs = {CONFIG_FILE: copy.deepcopy(plan.config)}
     try:
-        rewrite_json(folder, lambda documents: family.localise(documents, target.resolve(), folder))
-        family.localise(configs, target.resolve(), folder)
+        rewrite_json(folder, lambda documents: family.rewrite_local_paths(documents, target.resolve(), folder))
+        family.rewrite_local_paths(configs, target.resolve(), folder)
     except (TypeError, AttributeError, LookupError) as error:
         raise ClpError(
             f"a JSON file is not built as {family.name} checkpoints are ({type(error).__name__}: {error})",

@@ -10,16 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hidden_state_tools import states_and_masks
 
 from clp_ros.bags.reader import open_bag
 from clp_ros.calibration.calibrate import Calibrator, calibrate_bags, draw_calibration_set
 from clp_ros.calibration.calibration_file import Calibration
 from clp_ros.core.errors import ClpError
 from clp_ros.datasets.episodes import read_frames, usable_ticks
-from clp_ros.policies.family import family_named
 from clp_ros.policies.features import LIBERO
-from clp_ros.policies.lerobot_policy import load_policy, quiet
+from clp_ros.policies.loading import load_policy
+from clp_ros.policies.quiet import quiet
 from clp_ros.policies.random_weights import layer_gains
+from clp_ros.policies.registry import family_named
 from clp_ros.pruning.plan import default_plan
 from clp_ros.robots.embodiment import load_embodiment
 from clp_ros.robots.task import load_task
@@ -43,7 +45,7 @@ def hidden(mapped_policy, recording):
     for index, frame in enumerate(read_frames(reader, EMBODIMENT, ticks[drawn].tolist(), 50)):
         seen = frame.observation
         batch = mapped_policy.batch(seen.images, seen.state, TASK, frame.actions, frame.action_is_pad)
-        states, masks = mapped_policy.hidden_states(batch, np.random.default_rng([0, index]))
+        states, masks = states_and_masks(mapped_policy, batch, [0, index])
         for name, layers in states.items():
             parts[name].append(np.stack([layer[masks[name]].double().numpy() for layer in layers]))
     return {name: np.concatenate(arrays, axis=1) for name, arrays in parts.items()}

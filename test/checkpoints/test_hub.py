@@ -167,7 +167,7 @@ def test_what_a_checkpoint_needs_of_the_hub_is_named(tiny_checkpoint, cache, tmp
     import shutil
 
     from clp_ros.jobs.prune import prune_layers
-    from clp_ros.policies.lerobot_policy import load_policy
+    from clp_ros.policies.loading import load_policy
 
     name = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
     folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "trained", ignore=shutil.ignore_patterns("vlm")))

@@ -12,7 +12,7 @@ from clp_ros.core.errors import ClpError
 from clp_ros.evaluation.benchmark import RATIOS, benchmark
 from clp_ros.evaluation.flops import describe
 from clp_ros.evaluation.measurement import Measurement, Setting, Worker
-from clp_ros.policies.lerobot_policy import load_policy
+from clp_ros.policies.loading import load_policy
 from clp_ros.pruning.surgery import prune_checkpoint
 
 

@@ -10,8 +10,8 @@ import warm_processes
 from safetensors.torch import load_file
 
 from clp_ros.evaluation.flops import count_gflops, describe, needed_bytes, random_observation
-from clp_ros.policies.family import families
-from clp_ros.policies.lerobot_policy import load_policy
+from clp_ros.policies.loading import load_policy
+from clp_ros.policies.registry import families
 from clp_ros.pruning.surgery import prune_checkpoint
 
 
@@ -98,7 +98,7 @@ MEMORY = """
 import json, sys
 from pathlib import Path
 from clp_ros.evaluation.flops import describe
-from clp_ros.policies.lerobot_policy import load_policy
+from clp_ros.policies.loading import load_policy
 
 def resident():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -144,8 +144,8 @@ def test_counting_takes_no_memory_for_the_weights(tiny_checkpoint, tmp_path):
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     from clp_ros.policies.empty_weights import empty_weights
-    from clp_ros.policies.family import family_named
-    from clp_ros.policies.lerobot_policy import quiet
+    from clp_ros.policies.quiet import quiet
+    from clp_ros.policies.registry import family_named
 
     with quiet(), empty_weights():
         policy = family_named("smolvla").build(folder, "cpu")

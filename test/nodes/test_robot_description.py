@@ -29,11 +29,11 @@ import sys
 import numpy as np
 from clp_ros.nodes.policy import PolicyNode
 from clp_ros.nodes.spin import main
-from clp_ros.policies.family import family_named
+from clp_ros.policies.registry import family_named
 from clp_ros.policies.normalisation import Normalisation
-from clp_ros.policies.lerobot_policy import LoadedPolicy
+from clp_ros.policies.lerobot_policy import LeRobotPolicy
 
-class Beyond(LoadedPolicy):
+class Beyond(LeRobotPolicy):
     chunk_size = 50
     image_slots = ("observation.images.cam_front", "observation.images.cam_wrist")
     normalisation = Normalisation({}, {"observation.state": 7, "action": 7}, (), {}, None, frozenset())

@@ -10,7 +10,7 @@ from clp_ros.core.compat.torch import compiled_graphs
 from clp_ros.core.errors import ClpError
 from clp_ros.evaluation.verify import COMPILED_TOLERANCE, verify
 from clp_ros.policies.compilation import compile_policy
-from clp_ros.policies.lerobot_policy import load_policy
+from clp_ros.policies.loading import load_policy
 from clp_ros.pruning.surgery import prune_checkpoint
 
 

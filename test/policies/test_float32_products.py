@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hidden_state_tools import states_and_masks
 from torch import nn
 
 from clp_ros.policies import float32_products
-from clp_ros.policies.lerobot_policy import LoadedPolicy, load_policy
+from clp_ros.policies.lerobot_policy import LeRobotPolicy
+from clp_ros.policies.loading import load_policy
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "bfloat16"])
@@ -45,14 +47,14 @@ def test_other_dtypes_and_functions_are_left_alone(multiplies: bool) -> None:
     assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
 
 
-def hidden(policy: LoadedPolicy) -> dict[str, list[torch.Tensor]]:
+def hidden(policy: LeRobotPolicy) -> dict[str, list[torch.Tensor]]:
     rng = np.random.default_rng(1)
     images = {slot: rng.integers(0, 256, (48, 64, 3), np.uint8) for slot in policy.policy.config.image_features}
     state, actions = rng.normal(size=policy.state_size), rng.normal(size=(policy.chunk_size, policy.action_size))
     batch = policy.batch(
         images, state.astype(np.float32), "fold", actions.astype(np.float32), np.zeros(policy.chunk_size, bool)
     )
-    return policy.hidden_states(batch, np.random.default_rng(2))[0]
+    return states_and_masks(policy, batch, 2)[0]
 
 
 def test_hidden_states_are_the_same_up_to_rounding(

@@ -13,14 +13,18 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_tools import remove_in_memory, run_without_network
+from hidden_state_tools import states_and_masks
 from safetensors.torch import load_file, save_file
 
 from clp_ros.cli import main
 from clp_ros.core.errors import ClpError
 from clp_ros.policies.checkpoint import Checkpoint
-from clp_ros.policies.family import check_lerobot, family_named, family_of
-from clp_ros.policies.lerobot_policy import LoadedPolicy, load_policy, quiet
-from clp_ros.policies.patched import replaced
+from clp_ros.policies.family import check_lerobot
+from clp_ros.policies.lerobot_policy import LeRobotPolicy
+from clp_ros.policies.loading import load_policy
+from clp_ros.policies.patched import patched
+from clp_ros.policies.quiet import quiet
+from clp_ros.policies.registry import family_named, family_of
 from clp_ros.pruning.surgery import prune_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +119,7 @@ def test_stock_processors_get_steps_that_work():
         "policy_postprocessor.json": {"steps": [last, {"registry_name": "device_processor", "config": {}}]},
     }
     for _ in range(2):  # a second time changes nothing
-        FAMILY.localise(documents, Path("/there"), Path("/there"))
+        FAMILY.rewrite_local_paths(documents, Path("/there"), Path("/there"))
         before, after = (document["steps"] for document in documents.values())
         assert [step["registry_name"] for step in before] == [*names[:2], "clp_groot_eagle", "device_processor"]
         assert before[1]["state_file"] == "policy_preprocessor_step_1.safetensors"
@@ -138,12 +142,12 @@ def checkpoint(family_checkpoint: Callable[..., Path], one_thread: None) -> Path
 
 
 @pytest.fixture(scope="module")
-def policy(checkpoint: Path) -> LoadedPolicy:
+def policy(checkpoint: Path) -> LeRobotPolicy:
     return load_policy(checkpoint, "cpu")
 
 
 @pytest.fixture(scope="module")
-def sample(policy: LoadedPolicy) -> dict[str, Any]:
+def sample(policy: LeRobotPolicy) -> dict[str, Any]:
     rng = np.random.default_rng(1)
     return {
         "images": {slot: rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for slot in policy.image_slots},
@@ -153,13 +157,13 @@ def sample(policy: LoadedPolicy) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def batch(policy: LoadedPolicy, sample: dict[str, Any]) -> dict[str, Any]:
+def batch(policy: LeRobotPolicy, sample: dict[str, Any]) -> dict[str, Any]:
     actions = np.random.default_rng(2).uniform(-1, 1, (policy.chunk_size, policy.action_size))
     return policy.batch(**sample, actions=actions, action_is_pad=np.arange(policy.chunk_size) > 10)
 
 
 @pytest.fixture(scope="module")
-def nvidia(checkpoint: Path, policy: LoadedPolicy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def nvidia(checkpoint: Path, policy: LeRobotPolicy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights as NVIDIA lays them out: without lerobot's prefix, in two shards, with its config."""
     from lerobot_policy_clp.modeling_clp_groot import _action_head_config
 
@@ -190,7 +194,7 @@ def plugin_policy(folder: Path) -> Any:
         return get_policy_class(PreTrainedConfig.from_pretrained(folder).type).from_pretrained(folder)
 
 
-def without(policy: LoadedPolicy, removal: dict[str, tuple[int, ...]]) -> LoadedPolicy:
+def without(policy: LeRobotPolicy, removal: dict[str, tuple[int, ...]]) -> LeRobotPolicy:
     return replace(policy, policy=remove_in_memory(policy.policy, policy.modules, removal))
 
 
@@ -252,7 +256,7 @@ def test_hidden_states_are_what_the_layers_give(policy, batch):
 
             handles.append(layer.register_forward_hook(keep))
     generator = torch.random.get_rng_state()
-    states, masks = policy.hidden_states(batch, np.random.default_rng(3))
+    states, masks = states_and_masks(policy, batch, 3)
     for handle in handles:
         handle.remove()
     assert torch.equal(torch.random.get_rng_state(), generator)
@@ -265,8 +269,8 @@ def test_hidden_states_are_what_the_layers_give(policy, batch):
     # A state, 32 tokens for what is to come, 16 actions, of which the last five are padding.
     assert masks["dit"].tolist() == [[True] * (1 + 32 + 11) + [False] * 5]
 
-    again, _ = policy.hidden_states(batch, np.random.default_rng(3))
-    other, _ = policy.hidden_states(batch, np.random.default_rng(4))
+    again, _ = states_and_masks(policy, batch, 3)
+    other, _ = states_and_masks(policy, batch, 4)
     assert torch.equal(again["dit"][-1], states["dit"][-1])
     assert not torch.equal(other["dit"][-1], states["dit"][-1])
 
@@ -340,7 +344,7 @@ def test_eagles_files_are_taken_as_they_are_published(policy, batch, sample, tmp
     moved.load_state_dict(step.state_dict())
     assert "harm.py" not in step.state_dict()
     for used in (step, moved):
-        with replaced(policy.preprocessor, steps=[*policy.preprocessor.steps[:3], used]):
+        with patched(policy.preprocessor, steps=[*policy.preprocessor.steps[:3], used]):
             theirs = policy.batch(**sample)
         tokens = used.processor.tokenizer.decode(theirs["eagle_input_ids"][0])
         pictures = "".join(f"<image {n}><img>{'<IMG_CONTEXT>' * 16}</img>" for n in (1, 2, 3))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_tools import remove_in_memory, run_without_network
+from hidden_state_tools import states_and_masks
 from safetensors.torch import load_file, save_file
 
 from clp_ros.calibration.calibrate import calibrate_bags
@@ -21,8 +22,11 @@ from clp_ros.core.errors import ClpError
 from clp_ros.evaluation.verify import verify
 from clp_ros.jobs.prune import plan_from_calibration
 from clp_ros.policies.checkpoint import Checkpoint
-from clp_ros.policies.family import check_lerobot, families, family_named
-from clp_ros.policies.lerobot_policy import LoadedPolicy, load_policy, quiet
+from clp_ros.policies.family import check_lerobot
+from clp_ros.policies.lerobot_policy import LeRobotPolicy
+from clp_ros.policies.loading import load_policy
+from clp_ros.policies.quiet import quiet
+from clp_ros.policies.registry import families, family_named
 from clp_ros.pruning.surgery import plan_surgery, prune_checkpoint
 from clp_ros.robots.embodiment import load_embodiment
 
@@ -42,12 +46,12 @@ def checkpoint(family_checkpoint: Callable[..., Path], one_thread: None) -> Path
 
 
 @pytest.fixture(scope="module")
-def policy(checkpoint: Path) -> LoadedPolicy:
+def policy(checkpoint: Path) -> LeRobotPolicy:
     return load_policy(checkpoint, "cpu")
 
 
 @pytest.fixture(scope="module")
-def nvidia(checkpoint: Path, policy: LoadedPolicy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def nvidia(checkpoint: Path, policy: LeRobotPolicy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights as NVIDIA lays them out: transformers' save_pretrained of the model that lerobot wraps."""
     folder = tmp_path_factory.mktemp("nvidia") / "GR00T-N1.7-tiny"
     model = copy.deepcopy(policy.policy._groot_model)
@@ -59,7 +63,7 @@ def nvidia(checkpoint: Path, policy: LoadedPolicy, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="module")
-def sample(policy: LoadedPolicy) -> dict[str, Any]:
+def sample(policy: LeRobotPolicy) -> dict[str, Any]:
     rng = np.random.default_rng(1)
     return {
         "images": {slot: rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for slot in policy.image_slots},
@@ -69,7 +73,7 @@ def sample(policy: LoadedPolicy) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def batch(policy: LoadedPolicy, sample: dict[str, Any]) -> dict[str, Any]:
+def batch(policy: LeRobotPolicy, sample: dict[str, Any]) -> dict[str, Any]:
     actions = np.random.default_rng(2).uniform(-1, 1, (policy.chunk_size, policy.action_size))
     return policy.batch(**sample, actions=actions)
 
@@ -96,7 +100,7 @@ def test_a_pruned_checkpoint_is_the_model_without_the_layers(checkpoint, policy,
     prune_checkpoint(checkpoint, tmp_path / "pruned", REMOVAL)
     shutil.move(tmp_path / "pruned", tmp_path / "elsewhere")
     pruned = load_policy(tmp_path / "elsewhere", "cpu")
-    expected = LoadedPolicy(
+    expected = LeRobotPolicy(
         policy.checkpoint,
         remove_in_memory(policy.policy, policy.modules, REMOVAL),
         policy.preprocessor,
@@ -250,10 +254,10 @@ def test_hidden_states_are_what_lerobots_and_transformers_models_report(policy, 
 
     for name, module in {"llm": qwen, "dit": dit, "vl_self_attention": attention, "images": qwen.model.visual}.items():
         watch(module, name)
-    states, masks = policy.hidden_states(batch, np.random.default_rng(0))
+    states, masks = states_and_masks(policy, batch, 0)
     monkeypatch.undo()
-    again, _ = policy.hidden_states(batch, np.random.default_rng(0))
-    other, _ = policy.hidden_states(batch, np.random.default_rng(1))
+    again, _ = states_and_masks(policy, batch, 0)
+    other, _ = states_and_masks(policy, batch, 1)
     for name, layers in states.items():
         assert all(torch.equal(x, y) for x, y in zip(layers, again[name], strict=True))
         # Noise and time reach the actions alone.
@@ -298,15 +302,11 @@ def test_hidden_states_are_what_lerobots_and_transformers_models_report(policy, 
 def test_padding_takes_no_part(policy, sample):
     actions = np.ones((16, 14))
     padded = np.arange(16) >= 11
-    states, masks = policy.hidden_states(
-        policy.batch(**sample, actions=actions, action_is_pad=padded), np.random.default_rng(0)
-    )
+    states, masks = states_and_masks(policy, policy.batch(**sample, actions=actions, action_is_pad=padded))
     assert masks["dit"].tolist() == [[True] * 12 + [False] * 5]  # the state first
     # What stands in the padding reaches nothing: lerobot trains with zeros there.
     actions[padded] = 0.3
-    others, _ = policy.hidden_states(
-        policy.batch(**sample, actions=actions, action_is_pad=padded), np.random.default_rng(0)
-    )
+    others, _ = states_and_masks(policy, policy.batch(**sample, actions=actions, action_is_pad=padded))
     assert all(torch.equal(x, y) for x, y in zip(states["dit"], others["dit"], strict=True))
     # Instructions of two lengths, batched: the shorter one is padded on the left, and told.
     image = torch.zeros(2, 3, 48, 64)
@@ -314,7 +314,7 @@ def test_padding_takes_no_part(policy, sample):
         dict.fromkeys(policy.image_slots, image)
         | {"observation.state": torch.zeros(2, 14), "action": torch.zeros(2, 16, 14), "task": ["Fold.", "Fold it now."]}
     )
-    _, masks = policy.hidden_states(batch, np.random.default_rng(0))
+    _, masks = states_and_masks(policy, batch, 0)
     short, long = masks["llm"]
     assert long.all()
     assert not short[:7].any()
@@ -478,7 +478,7 @@ def test_published_depths_are_lerobots():
     assert FAMILY.default_budget({"type": "groot", "tune_vlln": True}) == {"llm": 9, "vl_self_attention": 1, "dit": 16}
 
 
-def stock_config(policy: LoadedPolicy, base_model: Path) -> Any:
+def stock_config(policy: LeRobotPolicy, base_model: Path) -> Any:
     from dataclasses import fields
 
     from lerobot.policies.groot.configuration_groot import GrootConfig
@@ -512,7 +512,7 @@ def test_nvidias_layout_prunes_and_lerobot_takes_it_as_a_base_model(nvidia, poli
 
 
 @pytest.fixture(scope="module")
-def stock(checkpoint: Path, nvidia: Path, policy: LoadedPolicy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stock(checkpoint: Path, nvidia: Path, policy: LeRobotPolicy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint as stock lerobot saves it after fine-tuning NVIDIA's: depths and widths stand in the base model."""
     folder = shutil.copytree(checkpoint, tmp_path_factory.mktemp("stock") / "checkpoint")
     (folder / "config.json").unlink()
@@ -529,7 +529,7 @@ def test_a_checkpoint_that_stock_lerobot_saved_loads_and_prunes(stock, policy, s
     verify(stock)  # stock lerobot reads the base model's folder and comes to the same weights
     prune_checkpoint(stock, tmp_path / "pruned", REMOVAL)
     shorter = remove_in_memory(policy.policy, policy.modules, REMOVAL)
-    in_memory = LoadedPolicy(policy.checkpoint, shorter, policy.preprocessor, policy.postprocessor, "cpu")
+    in_memory = LeRobotPolicy(policy.checkpoint, shorter, policy.preprocessor, policy.postprocessor, "cpu")
     np.testing.assert_array_equal(
         load_policy(tmp_path / "pruned", "cpu").predict_chunk(**sample, noise=noise()),
         in_memory.predict_chunk(**sample, noise=noise()),

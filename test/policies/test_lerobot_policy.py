@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_tools import edit_json
+from hidden_state_tools import states_and_masks
 from safetensors.torch import load_file, save_file
 
 from clp_ros.core.errors import ClpError
 from clp_ros.policies.checkpoint import Checkpoint
-from clp_ros.policies.lerobot_policy import load_policy, quiet, resolve_device
+from clp_ros.policies.loading import load_policy, resolve_device
+from clp_ros.policies.quiet import quiet
 
 TASK = "Fold the shorts."
 
@@ -46,7 +48,7 @@ def copied(tiny_checkpoint, tmp_path) -> Path:
 
 
 def states_of(policy, batch, seed=0):
-    return policy.hidden_states(batch, np.random.default_rng(seed))
+    return states_and_masks(policy, batch, seed)
 
 
 # Chunks

@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hidden_state_tools import states_and_masks
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from clp_ros.cli import main
 from clp_ros.core.errors import ClpError
 from clp_ros.policies.checkpoint import Checkpoint, model_names
-from clp_ros.policies.family import families, family_of
 from clp_ros.policies.features import LIBERO
-from clp_ros.policies.lerobot_policy import load_policy, quiet
+from clp_ros.policies.loading import load_policy
 from clp_ros.policies.plugin import register_plugin
+from clp_ros.policies.quiet import quiet
+from clp_ros.policies.registry import families, family_of
 from clp_ros.pruning.surgery import prune_checkpoint
 
 NAMES = ("pi0", "pi05")
@@ -56,7 +58,7 @@ def batch(policy, sample):
 
 
 def states_of(policy, batch, seed=0):
-    return policy.hidden_states(batch, np.random.default_rng(seed))
+    return states_and_masks(policy, batch, seed)
 
 
 # Checkpoints made at random
@@ -98,13 +100,13 @@ def test_a_seed_gives_the_same_bytes_and_tiny_points_only_into_itself(name, tmp_
 def test_full_size_has_the_parameters_of_the_released_models_and_of_table_5(name, layers, parameters, tied, trainable):
     from lerobot.policies.factory import get_policy_class, make_policy_config
 
-    from clp_ros.policies.pi0 import family as pi0
+    from clp_ros.policies.pi0 import synthetic
 
     register_plugin()
     inputs, outputs = LIBERO.lerobot_features()
     depth = {} if layers == 18 else {"num_layers": layers}
     more = {"input_features": inputs, "output_features": outputs, "device": "cpu"}
-    config = make_policy_config(f"clp_{name}" if depth else name, **pi0._SIZES["full"], **depth, **more)
+    config = make_policy_config(f"clp_{name}" if depth else name, **synthetic._SIZES["full"], **depth, **more)
     config.device = "meta"
     with quiet(), torch.device("meta"):
         policy = get_policy_class(config.type)(config)

@@ -17,7 +17,7 @@ from lerobot.processor import (
 
 from clp_ros.core.compat.lerobot import relative_mask
 from clp_ros.core.errors import ClpError
-from clp_ros.policies.lerobot_policy import load_policy
+from clp_ros.policies.loading import load_policy
 from clp_ros.policies.rtc import MARGIN_STEPS, supports_rtc
 
 pytestmark = pytest.mark.usefixtures("one_thread")

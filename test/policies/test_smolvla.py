@@ -14,8 +14,10 @@ from checkpoint_tools import run_without_network
 from clp_ros.cli import main
 from clp_ros.core.errors import ClpError
 from clp_ros.policies.features import LIBERO, PolicyFeatures
-from clp_ros.policies.lerobot_policy import load_policy, quiet
+from clp_ros.policies.loading import load_policy
+from clp_ros.policies.quiet import quiet
 from clp_ros.policies.smolvla import family as smolvla
+from clp_ros.policies.smolvla import synthetic
 from clp_ros.pruning.surgery import prune_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,7 +125,7 @@ def test_full_size_has_the_parameters_of_smolvla_base_and_of_table_5(tmp_path, l
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
     with quiet():
-        smolvla._write_vlm(smolvla._SIZES["full"], tmp_path)
+        synthetic._write_vlm(synthetic._SIZES["full"], tmp_path)
         inputs, outputs = LIBERO.lerobot_features()
         config = SmolVLAConfig(
             input_features=inputs,

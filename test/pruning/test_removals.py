@@ -16,8 +16,9 @@ from checkpoint_tools import remove_in_memory
 from clp_ros.checkpoints.layer_stack import LayerStack
 from clp_ros.core.errors import ClpError
 from clp_ros.policies.checkpoint import Checkpoint
-from clp_ros.policies.family import families
-from clp_ros.policies.lerobot_policy import LoadedPolicy, load_policy
+from clp_ros.policies.lerobot_policy import LeRobotPolicy
+from clp_ros.policies.loading import load_policy
+from clp_ros.policies.registry import families
 from clp_ros.pruning.surgery import plan_surgery, prune_checkpoint
 
 
@@ -38,7 +39,7 @@ def _groups(modules: tuple[LayerStack, ...]) -> dict[str, list[LayerStack]]:
     return groups
 
 
-def _observation(policy: LoadedPolicy) -> dict[str, Any]:
+def _observation(policy: LeRobotPolicy) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     shapes = {slot: (*feature.shape[1:], 3) for slot, feature in policy.policy.config.image_features.items()}
     return {
@@ -48,7 +49,7 @@ def _observation(policy: LoadedPolicy) -> dict[str, Any]:
     }
 
 
-def _chunk(policy: LoadedPolicy, observation: Mapping[str, Any]) -> np.ndarray:
+def _chunk(policy: LeRobotPolicy, observation: Mapping[str, Any]) -> np.ndarray:
     torch.manual_seed(0)  # the flow's noise
     return policy.predict_chunk(**observation)
 

@@ -4,26 +4,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clp_ros.checkpoints.layer_stack import LayerStack
 from clp_ros.checkpoints.local_paths import moved
 from clp_ros.core.errors import ClpError
-from clp_ros.core.files import rewrite_json
 from clp_ros.core.json_object import read_json_object
-from clp_ros.policies.empty_weights import empty_weights
+from clp_ros.policies.base import Modality, token_modalities
 from clp_ros.policies.family import Config, Family
-from clp_ros.policies.features import PolicyFeatures
-from clp_ros.policies.patched import replaced
+from clp_ros.policies.patched import patched
 from clp_ros.policies.plugin import register_plugin
-from clp_ros.policies.random_weights import byte_level_tokenizer, draw_tensor, projection_gains, write_weights
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import nn
+
+    from clp_ros.policies.features import PolicyFeatures
 
 # Where make_checkpoint puts the backbone's tokenizer and image processor, so that nothing asks a model hub.
 PROCESSOR_FOLDER = "vlm_processor"
@@ -31,7 +29,7 @@ PROCESSOR_FOLDER = "vlm_processor"
 _TYPE = "clp_groot_n1_7"
 _BASE_MODEL = "nvidia/GR00T-N1.7-3B"
 _BACKBONE = "nvidia/Cosmos-Reason2-2B"
-_ENCODE_STEP = "groot_n1_7_vlm_encode_v1"
+ENCODE_STEP = "groot_n1_7_vlm_encode_v1"
 # As NVIDIA's config.json and lerobot's own reading of it spell the model.
 _NVIDIA_NAMES = {"gr00tn1d7", "gr00t_n1d7", "gr00t_n1_7"}
 # Of the published model: lerobot's GR00T_N1_7_DEFAULTS, and the number of deepstack_visual_indexes of its backbone.
@@ -96,7 +94,8 @@ def _read_config(name: str | None, published: str) -> dict[str, Any]:
     return read_json_object(path)
 
 
-def _modules(config: Config) -> tuple[LayerStack, ...]:
+def layer_stacks(config: Config) -> tuple[LayerStack, ...]:
+    """As :attr:`clp_ros.policies.family.Family.modules`."""
     depths, model, backbone = _depths_and_configs(config)
     # NVIDIA's own checkpoints hold what lerobot wraps.
     root = "" if _is_nvidia(config) else "_groot_model."
@@ -149,7 +148,7 @@ def _period(model: Config) -> int:
 
 def _with_depths(config: Config, depths: Mapping[str, int]) -> dict[str, Any]:
     now, model, backbone = _depths_and_configs(config)
-    (llm, *_) = _modules(config)
+    (llm, *_) = layer_stacks(config)
     if depths["llm"] <= len(llm.protected_layers) < llm.layers:
         raise ClpError(
             f"with {depths['llm']} layers of llm the image features added behind them would reach nothing",
@@ -165,12 +164,13 @@ def _with_depths(config: Config, depths: Mapping[str, int]) -> dict[str, Any]:
     return {**config, "type": _TYPE, **fields, "model_config": model, "backbone_config": backbone}
 
 
-def _localise(documents: Mapping[str, dict[str, Any]], folder: Path, contents: Path) -> None:
+def rewrite_local_paths(documents: Mapping[str, dict[str, Any]], folder: Path, contents: Path) -> None:
+    """As :attr:`clp_ros.policies.family.Family.rewrite_local_paths`."""
     # A checkpoint that lerobot fine-tuned holds no processor: it points to that of the checkpoint it came from.
     if not (contents / PROCESSOR_FOLDER).is_dir():
         return
     for step in documents.get("policy_preprocessor.json", {}).get("steps", []):
-        if step.get("registry_name") == _ENCODE_STEP:
+        if step.get("registry_name") == ENCODE_STEP:
             step["config"]["model_name"] = moved(step["config"]["model_name"], PROCESSOR_FOLDER, folder)
 
 
@@ -212,23 +212,23 @@ def _check_processor(folder: Path) -> None:
     """
     files = [folder / name for name in ("policy_preprocessor.json", "policy_postprocessor.json")]
     documents = {path.name: read_json_object(path) for path in files if path.is_file()}
-    _localise(documents, folder, folder)
+    rewrite_local_paths(documents, folder, folder)
     for path, step in [(folder / name, step) for name in documents for step in documents[name].get("steps", [])]:
         name = step.get("config", {}).get("model_name", _BACKBONE)
-        if step.get("registry_name") != _ENCODE_STEP or name == _BACKBONE:
+        if step.get("registry_name") != ENCODE_STEP or name == _BACKBONE:
             continue
         if not Path(name).is_dir():
             raise ClpError(
                 f"lerobot would run whatever code {name} on the hub comes with",
                 where=path,
-                fix=f"download it, and write its folder's path into model_name of {_ENCODE_STEP}",
+                fix=f"download it, and write its folder's path into model_name of {ENCODE_STEP}",
             )
         for file in sorted(Path(name).glob("*.json")):
             if "auto_map" in read_json_object(file):
                 raise ClpError("lerobot would run the code that this file names", where=file, fix="remove auto_map")
 
 
-def _connect(preprocessor: Any, postprocessor: Any) -> None:
+def _link_processors(preprocessor: Any, postprocessor: Any) -> None:
     from lerobot.policies.groot.processor_groot import GrootN17VLMEncodeStep
 
     from clp_ros.core.compat.lerobot import link_groot_n1_7_steps
@@ -246,7 +246,8 @@ def _forward(policy: nn.Module, batch: dict[str, Any], rng: np.random.Generator)
 
     from clp_ros.core.compat.lerobot import groot_model
 
-    head, actions = groot_model(policy).action_head, batch["action"]
+    model = groot_model(policy)
+    head, actions = model.action_head, batch["action"]
     noise = torch.from_numpy(rng.standard_normal(tuple(actions.shape), dtype="float32"))
     beta = rng.beta(head.config.noise_beta_alpha, head.config.noise_beta_beta, len(actions))
     time = torch.from_numpy(((1 - beta) * head.config.noise_s).astype("float32"))
@@ -258,185 +259,28 @@ def _forward(policy: nn.Module, batch: dict[str, Any], rng: np.random.Generator)
     if (padded := batch.get("action_is_pad")) is not None:
         valid[:, : padded.shape[1]] &= ~padded
         batch = batch | {"action": actions * valid.unsqueeze(-1)}  # as lerobot's preprocessor does, told of padding
-    with FixedNoise(noise), replaced(head, sample_time=sample_time):
+    with FixedNoise(noise), patched(head, sample_time=sample_time):
         policy.forward(batch)
-    tokens = batch["attention_mask"] == 1
+    # An image's tokens are marked in the text; what encloses them is text, as lerobot's AlternateVLDiT has it.
+    is_image = batch["input_ids"] == model.backbone.model.config.image_token_id
+    words = torch.where(is_image, Modality.IMAGE, Modality.LANGUAGE).to(torch.int8) * (batch["attention_mask"] == 1)
     state = torch.ones_like(valid[:, :1])  # one token, before the actions
-    return {"llm": tokens, "vl_self_attention": tokens, "dit": torch.cat((state, valid), dim=1)}
+    dit = token_modalities(torch.cat((state, valid), dim=1), (Modality.STATE, 1), (Modality.ACTION, None))
+    return {"llm": words, "vl_self_attention": words, "dit": dit}
 
 
-# Config fields of a checkpoint made at random. Tiny widths all differ: the language model's from its key/value width
-# and from the diffusion transformer's, so that a block that attends to the one has no place among those of the other.
-_SIZES: Mapping[str, dict[str, Any]] = {
-    "tiny": {
-        "llm_layers": 6,
-        "vl_self_attention_layers": 4,
-        "dit_layers": 8,
-        "chunk_size": 16,
-        "n_action_steps": 16,
-        "use_bf16": False,
-        "model_config": {
-            "action_horizon": 16,
-            "hidden_size": 40,
-            "input_embedding_dim": 48,
-            "backbone_embedding_dim": 64,
-            "max_num_embodiments": 12,
-            "max_seq_len": 32,
-            "num_inference_timesteps": 2,
-            "state_dropout_prob": 0.0,
-            "diffusion_model_cfg": {
-                "positional_embeddings": None,
-                "num_attention_heads": 3,
-                "attention_head_dim": 16,
-                "norm_type": "ada_norm",
-                "dropout": 0.0,
-                "final_dropout": True,
-                "output_dim": 40,
-                "interleave_self_attention": True,
-            },
-            "vl_self_attention_cfg": {
-                "positional_embeddings": None,
-                "num_attention_heads": 4,
-                "attention_head_dim": 16,
-                "dropout": 0.0,
-                "final_dropout": True,
-            },
-        },
-    },
-    # As published, but that lerobot would make float32 of it to fine-tune it.
-    "full": {"model_params_fp32": False},
-}
-_TINY_BACKBONE: Mapping[str, Any] = {
-    "tie_word_embeddings": True,
-    "text_config": {
-        "model_type": "qwen3_vl_text",
-        "hidden_size": 64,
-        "intermediate_size": 160,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "num_hidden_layers": 6,
-        "vocab_size": 320,
-        "max_position_embeddings": 4096,
-        "rope_theta": 5000000,
-        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [4, 2, 2], "rope_type": "default"},
-        "tie_word_embeddings": True,
-    },
-    "vision_config": {
-        "model_type": "qwen3_vl",
-        "depth": 3,
-        "hidden_size": 32,
-        "intermediate_size": 80,
-        "num_heads": 2,
-        "num_position_embeddings": 64,
-        "out_hidden_size": 64,
-        "patch_size": 16,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "deepstack_visual_indexes": [0, 1],
-    },
-}
-_TINY_IMAGE = 64  # pixels: 4 tokens a camera
-_SPECIAL_TOKENS = {
-    "image_token": "<|image_pad|>",
-    "video_token": "<|video_pad|>",
-    "vision_start_token": "<|vision_start|>",
-    "vision_end_token": "<|vision_end|>",
-    "message_start_token": "<|im_start|>",
-    "message_end_token": "<|im_end|>",
-}
-# Qwen3-VL's, of one message of images and text.
-_CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
-    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endfor %}"
-)
+def _make_checkpoint(size: str, folder: Path, final: Path, features: PolicyFeatures, seed: int) -> None:
+    from clp_ros.policies.groot_n1_7.synthetic import make_checkpoint
 
-
-def _write_processor(backbone: Config, pixels: int, folder: Path) -> dict[str, int]:
-    """Writes the backbone's tokenizer and image processors; returns the token ids its config has to have."""
-    from transformers import Qwen2VLImageProcessor, Qwen3VLVideoProcessor
-
-    tokenizer = byte_level_tokenizer(_SPECIAL_TOKENS)
-    tokenizer.chat_template = _CHAT_TEMPLATE
-    tokenizer.save_pretrained(folder)
-    vision = backbone["vision_config"]
-    settings = {
-        "patch_size": vision["patch_size"],
-        "temporal_patch_size": vision["temporal_patch_size"],
-        "merge_size": vision["spatial_merge_size"],
-        "size": {"shortest_edge": pixels, "longest_edge": 256 * pixels},
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-    }
-    Qwen2VLImageProcessor(**settings).save_pretrained(folder)
-    Qwen3VLVideoProcessor(**settings).save_pretrained(folder)
-    named = {f"{name}_id": _SPECIAL_TOKENS[name] for name in list(_SPECIAL_TOKENS)[:4]}
-    return {name: tokenizer.convert_tokens_to_ids(token) for name, token in named.items()}
-
-
-def _make_checkpoint(size_name: str, folder: Path, final: Path, features: PolicyFeatures, seed: int) -> None:
-    register_plugin()
-    from lerobot.policies.groot.processor_groot import GrootN17VLMEncodeStep
-    from lerobot_policy_clp.compat import cosmos_reason2_config
-    from lerobot_policy_clp.configuration_clp_groot_n1_7 import ClpGrootN17Config
-    from lerobot_policy_clp.modeling_clp_groot_n1_7 import ClpGrootN17Policy
-    from lerobot_policy_clp.processor_clp_groot_n1_7 import make_clp_groot_n1_7_pre_post_processors
-
-    size, tiny = _SIZES[size_name], size_name == "tiny"
-    backbone = dict(_TINY_BACKBONE) if tiny else cosmos_reason2_config().to_dict()
-    edge = _TINY_IMAGE if tiny else 256
-    backbone |= _write_processor(backbone, edge**2, folder / PROCESSOR_FOLDER)
-    inputs, outputs = features.lerobot_features()
-    usual = ClpGrootN17Config()  # it pads state and action to 132 components; a robot may have more joints
-    state, action = max(usual.max_state_dim, features.state_size), max(usual.max_action_dim, features.action_size)
-    widths = {"max_state_dim": state, "max_action_dim": action}
-    config = ClpGrootN17Config(
-        **(size | widths | {"model_config": size.get("model_config", {}) | widths}),
-        backbone_config=backbone,
-        input_features=inputs,
-        output_features=outputs,
-        device="cpu",
-        push_to_hub=False,
-    )
-    with empty_weights():
-        policy = ClpGrootN17Policy(config)
-    config.save_pretrained(folder)
-    modules = _modules(read_json_object(folder / "config.json"))
-    write_weights(
-        policy, folder / "model.safetensors", partial(draw_tensor, policy, projection_gains(modules, seed), seed)
-    )
-
-    # The actions' range, for which lerobot's normalisation asks, is what all but the outermost of them lie in.
-    statistics = {
-        name: {**values, "min": values["q01"], "max": values["q99"]}
-        for name, values in features.lerobot_statistics().items()
-    }
-    for processor in make_clp_groot_n1_7_pre_post_processors(config, statistics):
-        for step in processor.steps:
-            if isinstance(step, GrootN17VLMEncodeStep):
-                step.model_name = str(folder / PROCESSOR_FOLDER)
-                step.image_target_size, step.image_crop_size = [edge] * 2, [edge * 230 // 256] * 2
-        processor.save_pretrained(folder)
-
-    def finish(documents: Mapping[str, dict[str, Any]]) -> None:
-        _localise(documents, final, folder)
-        # Left open, so that the checkpoint runs on whatever device the machine that loads it has.
-        documents["config.json"]["device"] = None
-        for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
-            for step in documents[name]["steps"]:
-                if step["registry_name"] == _ENCODE_STEP:
-                    step["config"]["device"] = None
-
-    rewrite_json(folder, finish)
+    make_checkpoint(size, folder, final, features, seed)
 
 
 FAMILY = Family(
     name="groot_n1_7",
     recognises=_recognises,
-    modules=_modules,
+    modules=layer_stacks,
     with_depths=_with_depths,
-    localise=_localise,
+    rewrite_local_paths=rewrite_local_paths,
     default_ratio={"llm": 7 / 12, "vl_self_attention": 1 / 4, "dit": 8 / 16},
     build=_build,
     forward=_forward,
@@ -444,6 +288,6 @@ FAMILY = Family(
     policy="groot",
     lerobot=">=0.6,<0.7",
     loads=lambda config: not _is_nvidia(config),
-    connect=_connect,
+    link_processors=_link_processors,
     denoise="_groot_model.action_head.model.forward",
 )

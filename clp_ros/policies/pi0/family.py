@@ -6,68 +6,67 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clp_ros.checkpoints.layer_stack import LayerStack
 from clp_ros.checkpoints.local_paths import move_tokenizer
 from clp_ros.core.errors import ClpError
-from clp_ros.core.files import rewrite_json
-from clp_ros.policies.empty_weights import empty_weights
+from clp_ros.policies.base import Modality, token_modalities
 from clp_ros.policies.family import Config, Family
-from clp_ros.policies.features import PolicyFeatures
-from clp_ros.policies.patched import replaced
+from clp_ros.policies.patched import patched
 from clp_ros.policies.plugin import register_plugin
-from clp_ros.policies.random_weights import byte_level_tokenizer, draw_tensor, projection_gains, write_weights
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import nn
 
+    from clp_ros.policies.features import PolicyFeatures
+
 # Where make_checkpoint puts the tokenizer, so that nothing asks a model hub.
 TOKENIZER_FOLDER = "tokenizer"
 
 _STOCK_LAYERS = 18  # in lerobot's code, for every variant
 _TOWERS = "model.paligemma_with_expert."
-_EMBEDDING = _TOWERS + "paligemma.model.language_model.embed_tokens.weight"
-_LM_HEAD = _TOWERS + "paligemma.lm_head.weight"
+EMBEDDING = _TOWERS + "paligemma.model.language_model.embed_tokens.weight"
+LM_HEAD = _TOWERS + "paligemma.lm_head.weight"
 
 
-def gemma_family(name: str) -> Family:
-    """π0 or π0.5: what lerobot calls ``name``, and the plugin ``clp_<name>``."""
+def gemma_family(
+    name: str, renamed: tuple[str, str] = ("time_mlp_", "action_time_mlp_"), left_out: str | None = None
+) -> Family:
+    """The family of a policy that lerobot calls ``name``, and the plugin ``clp_<name>``.
+
+    Args:
+        name: The family's name.
+        renamed: What the names of the layers that take the flow's time may begin with in a checkpoint, and do in
+            lerobot's model.
+        left_out: Regular expression of tensors that lerobot's loading leaves out.
+    """
     return Family(
         name=name,
         recognises=partial(_recognises, name),
-        modules=partial(_modules, name),
+        modules=partial(layer_stacks, name),
         with_depths=partial(_with_depths, name),
-        localise=_localise,
+        rewrite_local_paths=rewrite_local_paths,
         default_ratio={"vlm+expert": 6 / 18},
         build=_build,
         forward=_forward,
         make_checkpoint=partial(_make_checkpoint, name),
         wrapper="model.",
-        tied={_LM_HEAD: _EMBEDDING},
+        tied={LM_HEAD: EMBEDDING},
         skips_absent_cameras=True,
-        unwrapped_name=partial(_unwrapped_name, name),
+        unwrapped_name=partial(_unwrapped_name, renamed, left_out),
         refuse_names=partial(_refuse_names, name),
     )
 
 
-# Norms of the action expert that have no weight of their own in π0.5: its time sets them.
-_EXPERT_NORMS = re.compile(
-    r"paligemma_with_expert\.gemma_expert\.model\.(layers\.\d+\.(input|post_attention)_layernorm|norm)\.weight"
-)
-# The two families' names of the layers that take the flow's time in.
-_TIME_LAYERS = {"pi0": ("time_mlp_", "action_time_mlp_"), "pi05": ("action_time_mlp_", "time_mlp_")}
-
-
-def _unwrapped_name(name: str, tensor: str) -> str | None:
-    """What lerobot's ``PI0Policy._fix_pytorch_state_dict_keys`` and π0.5's make of names without a prefix."""
-    if name == "pi05" and (tensor.startswith("state_proj.") or _EXPERT_NORMS.match(tensor)):
+def _unwrapped_name(renamed: tuple[str, str], left_out: str | None, tensor: str) -> str | None:
+    """What ``_fix_pytorch_state_dict_keys`` of lerobot's policy makes of names without a prefix."""
+    if left_out is not None and re.match(left_out, tensor):
         return None
-    other, own = _TIME_LAYERS[name]
+    other, own = renamed
     return own + tensor.removeprefix(other) if tensor.startswith((other + "in.", other + "out.")) else tensor
 
 
@@ -89,7 +88,8 @@ def _recognises(name: str, config: Config) -> bool:
     return config.get("type") in (name, f"clp_{name}")
 
 
-def _modules(name: str, config: Config) -> tuple[LayerStack, ...]:
+def layer_stacks(name: str, config: Config) -> tuple[LayerStack, ...]:
+    """As :attr:`clp_ros.policies.family.Family.modules`."""
     layers = _STOCK_LAYERS if config["type"] == name else config.get("num_layers", _STOCK_LAYERS)
     if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
         raise ClpError(f"num_layers is {layers!r}", where="config.json", fix="write the number of layers there")
@@ -123,7 +123,8 @@ def _with_depths(name: str, config: Config, depths: Mapping[str, int]) -> dict[s
     return {**config, "type": f"clp_{name}", "num_layers": depths["vlm"]}
 
 
-def _localise(documents: Mapping[str, dict[str, Any]], folder: Path, contents: Path) -> None:
+def rewrite_local_paths(documents: Mapping[str, dict[str, Any]], folder: Path, contents: Path) -> None:
+    """As :attr:`clp_ros.policies.family.Family.rewrite_local_paths`."""
     if (contents / TOKENIZER_FOLDER).is_dir():
         move_tokenizer(documents, TOKENIZER_FOLDER, folder)
 
@@ -139,7 +140,7 @@ def _build(folder: Path, device: str) -> nn.Module:
     config = PreTrainedConfig.from_pretrained(folder)
     config.device = device
     # What a compiled model computes cannot be read layer by layer.
-    with replaced(config, compile_model=False):
+    with patched(config, compile_model=False):
         return get_policy_class(config.type)(config)
 
 
@@ -169,89 +170,23 @@ def _forward(policy: nn.Module, batch: dict[str, Any], rng: np.random.Generator)
         return embedded
 
     own = {"sample_noise": sample_noise, "sample_time": sample_time}
-    with replaced(model, embed_prefix=embed_prefix, embed_suffix=embed_suffix, **own):
+    with patched(model, embed_prefix=embed_prefix, embed_suffix=embed_suffix, **own):
         policy.forward(batch)
+    # The actions come last: π0's expert takes the state as one token before them, π0.5's does not.
+    actions = config.chunk_size
     if (padded := batch.get("action_is_pad")) is not None:
-        # The actions come last: π0's expert takes the state as one token before them.
-        masks["expert"][:, -padded.shape[1] :] &= ~padded
-    return masks
+        masks["expert"][:, -actions:] &= ~padded
+    words = batch["observation.language.tokens"].shape[1]
+    return {
+        "vlm": token_modalities(masks["vlm"], (Modality.IMAGE, None), (Modality.LANGUAGE, words)),
+        "expert": token_modalities(masks["expert"], (Modality.STATE, None), (Modality.ACTION, actions)),
+    }
 
 
-# Config fields of a checkpoint made at random. The two towers' widths differ from each other and from their heads'.
-_SIZES: Mapping[str, dict[str, Any]] = {
-    "tiny": {
-        "num_layers": 8,
-        "vlm_width": 64,
-        "vlm_mlp_dim": 160,
-        "expert_width": 48,
-        "expert_mlp_dim": 96,
-        "head_dim": 16,
-        "vocab_size": 320,
-        "vision_layers": 2,
-        "vision_width": 32,
-        "vision_mlp_dim": 80,
-        "vision_heads": 2,
-        "image_resolution": (56, 56),
-        "num_inference_steps": 2,
-    },
-    # As the released models are trained further: in bfloat16, the vision tower frozen.
-    "full": {"dtype": "bfloat16", "freeze_vision_encoder": True},
-}
+def _make_checkpoint(name: str, size: str, folder: Path, final: Path, features: PolicyFeatures, seed: int) -> None:
+    from clp_ros.policies.pi0.synthetic import make_checkpoint
 
-
-def _make_checkpoint(name: str, size_name: str, folder: Path, final: Path, features: PolicyFeatures, seed: int) -> None:
-    from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
-
-    size = _SIZES[size_name]
-    policy_type = name
-    if "num_layers" in size:
-        policy_type = f"clp_{name}"
-        register_plugin()
-    byte_level_tokenizer({}).save_pretrained(folder / TOKENIZER_FOLDER)
-    usual = make_policy_config(name)  # it pads state and action to 32 components; a robot may have more joints
-    inputs, outputs = features.lerobot_features()
-    config = make_policy_config(
-        policy_type,
-        max_state_dim=max(usual.max_state_dim, features.state_size),
-        max_action_dim=max(usual.max_action_dim, features.action_size),
-        input_features=inputs,
-        output_features=outputs,
-        device="cpu",
-        push_to_hub=False,
-        **size,
-    )
-    with empty_weights():
-        policy = get_policy_class(policy_type)(config)
-    config.save_pretrained(folder)
-    modules = _modules(name, {"type": policy_type, **size})
-    write_weights(policy, folder / "model.safetensors", partial(_fill, policy, projection_gains(modules, seed), seed))
-
-    # lerobot's own processors ask the model hub for their tokenizer.
-    processors = import_module(f"lerobot.policies.{name}.processor_{name}")
-    tokenize = partial(_tokenizer_step, processors.TokenizerProcessorStep, folder / TOKENIZER_FOLDER)
-    with replaced(processors, TokenizerProcessorStep=tokenize):
-        for processor in make_pre_post_processors(config, dataset_stats=features.lerobot_statistics()):
-            processor.save_pretrained(folder)
-
-    def finish(documents: Mapping[str, dict[str, Any]]) -> None:
-        _localise(documents, final, folder)
-        # Left open, so that the checkpoint runs on whatever device the machine that loads it has.
-        documents["config.json"]["device"] = None
-
-    rewrite_json(folder, finish)
-
-
-def _tokenizer_step(step: Any, tokenizer: Path, **settings: Any) -> Any:
-    return step(**(settings | {"tokenizer_name": str(tokenizer)}))
-
-
-def _fill(policy: nn.Module, gains: Mapping[str, float], seed: int, name: str, tensor: torch.Tensor) -> None:
-    if name == _LM_HEAD:
-        name = _EMBEDDING  # tied in the published model
-    draw_tensor(policy, gains, seed, name, tensor)
-    owner, _, attribute = name.rpartition(".")
-    if attribute == "weight" and type(policy.get_submodule(owner)).__name__ == "PiGemmaRMSNorm":
-        tensor.zero_()  # Gemma's norms multiply by one more than their weight
+    make_checkpoint(name, size, folder, final, features, seed)
 
 
 FAMILY = gemma_family("pi0")

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SmolVLA."""
+"""SmolVLA, Hugging Face's 450 M policy: `lerobot/smolvla_base`."""

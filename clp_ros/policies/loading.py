@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading a checkpoint strictly with lerobot's own classes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clp_ros.checkpoints.hub import missing_repository
+from clp_ros.checkpoints.tensor_check import check_tensors
+from clp_ros.core.errors import ClpError, NotHereError
+from clp_ros.core.json_object import read_json_object
+from clp_ros.policies.checkpoint import CONFIG_FILE, PROCESSORS, Checkpoint
+from clp_ros.policies.family import Family, check_lerobot
+from clp_ros.policies.lerobot_features import feature_size
+from clp_ros.policies.lerobot_policy import LeRobotPolicy
+from clp_ros.policies.processors import load_processors
+from clp_ros.policies.quiet import quiet
+from clp_ros.policies.statistics import ACTION
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def resolve_device(device: str) -> str:
+    """The device ``auto`` stands for: CUDA where there is one, otherwise the CPU.
+
+    Raises:
+        ClpError: The device is not known, or not there.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        wanted = None
+    if wanted is None or wanted.type not in ("cpu", "cuda"):
+        raise ClpError(f"unknown device {device!r}", fix="use auto, cpu, cuda or cuda:N")
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise ClpError(
+            f"the device {device!r} is not there", fix="use a GPU that is there (with a CUDA build of torch), or cpu"
+        )
+    return device
+
+
+def load_policy(
+    folder: str | Path, device: str = "auto", dtype: str = "auto", mapped: bool = False, weights: bool = True
+) -> LeRobotPolicy:
+    """Loads a checkpoint strictly with lerobot's own classes, offline where the folder holds all it needs.
+
+    Args:
+        folder: The checkpoint.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: ``auto`` (as lerobot loads it) or ``float32``.
+        mapped: Leave weights that have the model's dtype in their files, memory-mapped: they take memory that the
+            system can take back at any time, so that a model larger than the memory runs, if slowly. On the CPU only.
+            The last bits of results may differ, since kernels depend on where in memory the weights begin.
+        weights: Whether to load them. Without, they are :func:`clp_ros.policies.empty_weights.fake_weights`, on the
+            CPU.
+
+    Raises:
+        ClpError: The folder is not a whole checkpoint of a known family, or does not fit lerobot's model.
+    """
+    from clp_ros.policies.empty_weights import assign_weights, fake_weights
+
+    checkpoint = Checkpoint.open(Path(folder))
+    check_lerobot(checkpoint.family)
+    device = resolve_device(device) if weights else "cpu"
+    if dtype not in ("auto", "float32"):
+        raise ClpError(f"unknown dtype {dtype!r}", fix="use auto or float32")
+    with quiet():
+        policy = build_model(checkpoint.family, checkpoint.path, device)
+        feature_size(policy.config, ACTION, checkpoint.path)  # lerobot's models ask for it with every chunk
+        shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+        check_tensors(policy, checkpoint.model_names, shapes, checkpoint.path)
+        if dtype == "float32":
+            policy.float()
+        if weights:
+            assign_weights(policy, _read_tensors(checkpoint), copy=device == "cpu" and not mapped)
+            policy.to(device)
+        else:
+            fake_weights(policy)
+        policy.eval()
+        files = [checkpoint.path / name for name in PROCESSORS]
+        with _reported("its processors do not load", checkpoint.path, "save them again with this lerobot", *files):
+            preprocessor, postprocessor = load_processors(checkpoint, device)
+    return LeRobotPolicy(checkpoint, policy, preprocessor, postprocessor, device)
+
+
+def build_model(family: Family, folder: Path, device: str, where: Path | None = None) -> nn.Module:
+    """Builds lerobot's policy of a checkpoint on the meta device: no weights are read.
+
+    Args:
+        family: The checkpoint's family.
+        folder: The folder with its config.json and whatever that points to.
+        device: Where the policy will run, by name.
+        where: The checkpoint's folder, for the error; ``folder`` where it is not given.
+
+    Raises:
+        ClpError: lerobot cannot build it.
+    """
+    from clp_ros.policies.empty_weights import empty_weights
+
+    where = where or folder
+    reported = _reported(
+        "lerobot cannot build its model", where, "check config.json and what it points to", folder / CONFIG_FILE
+    )
+    with reported, empty_weights():
+        return family.build(folder, device)
+
+
+def _read_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    from safetensors import safe_open
+
+    weights = {}
+    for file in checkpoint.weight_files:
+        with safe_open(checkpoint.path / file, framework="pt") as tensors:
+            weights |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - no mapping
+        checkpoint.check_unchanged(file)
+    return {name: weights[stored] for name, stored in checkpoint.model_names.items()}
+
+
+@contextlib.contextmanager
+def _reported(what: str, where: object, fix: str, *files: Path) -> Iterator[None]:
+    """Reports whatever a library finds wrong with the files it is given as a ClpError.
+
+    ``files`` are the JSON files that may name what is missing.
+    """
+    try:
+        yield
+    except ClpError:
+        raise
+    except Exception as error:  # lerobot, draccus, transformers and the hub each have exceptions of their own
+        if missing := missing_repository(error, *map(read_json_object, files)):
+            raise NotHereError(missing.what, where=where, fix=missing.fix) from error
+        raise ClpError(f"{what} ({type(error).__name__}: {error})", where=where, fix=fix) from error

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random checkpoints of π0 and π0.5, made with the real classes and without a model hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clp_ros.core.files import rewrite_json
+from clp_ros.policies.empty_weights import empty_weights
+from clp_ros.policies.features import PolicyFeatures
+from clp_ros.policies.patched import patched
+from clp_ros.policies.pi0.family import (
+    EMBEDDING,
+    LM_HEAD,
+    TOKENIZER_FOLDER,
+    layer_stacks,
+    rewrite_local_paths,
+)
+from clp_ros.policies.plugin import register_plugin
+from clp_ros.policies.random_weights import byte_level_tokenizer, draw_tensor, projection_gains, write_weights
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+# What a layer adds to its input goes through these: the last matrices of attention and feed-forward.
+_OUTPUT_PROJECTIONS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+
+
+# Config fields of a checkpoint made at random. The two towers' widths differ from each other and from their heads'.
+_SIZES: Mapping[str, dict[str, Any]] = {
+    "tiny": {
+        "num_layers": 8,
+        "vlm_width": 64,
+        "vlm_mlp_dim": 160,
+        "expert_width": 48,
+        "expert_mlp_dim": 96,
+        "head_dim": 16,
+        "vocab_size": 320,
+        "vision_layers": 2,
+        "vision_width": 32,
+        "vision_mlp_dim": 80,
+        "vision_heads": 2,
+        "image_resolution": (56, 56),
+        "num_inference_steps": 2,
+    },
+    # As the released models are trained further: in bfloat16, the vision tower frozen.
+    "full": {"dtype": "bfloat16", "freeze_vision_encoder": True},
+}
+
+
+def make_checkpoint(name: str, size_name: str, folder: Path, final: Path, features: PolicyFeatures, seed: int) -> None:
+    """As :attr:`clp_ros.policies.family.Family.make_checkpoint`."""
+    from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
+
+    size = _SIZES[size_name]
+    policy_type = name
+    if "num_layers" in size:
+        policy_type = f"clp_{name}"
+        register_plugin()
+    byte_level_tokenizer({}).save_pretrained(folder / TOKENIZER_FOLDER)
+    usual = make_policy_config(name)  # it pads state and action to 32 components; a robot may have more joints
+    inputs, outputs = features.lerobot_features()
+    config = make_policy_config(
+        policy_type,
+        max_state_dim=max(usual.max_state_dim, features.state_size),
+        max_action_dim=max(usual.max_action_dim, features.action_size),
+        input_features=inputs,
+        output_features=outputs,
+        device="cpu",
+        push_to_hub=False,
+        **size,
+    )
+    with empty_weights():
+        policy = get_policy_class(policy_type)(config)
+    config.save_pretrained(folder)
+    gains = projection_gains(layer_stacks(name, {"type": policy_type, **size}), _OUTPUT_PROJECTIONS, seed)
+    write_weights(policy, folder / "model.safetensors", partial(_fill, policy, gains, seed))
+
+    # lerobot's own processors ask the model hub for their tokenizer.
+    processors = import_module(f"lerobot.policies.{name}.processor_{name}")
+    tokenize = partial(_tokenizer_step, processors.TokenizerProcessorStep, folder / TOKENIZER_FOLDER)
+    with patched(processors, TokenizerProcessorStep=tokenize):
+        for processor in make_pre_post_processors(config, dataset_stats=features.lerobot_statistics()):
+            processor.save_pretrained(folder)
+
+    def finish(documents: Mapping[str, dict[str, Any]]) -> None:
+        rewrite_local_paths(documents, final, folder)
+        # Left open, so that the checkpoint runs on whatever device the machine that loads it has.
+        documents["config.json"]["device"] = None
+
+    rewrite_json(folder, finish)
+
+
+def _tokenizer_step(step: Any, tokenizer: Path, **settings: Any) -> Any:
+    return step(**(settings | {"tokenizer_name": str(tokenizer)}))
+
+
+def _fill(policy: nn.Module, gains: Mapping[str, float], seed: int, name: str, tensor: torch.Tensor) -> None:
+    if name == LM_HEAD:
+        name = EMBEDDING  # tied in the published model
+    draw_tensor(policy, gains, seed, name, tensor)
+    owner, _, attribute = name.rpartition(".")
+    if attribute == "weight" and type(policy.get_submodule(owner)).__name__ == "PiGemmaRMSNorm":
+        tensor.zero_()  # Gemma's norms multiply by one more than their weight

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SmolVLA's random checkpoints, made with the real classes and without a model hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clp_ros.core.files import rewrite_json
+from clp_ros.policies.features import PolicyFeatures
+from clp_ros.policies.random_weights import byte_level_tokenizer, seeded, vary_layers
+from clp_ros.policies.smolvla.family import VLM_FOLDER, layer_stacks, rewrite_local_paths
+
+# What a layer adds to its input goes through these: the last matrices of attention and feed-forward.
+_OUTPUT_PROJECTIONS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Widths of a checkpoint made at random; ``full`` is lerobot/smolvla_base's."""
+
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    scale_factor: int
+    layers: int
+    dtype: str
+    denoising_steps: int
+
+
+_SIZES = {
+    # The expert's width (48), its heads' width (64) and the VLM's key/value width (32) all differ, so that a removal
+    # set that breaks the alternation of self- and cross-attention cannot load by accident.
+    "tiny": _Size(
+        text={
+            "hidden_size": 64,
+            "intermediate_size": 160,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "num_hidden_layers": 16,
+            "vocab_size": 320,
+        },
+        vision={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 128,
+        },
+        scale_factor=4,
+        layers=16,
+        dtype="float32",
+        denoising_steps=2,
+    ),
+    "full": _Size(
+        text={
+            "hidden_size": 960,
+            "intermediate_size": 2560,
+            "num_attention_heads": 15,
+            "num_key_value_heads": 5,
+            "head_dim": 64,
+            "num_hidden_layers": 32,
+            "vocab_size": 49280,
+        },
+        vision={
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "image_size": 512,
+        },
+        scale_factor=4,
+        layers=16,
+        dtype="bfloat16",
+        denoising_steps=10,
+    ),
+}
+_PATCH = 16
+_SPECIAL_TOKENS = {
+    "fake_image_token": "<fake_token_around_image>",
+    "image_token": "<image>",
+    "global_image_token": "<global-img>",
+    "end_of_utterance_token": "<end_of_utterance>",
+}
+
+
+def _write_vlm(size: _Size, folder: Path) -> None:
+    """Writes the VLM's config, tokenizer and processor, with transformers' own classes."""
+    from transformers import SmolVLMConfig, SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMVideoProcessor
+
+    tokenizer = byte_level_tokenizer(_SPECIAL_TOKENS)
+    edge = size.vision["image_size"]
+    tokens = (edge // _PATCH) ** 2 // size.scale_factor**2
+    SmolVLMConfig(
+        text_config={"model_type": "llama", "max_position_embeddings": 8192, "pad_token_id": 2, **size.text},
+        vision_config={"model_type": "smolvlm_vision", "patch_size": _PATCH, **size.vision},
+        scale_factor=size.scale_factor,
+        image_token_id=tokenizer.image_token_id,
+        pad_token_id=2,
+        architectures=["SmolVLMForConditionalGeneration"],
+    ).save_pretrained(folder)
+    images = {"size": {"longest_edge": edge}, "max_image_size": {"longest_edge": edge}}
+    SmolVLMProcessor(
+        image_processor=SmolVLMImageProcessor(**images),
+        tokenizer=tokenizer,
+        video_processor=SmolVLMVideoProcessor(**images),
+        image_seq_len=tokens,
+    ).save_pretrained(folder)
+
+
+def make_checkpoint(size_name: str, folder: Path, final: Path, features: PolicyFeatures, seed: int) -> None:
+    """As :attr:`clp_ros.policies.family.Family.make_checkpoint`."""
+    import torch
+    from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+    from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
+
+    size = _SIZES[size_name]
+    _write_vlm(size, folder / VLM_FOLDER)
+    inputs, outputs = features.lerobot_features()
+    edge = size.vision["image_size"]
+    usual = SmolVLAConfig()  # it pads state and action to 32 components; a robot may have more joints
+    config = SmolVLAConfig(
+        max_state_dim=max(usual.max_state_dim, features.state_size),
+        max_action_dim=max(usual.max_action_dim, features.action_size),
+        num_steps=size.denoising_steps,
+        input_features=inputs,
+        output_features=outputs,
+        vlm_model_name=str(folder / VLM_FOLDER),
+        load_vlm_weights=False,
+        resize_imgs_with_padding=(edge, edge),
+        num_vlm_layers=size.layers,
+        num_expert_layers=0,
+        device="cpu",
+        push_to_hub=False,
+    )
+    with seeded(seed):
+        policy = SmolVLAPolicy(config)
+        vary_layers(policy, layer_stacks({"num_vlm_layers": size.layers}), _OUTPUT_PROJECTIONS, seed)
+    # smolvla_base keeps its two towers in bfloat16; lerobot's projections around them are float32.
+    policy.model.vlm_with_expert.to(getattr(torch, size.dtype))
+    policy.save_pretrained(folder)
+    for processor in make_smolvla_pre_post_processors(config, features.lerobot_statistics()):
+        processor.save_pretrained(folder)
+
+    def finish(documents: Mapping[str, dict[str, Any]]) -> None:
+        rewrite_local_paths(documents, final, folder)
+        # Left open, so that the checkpoint runs on whatever device the machine that loads it has.
+        documents["config.json"]["device"] = None
+
+    rewrite_json(folder, finish)

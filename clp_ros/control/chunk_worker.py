@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 
@@ -324,7 +325,7 @@ class ChunkWorker:
             return f"its observation was {latency:.2f} s old, max_latency is {self._replan.max_latency_s:g} s"
         return None
 
-    def _continuation(self, session: Session, now: int) -> dict[str, int]:
+    def _continuation(self, session: Session, now: int) -> dict[str, Any]:
         """Returns the arguments with which the policy continues its last chunk, in mode ``rtc``."""
         if self._schedule.mode != "rtc" or session.observed_ns is None:
             return {}

@@ -196,7 +196,7 @@ class LeRobotFeatures(Policy):
             )
         self.statistics = statistics
         vars(self).pop("normalisation", None)  # read anew
-        self._check_complete()
+        self.check_complete()
 
     @override
     def describe_statistics(self) -> dict[str, Any]:
@@ -211,10 +211,15 @@ class LeRobotFeatures(Policy):
 
     @override
     def check_normalised(self) -> None:
-        self._check_complete()
+        self.check_complete()
         super().check_normalised()
 
-    def _check_complete(self) -> None:
+    def check_complete(self) -> None:
+        """Refuses statistics that lack what the policy normalises by: lerobot fails on them.
+
+        Raises:
+            ClpError: Some are missing; it names them.
+        """
         for feature, lacking in self.normalisation.incomplete.items():
             raise ClpError(
                 f"{self.normalisation.modes[feature]} needs the statistics {', '.join(lacking)} of {feature}, "

@@ -67,7 +67,7 @@ class LeRobotPolicy(LeRobotFeatures):
         import numpy as np
         import torch
 
-        self._check_complete()
+        self.check_complete()
         missing = sorted(set(self.cameras) - set(images))
         if missing:
             raise ClpError(f"no image for {missing[0]}", where=self.checkpoint.path, fix="connect that camera")

@@ -212,7 +212,7 @@ class Policy(ABC):
             ClpError: They do not fit, or the policy takes none.
         """
         raise ClpError(
-            f"{self.family_name}'s processors take no statistics",
+            f"a {self.family_name} takes no statistics",
             where=self.path,
             fix="calibrate it without --statistics",
         )

@@ -504,3 +504,44 @@ def test_make_says_what_is_missing(makefile: Path) -> None:
     assert result.returncode != 0
     assert "error: no Python 3.12" in result.stderr
     assert not (makefile / ".venv").exists()
+
+
+def names_in(path: Path) -> Iterator[tuple[str, int]]:
+    """Every name, attribute and string of a file that is code, not prose: no comments and no docstrings."""
+    tree = ast.parse(path.read_text())
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            yield node.value, node.lineno
+        elif isinstance(node, ast.Name | ast.Attribute):
+            yield node.id if isinstance(node, ast.Name) else node.attr, node.lineno
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name, node.lineno
+    yield from imports(path)
+
+
+# What may name a family: the old import paths, the demo's choice of a policy, and what only LeRobot's code names so.
+NAME_FAMILIES = {"moved_modules.py", "jobs/demo.py", "core/compat/lerobot.py"}
+
+
+def test_nothing_but_its_folder_names_a_family() -> None:
+    """Its folder of clp_ros/policies, that is, and its files of the plugin."""
+    families = sorted(path.parent for path in PACKAGE.glob("policies/*/family.py"))
+    assert len(families) >= 5
+    word = re.compile(rf"(?<![a-z])({'|'.join(folder.name for folder in families)})(?![a-z])", re.IGNORECASE)
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line}: {name!r}"
+        for path in sources()
+        if path.parent not in families and str(path.relative_to(PACKAGE)) not in NAME_FAMILIES
+        for name, line in names_in(path)
+        if word.search(name)
+    ]
+    assert not found
+
+
+def test_every_family_is_registered(colcon_prefix: Path) -> None:
+    (entry_points,) = colcon_prefix.glob("**/entry_points.txt")
+    parser = configparser.ConfigParser()
+    parser.read(entry_points)
+    names = [path.parent.name for path in PACKAGE.glob("policies/*/family.py")]
+    assert dict(parser["clp_ros.policy_families"]) == {name: f"clp_ros.policies.{name}.family:FAMILY" for name in names}

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from clp_ros.cli import main
 from clp_ros.core.errors import ClpError
+from clp_ros.policies.base import Modality
 from clp_ros.policies.checkpoint import Checkpoint
 from clp_ros.policies.family import check_lerobot
 from clp_ros.policies.lerobot_policy import LeRobotPolicy
@@ -288,8 +289,8 @@ def test_padded_instructions_take_no_part(policy, sample, batch):
     assert not both["eagle_attention_mask"][0, : lengths[1] - lengths[0]].any()
     assert torch.equal(both["eagle_pixel_values"][3:], batch["eagle_pixel_values"])
     actions = {"action": torch.zeros(2, 16, 32), "action_mask": torch.ones(2, 16, 32, dtype=torch.bool)}
-    masks = FAMILY.forward(policy.policy, both | actions, np.random.default_rng(0))
-    assert torch.equal(masks["llm"], both["eagle_attention_mask"].bool())
+    modalities = FAMILY.forward(policy.policy, both | actions, np.random.default_rng(0))
+    assert torch.equal(modalities["llm"] != Modality.PADDING, both["eagle_attention_mask"].bool())
 
 
 @needs_lerobot

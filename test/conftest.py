@@ -24,6 +24,11 @@ _LONG = (
 )
 # The demonstration starts a robot and a policy node of its own, and plays in real time.
 _REAL_TIME = ("test_demo.py",)
+# These talk to nodes over DDS and wait for answers, however late. None plays a robot, whose messages must come in time.
+_AT_ANY_PACE = (
+    *("test_calibration.py", "test_pruning.py", "test_rehearsal.py", "test_lifecycle.py", "test_spin.py"),
+    *("test_policy_settings.py", "test_live_frames.py"),
+)
 # What rests on lerobot's own code: tests with a checkpoint that lerobot made, and these, which make theirs.
 _LEROBOT_FIXTURES = {"tiny_checkpoint", "family_checkpoint"}
 _LEROBOT = ("test_lerobot_train.py", "test_plugin.py", "test_layouts.py", "test_base_models.py")
@@ -37,8 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the tests that rest on lerobot, and those in real time.
 
     The latter want the machine to themselves: ``make test`` runs them after the others.
-    Where a test plays the robot, a machine that stops it for some tenths of a second makes a camera die. Such a test
-    is tried up to twice more, and reported as rerun.
+    Where a test plays the robot, a machine that stops it for some tenths of a second makes a camera die. A test over
+    DDS is tried up to twice more, and reported as rerun.
     """
     items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
     for item in items:
@@ -47,8 +52,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if rests and item.path.name not in _NOT_LEROBOT:
             item.add_marker(pytest.mark.lerobot)
         if "ros_domain" in fixtures or item.path.name in _REAL_TIME:
-            item.add_marker(pytest.mark.real_time)
             item.add_marker(pytest.mark.flaky(reruns=2))
+            if item.path.name not in _AT_ANY_PACE:
+                item.add_marker(pytest.mark.real_time)
 
 
 @pytest.fixture(scope="session")
@@ -126,6 +132,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def warm_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of a benchmark have imported lerobot. The command line's own test has new interpreters, as users have."""
+    import warm_processes
+
+    context = warm_processes.server()
+    monkeypatch.setattr("clp_ros.evaluation.measurement.multiprocessing.get_context", lambda method: context)
 
 
 @pytest.fixture(scope="session")

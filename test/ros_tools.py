@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +19,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.srv import GetParameters, SetParameters
 from rclpy.context import Context
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from warm_processes import Program
@@ -74,6 +74,28 @@ class Status:
     values: dict[str, str]
 
 
+@contextmanager
+def spinning(executor: Executor) -> Iterator[None]:
+    """Spins an executor in a thread until the end of the block.
+
+    The thread ends before the caller ends ROS: a thread that is about to wait raises if its context is no longer valid.
+    """
+    ended = threading.Event()
+
+    def spin() -> None:
+        while executor.context.ok() and not ended.is_set():
+            executor.spin_once(timeout_sec=0.05)
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        executor.shutdown()
+
+
 class Peer:
     """A node in this process: hears topics, calls services."""
 
@@ -81,21 +103,16 @@ class Peer:
         self._context = Context()
         rclpy.init(args=[], context=self._context, domain_id=domain)
         self.node = Node("peer", context=self._context)
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self.node)
+        executor = SingleThreadedExecutor(context=self._context)
+        executor.add_node(self.node)
         self._clients: dict[str, Any] = {}
-        self._thread = threading.Thread(target=self._spin)
-        self._thread.start()
-
-    def _spin(self) -> None:
-        with suppress(ExternalShutdownException):  # how close() ends it
-            self._executor.spin()
+        self._spinning = ExitStack()
+        self._spinning.enter_context(spinning(executor))
 
     def close(self) -> None:
-        self._context.shutdown()
-        self._thread.join()
-        self._executor.shutdown()
+        self._spinning.close()
         self.node.destroy_node()
+        self._context.shutdown()
 
     def __enter__(self) -> Self:
         return self

@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH_FILES = sorted(ROOT.glob("launch/*.launch.py"))
 PROFILE = ROOT / "config" / "dds" / "fastdds.xml"
-TIMEOUT = 60.0  # seconds, for what takes a few; only a fault ever waits as long
+TIMEOUT = 180.0  # seconds, for what takes a few; only a fault ever waits as long
 
 
 @pytest.fixture

@@ -221,6 +221,7 @@ def seven_joints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_a_pruned_base_model_fine_tuned_for_another_robot_serves_every_command(
     seven_joints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import warm_processes
 
 from clp_ros.core.errors import ClpError
 from clp_ros.evaluation.benchmark import RATIOS, benchmark
@@ -15,19 +14,14 @@ from clp_ros.evaluation.measurement import Measurement, Setting, Worker
 from clp_ros.policies.loading import load_policy
 from clp_ros.pruning.surgery import prune_checkpoint
 
+pytestmark = pytest.mark.usefixtures("warm_workers")
+
 
 @pytest.fixture(scope="module")
 def pruned(tiny_checkpoint, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("benchmark") / "pruned"
     prune_checkpoint(tiny_checkpoint, folder, {"vlm": (1, 2, 5, 6, 14, 15)})
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _warm_workers(monkeypatch):
-    """Workers that have imported lerobot. The command line's own test has new interpreters, as users have."""
-    context = warm_processes.server()
-    monkeypatch.setattr("clp_ros.evaluation.measurement.multiprocessing.get_context", lambda method: context)
 
 
 @pytest.fixture

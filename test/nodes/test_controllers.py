@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the policy node asks of the robot's controllers, and what it makes of their answers, over real DDS."""
 
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import pytest
 import rclpy
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from ros_tools import Peer
+from ros_tools import Peer, spinning
 
 from clp_ros.core.errors import ClpError
 from clp_ros.nodes.controllers import ControllerFacts, ControllerNodes, node_name
@@ -50,22 +48,14 @@ def asking(ros_domain: int) -> Iterator[Callable[..., tuple[ControllerNodes, Log
     executor = SingleThreadedExecutor()
     executor.add_node(node)
 
-    def spin() -> None:
-        with suppress(ExternalShutdownException):
-            while rclpy.ok():
-                executor.spin_once(timeout_sec=0.05)
-
-    thread = threading.Thread(target=spin)
-    thread.start()
-
     def make(wait_s: float, embodiment: Embodiment = UR5) -> tuple[ControllerNodes, Logged]:
         node.declare_parameter("controller_wait", wait_s)
         return ControllerNodes(node, embodiment), logged
 
-    yield make
-    rclpy.shutdown()
-    thread.join()
+    with spinning(executor):
+        yield make
     node.destroy_node()
+    rclpy.shutdown()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,8 @@ import pytest
 import rclpy
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
-from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
-from ros_tools import Peer, wait_for
+from ros_tools import Peer, spinning, wait_for
 from std_srvs.srv import Trigger
 
 from clp_ros.nodes.lifecycle import REFUSALS, ManagedNode
@@ -57,19 +56,11 @@ class Failing(ManagedNode):
         self.failures.append(error)
 
 
-def spun(node: ManagedNode) -> threading.Thread:
-    """Spins a node in a thread until its context ends."""
+def spun(node: ManagedNode) -> AbstractContextManager[None]:
+    """Spins a node as :func:`clp_ros.nodes.spin.main` does, in a thread until the end of the block."""
     executor = _OneThread()
     executor.add_node(node)
-
-    def spin() -> None:
-        with suppress(ExternalShutdownException):
-            while rclpy.ok():
-                executor.spin_once(timeout_sec=0.05)
-
-    thread = threading.Thread(target=spin)
-    thread.start()
-    return thread
+    return spinning(executor)
 
 
 CONFIGURE, ACTIVATE = Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE
@@ -96,16 +87,12 @@ def test_a_transition_that_raises_is_answered(
             raise where["rclpy"]
 
         node._change = change
-    thread = spun(node)
-    answers = [
-        peer.call(ChangeState, "/failing/change_state", ChangeState.Request(transition=Transition(id=step)), timeout=20)
-        for step in steps
-    ]
-    assert [answer.success for answer in answers] == [True] * (len(steps) - 1) + [False]
-    assert peer.call(GetState, "/failing/get_state").current_state.label == state
-    assert node.failures == [error for place, error in where.items() if place != "rclpy"]
-    rclpy.shutdown()
-    thread.join()
+    with spun(node):
+        requests = [ChangeState.Request(transition=Transition(id=step)) for step in steps]
+        answers = [peer.call(ChangeState, "/failing/change_state", request, timeout=20) for request in requests]
+        assert [answer.success for answer in answers] == [True] * (len(steps) - 1) + [False]
+        assert peer.call(GetState, "/failing/get_state").current_state.label == state
+        assert node.failures == [error for place, error in where.items() if place != "rclpy"]
     node.destroy_node()
 
 
@@ -129,13 +116,12 @@ class Slow(ManagedNode):
 def test_the_end_waits_for_the_transition_that_runs_and_allows_no_other(ros: Callable[..., None], peer: Peer) -> None:
     ros()
     node = Slow()
-    thread = spun(node)
-    request = ChangeState.Request(transition=Transition(id=CONFIGURE))
-    peer.start_call(ChangeState, "/slow/change_state", request)
-    wait_for(lambda: node.events, "the transition")
-    assert not peer.call(ChangeState, "/slow/change_state", request).success  # a second one meanwhile
+    with spun(node):
+        request = ChangeState.Request(transition=Transition(id=CONFIGURE))
+        peer.start_call(ChangeState, "/slow/change_state", request)
+        wait_for(lambda: node.events, "the transition")
+        assert not peer.call(ChangeState, "/slow/change_state", request).success  # a second one meanwhile
     rclpy.shutdown()
-    thread.join()
     node.destroy_node()
     assert node.events == ["configuring", "configured", "released"]
 
@@ -202,10 +188,8 @@ def test_a_stop_that_cannot_be_sent_is_answered(ros: Callable[..., None], peer: 
         raise RuntimeError("the publisher is gone")
 
     node.runner.stop = unsent
-    thread = spun(node)
-    answer = peer.call(Trigger, "/policy/stop", timeout=20)
+    with spun(node):
+        answer = peer.call(Trigger, "/policy/stop", timeout=20)
     assert not answer.success
     assert "the publisher is gone" in answer.message
-    rclpy.shutdown()
-    thread.join()
     node.destroy_node()

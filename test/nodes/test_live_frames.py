@@ -2,7 +2,6 @@
 """A demonstration's topics, those of its commands among them, over real DDS into a reservoir."""
 
 from collections.abc import Iterator
-from threading import Thread
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from builtin_interfaces.msg import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from robot_tools import EYE, STATES, document, sync
-from ros_tools import Peer, wait_for
+from ros_tools import Peer, spinning, wait_for
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
@@ -30,11 +29,8 @@ def node(ros_domain: int) -> Iterator[Node]:
     node = Node("listening", context=context)
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
-    spinning = Thread(target=executor.spin)
-    spinning.start()
-    yield node
-    executor.shutdown()
-    spinning.join()
+    with spinning(executor):
+        yield node
     node.destroy_node()
     rclpy.try_shutdown(context=context)
 

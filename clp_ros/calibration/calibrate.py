@@ -74,7 +74,7 @@ class Calibrator:
         self._all: dict[str, LinearCKA] = {}
         self._distances: dict[str, AdjacentDistances] = {}
         for module in policy.layer_stacks:
-            given = {"name": module.name, "device": policy.device}
+            given: dict[str, Any] = {"name": module.name, "device": policy.device}
             # For states in half precision only; all others are multiplied and summed in float64.
             self._adjacent[module.name] = LinearCKA(module.layers, pairs="adjacent", products="float32", **given)
             self._all[module.name] = LinearCKA(module.layers, **given)
@@ -123,8 +123,9 @@ class Calibrator:
         """Adds up what all processes have taken, in every process."""
         if processes.world_size() == 1:
             return
-        for sums in (*self._adjacent.values(), *self._all.values(), *self._distances.values()):
-            sums.all_reduce()
+        for sums in (self._adjacent, self._all, self._distances):
+            for one in sums.values():
+                one.all_reduce()
         taken = processes.gather((self.samples, self.tokens))
         self.samples = sum(samples for samples, _ in taken)
         self.tokens = {name: sum(tokens[name] for _, tokens in taken) for name in self.tokens}
@@ -281,7 +282,7 @@ def _sum_taken(taken: Sequence[Sequence[tuple[int, Counter[str]]]], total: int) 
     whole = LeftOut(total)
     sums = []
     for bags in zip(*taken, strict=True):
-        left_out = sum((counts for _, counts in bags), Counter())
+        left_out = sum((counts for _, counts in bags), Counter[str]())
         for reason in left_out.elements():
             topic, _, what = reason.partition(": ")
             whole.add(ClpError(what, where=topic, fix="record it again"))
@@ -304,7 +305,7 @@ def _scan(
                 # The last tick lies after the last message.
                 scanned((earlier + min(tick, reader.end_ns) - reader.start_ns) // 10**9, total // 10**9)
 
-        episodes.append(usable_ticks(reader, embodiment, tell, steps and steps[number]))
+        episodes.append(usable_ticks(reader, embodiment, tell, steps[number] if steps else None))
         earlier += reader.end_ns - reader.start_ns
     return episodes
 
@@ -362,8 +363,9 @@ def prepare(
 
         missing = raw_values(policy.raw_features)
         notes.append(f"{missing} (hint: give the statistics of a data set, or of the bags: --statistics bags)")
-    for note in notes if notify is not None else ():
-        notify(note)
+    if notify is not None:
+        for note in notes:
+            notify(note)
 
 
 def normalise_by_steps(policy: Policy, embodiment: Embodiment, steps: Sequence[Steps]) -> None:

@@ -59,7 +59,8 @@ class Calibration:
         }
         document = {"schema_version": SCHEMA_VERSION, **self.meta, "modules": modules}
         (folder / JSON_FILE).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        np.savez(folder / MATRICES_FILE, **self.matrices)
+        arrays: dict[str, Any] = self.matrices
+        np.savez(folder / MATRICES_FILE, **arrays)
 
     @classmethod
     def load(cls, folder: str | Path) -> Calibration:

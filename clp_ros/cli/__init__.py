@@ -56,8 +56,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     if output is not None and not output.name.strip("."):
         # "." has no name to make another of, and is no place to stand once the folder has been put in its place.
         options.output = output.resolve()
-    if processes.world_size() > 1 and options.command != "calibrate":
+    if processes.world_size() > 1 and options.name != "calibrate":
         with processes.together():  # the first process alone prints it
-            raise ClpError(f"clp {options.command} runs in one process", fix="start it without torchrun or accelerate")
+            raise ClpError(f"clp {options.name} runs in one process", fix="start it without torchrun or accelerate")
     with using_threads(getattr(options, "threads", 0)):
-        options.run(options)
+        options.call(options)

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from clp_ros.cli.output import (
     Bars,
@@ -25,34 +26,33 @@ if TYPE_CHECKING:
     from clp_ros.jobs.make_checkpoint import MakeCheckpointResult
     from clp_ros.jobs.prune import PruneResult
     from clp_ros.jobs.record import RecordResult
+    from clp_ros.jobs.request import Request, Result
     from clp_ros.jobs.verify import VerifyResult
+
+
+def _request[R: Request](request: type[R], options: argparse.Namespace, **other: Any) -> R:
+    """A job's request: its fields are the options of their names, but for those given."""
+    return request(**{name: value for name, value in vars(options).items() if name in request.model_fields} | other)
+
+
+def _print_result(options: argparse.Namespace, result: Result, print_text: Callable[[], None]) -> None:
+    """Prints a result as JSON where that is asked for, or else for people."""
+    if options.json:
+        print_json(result.to_json())
+    else:
+        print_text()
 
 
 def calibrate(options: argparse.Namespace) -> None:
     """Replays bags through a policy, in each of the processes there are, and compares its layers."""
     from clp_ros.jobs import calibrate
 
-    request = calibrate.CalibrateRequest(
-        checkpoint=options.checkpoint,
-        output=options.output,
-        embodiment=options.embodiment,
-        task=options.task,
-        bags=options.bag,
-        samples=options.samples,
-        seed=options.seed,
-        device=options.device,
-        dtype=options.dtype,
-        statistics=options.statistics,
-        overwrite=options.overwrite,
-    )
+    request = _request(calibrate.CalibrateRequest, options)
     with Bars() as progress:
         result = calibrate.run(request, progress)
     if processes.rank() > 0:
         return
-    if options.json:
-        print_json(result.to_json())
-    else:
-        print_calibration(result, options.output)
+    _print_result(options, result, lambda: print_calibration(result, options.output))
 
 
 def print_calibration(result: CalibrateResult, output: object) -> None:
@@ -72,16 +72,13 @@ def prune(options: argparse.Namespace) -> None:
         options.usage("the following arguments are required: --output")
     if options.remove and (options.budget or options.threshold is not None or options.criterion is not None):
         options.usage("argument --remove: not allowed with --budget, --threshold or --criterion")
-    request = prune.PruneRequest(
-        checkpoint=options.checkpoint,
+    request = _request(
+        prune.PruneRequest,
+        options,
         output=None if options.dry_run else options.output,
-        calibration=options.calibration,
         removal=parse_removals(options.remove) if options.remove else None,
         budgets=parse_budgets(options.budget or []),
-        threshold=options.threshold,
         criterion=options.criterion or "cka",
-        seed=options.seed,
-        overwrite=options.overwrite,
     )
     with Bars(notes=not options.json and not options.dry_run) as progress:
         result = prune.run(request, progress)
@@ -108,7 +105,7 @@ def inspect(options: argparse.Namespace) -> None:
     """Shows a checkpoint's modules, or a calibration's scores."""
     from clp_ros.jobs import inspect
 
-    result = inspect.run(inspect.InspectRequest(path=options.path))
+    result = inspect.run(_request(inspect.InspectRequest, options))
     if options.json:
         print_json(result.to_json())
         return
@@ -121,23 +118,10 @@ def benchmark(options: argparse.Namespace) -> None:
     """Measures checkpoints side by side."""
     from clp_ros.jobs import benchmark
 
-    request = benchmark.BenchmarkRequest(
-        checkpoints=options.checkpoints,
-        device=options.device,
-        runs=options.runs,
-        warmup=options.warmup,
-        train_step=options.train_step,
-        dtype=options.dtype,
-        compiled=options.compile,
-        alone=options.alone,
-        run=options.run_them,
-    )
+    request = _request(benchmark.BenchmarkRequest, options)
     with Status() as progress:
         result = benchmark.run(request, progress)
-    if options.json:
-        print_json(result.to_json())
-    else:
-        print_comparison(result, options.markdown)
+    _print_result(options, result, lambda: print_comparison(result, options.markdown))
 
 
 def print_comparison(result: BenchmarkResult, is_markdown: bool = False, title: str | None = None) -> None:
@@ -155,19 +139,9 @@ def make_checkpoint(options: argparse.Namespace) -> None:
     """Makes a checkpoint with random weights, offline."""
     from clp_ros.jobs import make_checkpoint
 
-    request = make_checkpoint.MakeCheckpointRequest(
-        family=options.family,
-        size=options.size,
-        output=options.output,
-        embodiment=options.embodiment,
-        seed=options.seed,
-        overwrite=options.overwrite,
-    )
+    request = _request(make_checkpoint.MakeCheckpointRequest, options)
     result = make_checkpoint.run(request)
-    if options.json:
-        print_json(result.to_json())
-    else:
-        print_made(result, options.size)
+    _print_result(options, result, lambda: print_made(result, options.size))
 
 
 def print_made(result: MakeCheckpointResult, size: str) -> None:
@@ -179,12 +153,8 @@ def verify(options: argparse.Namespace) -> None:
     """Loads a checkpoint strictly with stock lerobot, and runs it."""
     from clp_ros.jobs import verify
 
-    request = verify.VerifyRequest(checkpoint=options.checkpoint, device=options.device, compiled=options.compile)
-    result = verify.run(request)
-    if options.json:
-        print_json(result.to_json())
-    else:
-        print_verification(result, options.checkpoint)
+    result = verify.run(_request(verify.VerifyRequest, options))
+    _print_result(options, result, lambda: print_verification(result, options.checkpoint))
 
 
 def print_verification(result: VerifyResult, checkpoint: object) -> None:
@@ -223,23 +193,10 @@ def record(options: argparse.Namespace) -> None:
     """Records demonstrations of a simulated robot, without ROS."""
     from clp_ros.jobs import record
 
-    request = record.RecordRequest(
-        embodiment=options.embodiment,
-        output=options.output,
-        episodes=options.episodes,
-        seed=options.seed,
-        camera_rate=options.camera_rate,
-        joint_state_rate=options.joint_state_rate,
-        size=options.size,
-        quality=options.quality,
-        overwrite=options.overwrite,
-    )
+    request = _request(record.RecordRequest, options)
     with Bars() as progress:
         result = record.run(request, progress)
-    if options.json:
-        print_json(result.to_json())
-    else:
-        print_recording(result, options.output or result.output.name)
+    _print_result(options, result, lambda: print_recording(result, options.output or result.output.name))
 
 
 def print_recording(result: RecordResult, output: object) -> None:

@@ -15,7 +15,10 @@ _CHECKPOINT = "checkpoint folder, or a repository on the hub as owner/name or ow
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; ``run`` of what it gives is the job, to be called with that."""
+    """The parser of all commands; ``call`` of the options that it gives is the command, to be called with them.
+
+    Options that a job's request has too are named as its fields.
+    """
     parser = argparse.ArgumentParser(
         prog="clp", description="Prunes the redundant layers of vision-language-action policies, and runs them."
     )
@@ -24,7 +27,15 @@ def make_parser() -> argparse.ArgumentParser:
 
     calibrate = _command(commands, "calibrate", run.calibrate, "replay bags through a policy and compare its layers")
     calibrate.add_argument("--checkpoint", required=True, type=Path, help=_CHECKPOINT)
-    calibrate.add_argument("--bag", required=True, nargs="+", type=Path, help="rosbag2 recordings, an episode each")
+    calibrate.add_argument(
+        "--bag",
+        dest="bags",
+        metavar="BAG",
+        required=True,
+        nargs="+",
+        type=Path,
+        help="rosbag2 recordings, an episode each",
+    )
     calibrate.add_argument("--embodiment", required=True, help="name under config/embodiments, or a .yaml file")
     calibrate.add_argument("--task", required=True, help="name under config/tasks, a .yaml file, or the instruction")
     calibrate.add_argument("--output", required=True, type=Path, help="calibration folder to write")
@@ -61,10 +72,12 @@ def make_parser() -> argparse.ArgumentParser:
     bench.add_argument("--runs", type=int, default=10, help="timed runs of each (default: %(default)s)")
     bench.add_argument("--warmup", type=int, default=2, help="runs of each before those (default: %(default)s)")
     bench.add_argument("--no-train-step", dest="train_step", action="store_false", help="do not time a training step")
-    bench.add_argument("--no-run", dest="run_them", action="store_false", help="only what takes no memory for weights")
+    bench.add_argument("--no-run", dest="run", action="store_false", help="only what takes no memory for weights")
     bench.add_argument("--alone", action="store_true", help="hold only one of them in memory at a time")
     bench.add_argument("--dtype", default="auto", help="auto (as lerobot loads it) or float32")
-    bench.add_argument("--compile", action="store_true", help="compile the denoising step (on CUDA: CUDA graphs)")
+    bench.add_argument(
+        "--compile", dest="compiled", action="store_true", help="compile the denoising step (on CUDA: CUDA graphs)"
+    )
     bench.add_argument("--markdown", action="store_true", help="print a Markdown table as papers have it")
     _device(bench)
 
@@ -78,7 +91,9 @@ def make_parser() -> argparse.ArgumentParser:
     check = _command(commands, "verify", run.verify, "load a checkpoint strictly with stock lerobot and run it")
     check.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     _device(check, "cpu")
-    check.add_argument("--compile", action="store_true", help="also compile it, and compare its actions")
+    check.add_argument(
+        "--compile", dest="compiled", action="store_true", help="also compile it, and compare its actions"
+    )
 
     simulate = _command(commands, "simulate", run.simulate, "run a simulated robot behind the topics of the real one")
     simulate.add_argument(
@@ -120,9 +135,11 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+def _command(
+    commands: Any, name: str, call: Callable[[argparse.Namespace], None], text: str
+) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    command.set_defaults(run=run, command=name)
+    command.set_defaults(call=call, name=name)
     return command
 
 

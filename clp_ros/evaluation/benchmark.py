@@ -124,7 +124,8 @@ def _run(
     for result, times, held in zip(results, latencies, peaks, strict=True):
         result["latency_ms"] = statistics.median(times)
         result["latency_p90_ms"] = float(np.percentile(times, 90))
-        result["peak_memory"] = None if None in held else max(held)
+        known = [peak for peak in held if peak is not None]
+        result["peak_memory"] = max(known) if len(known) == len(held) else None
 
 
 def _ratio(first: float | None, own: float | None) -> float | None:

@@ -190,8 +190,11 @@ def _end_with_parent() -> None:
     """An interrupt ends this process at once and without a word; so does the end of the one that started it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this process is a worker
+
     def watch() -> None:
-        multiprocessing.parent_process().join()
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -49,17 +49,5 @@ def run(request: BenchmarkRequest, progress: Progress = SILENT) -> BenchmarkResu
     """
     from clp_ros.evaluation.benchmark import benchmark
 
-    return BenchmarkResult(
-        **benchmark(
-            request.checkpoints,
-            request.device,
-            request.runs,
-            request.warmup,
-            request.train_step,
-            progress.stage,
-            dtype=request.dtype,
-            compiled=request.compiled,
-            alone=request.alone,
-            run=request.run,
-        )
-    )
+    asked = dict(request)
+    return BenchmarkResult(**benchmark(asked.pop("checkpoints"), **asked, progress=progress.stage))

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from clp_ros.policies.patched import patched
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -38,11 +40,8 @@ def empty_weights() -> Iterator[None]:
         given = [one for one in (*args, *kwargs.values()) if isinstance(one, torch.dtype | torch.Tensor)]
         return move(module, getattr(given[0], "dtype", given[0])) if given else module
 
-    nn.Module.register_parameter, nn.Module.to = register_empty, stay
-    try:
+    with patched(nn.Module, register_parameter=register_empty, to=stay):
         yield
-    finally:
-        nn.Module.register_parameter, nn.Module.to = register, move
 
 
 def fake_weights(model: nn.Module) -> None:

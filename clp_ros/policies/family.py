@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from clp_ros.checkpoints.layer_stack import LayerStack
 from clp_ros.core.errors import ClpError
+from clp_ros.core.files import rewrite_json
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from torch import nn
+    from lerobot.policies.pretrained import PreTrainedPolicy
+
+    from clp_ros.policies.features import PolicyFeatures
 
 Config = Mapping[str, Any]
 
@@ -46,8 +49,8 @@ class Family:
             does.
         forward: Runs the training-time graph once and returns, by module name, what each token stands for: int8
             (batch, tokens), values of :class:`clp_ros.policies.base.Modality`. Noise and time come from ``rng``.
-        make_checkpoint: Writes a seeded random checkpoint of the real classes into an empty folder that will be
-            renamed to ``final``. ``features`` is a :class:`clp_ros.policies.features.PolicyFeatures`.
+        synthetic: The module, imported when a checkpoint is made, whose ``make_checkpoint(family, size, folder,
+            features, seed)`` writes a seeded random checkpoint of the real classes into an empty folder.
         policy: The package under ``lerobot.policies`` that its processor steps are of; the family's name where empty.
         lerobot: Versions of lerobot that have its classes, e.g. ``>=0.5.1,<0.6``. Empty: all that this package takes.
         wrapper: What lerobot puts before every tensor's name. Published checkpoints may hold what it wraps, without.
@@ -73,9 +76,9 @@ class Family:
     with_depths: Callable[[Config, Mapping[str, int]], dict[str, Any]]
     rewrite_local_paths: Callable[[Mapping[str, dict[str, Any]], Path, Path], None]
     default_ratio: Mapping[str, float]
-    build: Callable[[Path, str], nn.Module]
-    forward: Callable[[nn.Module, dict[str, Any], np.random.Generator], dict[str, torch.Tensor]]
-    make_checkpoint: Callable[..., None]
+    build: Callable[[Path, str], PreTrainedPolicy]
+    forward: Callable[[PreTrainedPolicy, dict[str, Any], np.random.Generator], dict[str, torch.Tensor]]
+    synthetic: str
     policy: str = ""
     lerobot: str = ""
     wrapper: str = ""
@@ -86,6 +89,25 @@ class Family:
     link_processors: Callable[[Any, Any], None] | None = None
     denoise: str = "model.denoise_step"
     skips_absent_cameras: bool = False
+
+    def make_checkpoint(self, size: str, folder: Path, final: Path, features: PolicyFeatures, seed: int) -> None:
+        """Writes a seeded random checkpoint of the real classes, which runs on any device.
+
+        Args:
+            size: ``tiny`` or ``full``.
+            folder: An empty folder.
+            final: What the folder will be renamed to.
+            features: The cameras, state and actions of the policy.
+            seed: Seed of the weights.
+        """
+        importlib.import_module(self.synthetic).make_checkpoint(self, size, folder, features, seed)
+
+        def finish(documents: Mapping[str, dict[str, Any]]) -> None:
+            self.rewrite_local_paths(documents, final, folder)
+            if "device" in documents["config.json"]:
+                documents["config.json"]["device"] = None
+
+        rewrite_json(folder, finish)
 
     def default_budget(self, config: Config) -> dict[str, int]:
         """Layers to remove from each group when the user names no budget: the paper's share, rounded down.
@@ -104,6 +126,43 @@ class Family:
             )
             budgets[group] = min(int(count * self.default_ratio[group]), count - staying)
         return budgets
+
+
+def check_depth(layers: object, what: str) -> int:
+    """The number of layers that a config gives.
+
+    Raises:
+        ClpError: It is none; ``what`` names it.
+    """
+    if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
+        raise ClpError(f"{what} is {layers!r}", where="config.json", fix="write the number of layers there")
+    return layers
+
+
+def coupled_towers(vlm: str, expert: str, layers: int, period: int = 1) -> tuple[LayerStack, LayerStack]:
+    """The layer stacks of a VLM and an action expert that attend to each other layer by layer.
+
+    Args:
+        vlm: Attribute path from the policy to the VLM's ``layers`` and ``norm``. Only its keys and values are used, so
+            that nothing takes its last layer's output.
+        expert: The same of the expert.
+        layers: Number of layers of each.
+        period: Their ``pattern_period``.
+    """
+
+    def tower(name: str, path: str) -> LayerStack:
+        return LayerStack(
+            name=name,
+            group="vlm+expert",
+            layers=layers,
+            layer_prefix=path + ".layers.{layer}.",
+            layers_path=path + ".layers",
+            norm_path=path + ".norm",
+            pattern_period=period,
+            last_output_unused=name == "vlm",
+        )
+
+    return tower("vlm", vlm), tower("expert", expert)
 
 
 def check_lerobot(family: Family) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from clp_ros.checkpoints.layer_stack import LayerStack
 
@@ -43,7 +43,7 @@ def _add_hooks(model: nn.Module, stack: LayerStack, states: list[Any]) -> Iterat
     def first_input(index: int) -> Any:
         return lambda _, inputs: keep(index, inputs[0])
 
-    layers = model.get_submodule(stack.layers_path)
+    layers = cast("nn.ModuleList", model.get_submodule(stack.layers_path))
     if stack.probe is None:
         for index, layer in enumerate(layers):
             yield layer.register_forward_hook(output(index))

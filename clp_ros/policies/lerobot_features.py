@@ -18,7 +18,7 @@ from clp_ros.policies.processors import rename_map
 from clp_ros.policies.statistics import ACTION, STATE, Statistics
 
 if TYPE_CHECKING:
-    from torch import nn
+    from lerobot.policies.pretrained import PreTrainedPolicy
 
 
 @dataclass
@@ -35,7 +35,7 @@ class LeRobotFeatures(Policy):
     """
 
     checkpoint: Checkpoint
-    policy: nn.Module
+    policy: PreTrainedPolicy
     preprocessor: Any
     postprocessor: Any
     device: str

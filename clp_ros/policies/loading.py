@@ -22,7 +22,7 @@ from clp_ros.policies.statistics import ACTION
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from lerobot.policies.pretrained import PreTrainedPolicy
 
 
 def resolve_device(device: str) -> str:
@@ -92,7 +92,7 @@ def load_policy(
     return LeRobotPolicy(checkpoint, policy, preprocessor, postprocessor, device)
 
 
-def build_model(family: Family, folder: Path, device: str, where: Path | None = None) -> nn.Module:
+def build_model(family: Family, folder: Path, device: str, where: Path | None = None) -> PreTrainedPolicy:
     """Builds lerobot's policy of a checkpoint on the meta device: no weights are read.
 
     Args:
@@ -117,7 +117,7 @@ def build_model(family: Family, folder: Path, device: str, where: Path | None = 
 def _read_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     from safetensors import safe_open
 
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
     for file in checkpoint.weight_files:
         with safe_open(checkpoint.path / file, framework="pt") as tensors:
             weights |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - no mapping

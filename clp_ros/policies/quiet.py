@@ -9,7 +9,9 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
+
+from clp_ros.policies.patched import patched
 
 _thread = threading.local()
 _lock = threading.Lock()
@@ -90,11 +92,10 @@ def _filter_records() -> Iterator[None]:
         if record.levelno > logging.WARNING or not _is_quiet():
             handle(logger, record)
 
-    logging.Logger.handle = handle_unless_quiet
     try:
-        yield
+        with patched(logging.Logger, handle=handle_unless_quiet):
+            yield
     finally:
-        logging.Logger.handle = handle
         # logging.warning(), which lerobot calls, gives a root logger without handlers one that prints on stderr.
         for handler in list(logging.root.handlers):
             if handler not in handlers and type(handler) is logging.StreamHandler:
@@ -111,9 +112,10 @@ class _QuietThread:
 @contextlib.contextmanager
 def _filter_warnings() -> Iterator[None]:
     entry = ("ignore", _QuietThread(), Warning, None, 0)
-    warnings.filters.insert(0, entry)
+    filters = cast("list[object]", warnings.filters)  # a list, though its stub says otherwise
+    filters.insert(0, entry)
     try:
         yield
     finally:
         with contextlib.suppress(ValueError):  # somebody has reset the filters
-            warnings.filters.remove(entry)
+            filters.remove(entry)

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from clp_ros.checkpoints.layer_stack import LayerStack
 
@@ -70,10 +70,10 @@ def vary_layers(policy: nn.Module, stacks: Collection[LayerStack], projections: 
     with torch.no_grad():
         for stack in stacks:
             gains = layer_gains(stack.layers, stack.pattern_period, seed)
-            for layer, gain in zip(policy.get_submodule(stack.layers_path), gains, strict=True):
+            layers = cast("nn.ModuleList", policy.get_submodule(stack.layers_path))
+            for layer, gain in zip(layers, gains, strict=True):
                 for projection in projections:
-                    weight = layer.get_parameter(projection)
-                    weight *= gain
+                    layer.get_parameter(projection).mul_(gain)
 
 
 def layer_gains(layers: int, period: int, seed: int) -> list[float]:

@@ -67,8 +67,7 @@ class RealTimeChunking:
         )
         self._normalizer = next((step for step in steps if isinstance(step, NormalizerProcessorStep)), None)
         self._least = horizon
-        self._last: torch.Tensor | None = None
-        self._last_absolute: torch.Tensor | None = None
+        self._last: tuple[torch.Tensor, torch.Tensor] | None = None  # as the model made it, and the actions
         self._config = policy.config.rtc_config = RTCConfig(enabled=True, execution_horizon=horizon)
         if hasattr(policy, "init_rtc_processor"):
             policy.init_rtc_processor()
@@ -81,7 +80,7 @@ class RealTimeChunking:
             chunk: (1, steps, action_size), as the model made it.
             actions: (1, steps, action_size), after the postprocessor.
         """
-        self._last, self._last_absolute = chunk.clone(), actions.clone()
+        self._last = chunk.clone(), actions.clone()
 
     def guidance(self, elapsed_steps: int, delay_steps: int) -> dict[str, Any]:
         """What ``predict_action_chunk`` takes to continue the last chunk; nothing where nothing of it is left.
@@ -92,17 +91,17 @@ class RealTimeChunking:
             elapsed_steps: Steps of the last chunk that had passed when the new observation was made.
             delay_steps: Steps after them that will have been executed when the new chunk is there.
         """
-        if self._last is None or not 0 <= elapsed_steps < self._last.shape[1]:
+        if self._last is None or not 0 <= elapsed_steps < self._last[0].shape[1]:
             return {}
         horizon = max(self._least, delay_steps + MARGIN_STEPS)
-        horizon = min(horizon, self._last.shape[1] - elapsed_steps)
-        self._config.execution_horizon = horizon
-        kept = slice(elapsed_steps, elapsed_steps + horizon)
-        left = self._last[:, kept] if self._relative is None else self._reanchored(kept)
+        left, absolute = (steps[:, elapsed_steps : elapsed_steps + horizon] for steps in self._last)
+        self._config.execution_horizon = horizon = left.shape[1]
+        if self._relative is not None:
+            left = self._reanchored(absolute.cpu()).to(left.device, left.dtype)
         return {"prev_chunk_left_over": left, "inference_delay": min(delay_steps, horizon)}
 
-    def _reanchored(self, kept: slice) -> torch.Tensor:
-        """Steps of the last chunk as the model would have put them from the present state.
+    def _reanchored(self, absolute: torch.Tensor) -> torch.Tensor:
+        """Actions of the last chunk as the model would have put them from the present state.
 
         Relative actions count from the state at the observation. The last chunk's count from an older state than the
         next chunk's, and would be off by as much as the robot has moved since.
@@ -111,10 +110,9 @@ class RealTimeChunking:
 
         from clp_ros.core.compat.lerobot import relative_mask, relative_state
 
-        absolute = self._last_absolute[:, kept].cpu()
         mask = relative_mask(self._relative, absolute.shape[-1])
         state = relative_state(self._relative).detach().cpu().reshape(1, -1)
         transition = create_transition(action=to_relative_actions(absolute, state, mask))
         if self._normalizer is not None:
             transition = self._normalizer(transition)
-        return transition[TransitionKey.ACTION].to(self._last.device, self._last.dtype)
+        return transition[TransitionKey.ACTION]

@@ -88,12 +88,12 @@ def _vectors(found: Any, feature: str, path: Path) -> dict[str, tuple[float, ...
     return {name: tuple(map(float, vector)) for name, vector in vectors.items()}
 
 
-def compute_statistics(states: Sequence[np.ndarray], actions: Sequence[np.ndarray]) -> Statistics:
+def compute_statistics(states: Sequence[Sequence[np.ndarray]], actions: Sequence[Sequence[np.ndarray]]) -> Statistics:
     """Computes statistics over all steps of some episodes: exact ones, quantiles too (linearly interpolated).
 
     Args:
-        states: (steps, state_size) an episode, in the policy's units.
-        actions: (steps, action_size) an episode, in the policy's units.
+        states: (state_size,) a step, by episode, in the policy's units.
+        actions: (action_size,) a step, by episode, in the policy's units.
     """
     values = {}
     for feature, episodes in ((STATE, states), (ACTION, actions)):

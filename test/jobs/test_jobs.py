@@ -186,5 +186,5 @@ def test_the_command_that_the_demo_shows_asks_for_the_same(request_: Request, mo
     monkeypatch.setattr(job, "run", ran)
     options = make_parser().parse_args(command_words(request_))
     with pytest.raises(Ran) as caught:
-        options.run(options)
+        options.call(options)
     assert caught.value.args == (request_,)

@@ -40,12 +40,6 @@ def build(folder, device):
     return policy
 
 
-def make_checkpoint(size, folder, final, features, seed):
-    from toy_vla.synthetic import make_checkpoint
-
-    make_checkpoint(size, folder, final, features, seed)
-
-
 def forward(policy, batch, rng):
     raise NotImplementedError
 
@@ -59,7 +53,7 @@ FAMILY = Family(
     default_ratio={"blocks": 1 / 3},
     build=build,
     forward=forward,
-    make_checkpoint=make_checkpoint,
+    synthetic="toy_vla.synthetic",
 )
 '''
 SYNTHETIC = """
@@ -69,7 +63,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 
-def make_checkpoint(size, folder, final, features, seed):
+def make_checkpoint(family, size, folder, features, seed):
     depth = {"tiny": 6, "full": 60}[size]
     (folder / "config.json").write_text(json.dumps({"type": "toy_vla", "depth": depth}))
     rng = np.random.default_rng(seed)

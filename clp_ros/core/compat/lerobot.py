@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from lerobot.policies.pretrained import PreTrainedPolicy
 
 GROOT_MODEL = "_groot_model"
 """Attribute of a GR00T policy that holds NVIDIA's model; with a dot, the prefix of its tensors in a checkpoint."""
 
 
-def groot_model(policy: nn.Module) -> nn.Module:
+def groot_model(policy: PreTrainedPolicy) -> Any:
     """NVIDIA's model inside LeRobot's GR00T policy, which has no public attribute for it."""
     return policy.get_submodule(GROOT_MODEL)
 

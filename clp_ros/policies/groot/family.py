@@ -4,24 +4,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clp_ros.checkpoints.layer_stack import LayerStack
+from clp_ros.core.compat.lerobot import groot_model
 from clp_ros.core.errors import ClpError
 from clp_ros.core.json_object import read_json_object
 from clp_ros.policies.base import Modality, token_modalities
-from clp_ros.policies.family import Config, Family
+from clp_ros.policies.family import Config, Family, check_depth
 from clp_ros.policies.patched import patched
 from clp_ros.policies.plugin import register_plugin
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from torch import nn
-
-    from clp_ros.policies.features import PolicyFeatures
+    from lerobot.policies.pretrained import PreTrainedPolicy
 
 _TYPE = "clp_groot"
 # As NVIDIA's config.json spells the model, and the checkpoints fine-tuned from it.
@@ -43,10 +43,18 @@ def _recognises(config: Config) -> bool:
     return config.get("type") == _TYPE or _is_nvidia(config)
 
 
-def _is_nvidia(config: Config) -> bool:
-    """Whether this is the config.json of NVIDIA's own checkpoints, which know nothing of lerobot."""
+def is_nvidia(spellings: Collection[str], config: Config) -> bool:
+    """Whether this is the config.json of NVIDIA's own checkpoints, which know nothing of lerobot.
+
+    Args:
+        spellings: The model's names, in small letters and with underscores.
+        config: The config.json.
+    """
     names = [config.get("model_type"), *(config.get("architectures") or [])]
-    return "type" not in config and any(str(name).lower().replace("-", "_") in _NVIDIA_NAMES for name in names)
+    return "type" not in config and any(str(name).lower().replace("-", "_") in spellings for name in names)
+
+
+_is_nvidia = partial(is_nvidia, _NVIDIA_NAMES)
 
 
 def _depths(config: Config) -> dict[str, Any]:
@@ -61,10 +69,7 @@ def _depths(config: Config) -> dict[str, Any]:
             for key in path:
                 depths[name] = depths[name].get(key) if isinstance(depths[name], Mapping) else None
     for name, layers in depths.items():
-        if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
-            raise ClpError(
-                f"the number of layers of {name} is {layers!r}", where="config.json", fix="write a whole number there"
-            )
+        check_depth(layers, f"the number of layers of {name}")
     return depths
 
 
@@ -130,7 +135,7 @@ def _rewrite_local_paths(documents: Mapping[str, dict[str, Any]], folder: Path, 
         after[place : place + 1] = [fold, after[place], unfold]
 
 
-def _build(folder: Path, device: str) -> nn.Module:
+def _build(folder: Path, device: str) -> PreTrainedPolicy:
     from dataclasses import fields
 
     from lerobot.configs.policies import PreTrainedConfig
@@ -153,43 +158,63 @@ def _build(folder: Path, device: str) -> nn.Module:
     return ClpGrootPolicy(config)
 
 
-def _forward(policy: nn.Module, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, torch.Tensor]:
+def run_training_graph(
+    policy: PreTrainedPolicy,
+    batch: dict[str, Any],
+    rng: np.random.Generator,
+    flow_time: Callable[[np.ndarray, float], np.ndarray],
+) -> None:
+    """Runs the training-time graph once, at noise and times that are drawn as lerobot draws them for a training step.
+
+    Args:
+        policy: The policy.
+        batch: Its batch.
+        rng: Draws them.
+        flow_time: A flow's times from what the beta distribution gives, (batch,) float64, and the config's ``noise_s``.
+    """
     import torch
     from lerobot_policy_clp.fixed_noise import FixedNoise
 
-    from clp_ros.core.compat.lerobot import groot_model
-
-    model = groot_model(policy)
-    head, actions = model.action_head, batch["action"]
+    head, actions = groot_model(policy).action_head, batch["action"]
     noise = torch.from_numpy(rng.standard_normal(tuple(actions.shape), dtype="float32"))
-    # The distribution lerobot trains with.
     beta = rng.beta(head.config.noise_beta_alpha, head.config.noise_beta_beta, len(actions))
-    time = torch.from_numpy((1 - beta / head.config.noise_s).astype("float32"))
+    time = torch.from_numpy(flow_time(beta, head.config.noise_s).astype("float32"))
 
     def sample_time(_: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         return time.to(device, dtype)
 
     with FixedNoise(noise), patched(head, sample_time=sample_time):
         policy.forward(batch)
-    tokens = batch["eagle_attention_mask"].bool()
+
+
+def word_modalities(is_image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """What the tokens of a text with images stand for; the special tokens that enclose an image are text.
+
+    Args:
+        is_image: Which stand for a part of an image: bool (batch, tokens).
+        mask: Which are not padding: bool (batch, tokens).
+    """
+    import torch
+
+    return torch.where(is_image, Modality.IMAGE, Modality.LANGUAGE).to(torch.int8) * mask
+
+
+def _forward(policy: PreTrainedPolicy, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    import torch
+
+    run_training_graph(policy, batch, rng, lambda beta, noise_s: 1 - beta / noise_s)
+    model = groot_model(policy)
     valid = batch["action_mask"].bool().any(dim=-1)
     if (padded := batch.get("action_is_pad")) is not None:
         valid = valid & ~padded[:, : valid.shape[1]]
-    # An image's tokens are marked in the text; what encloses them is text.
     is_image = batch["eagle_input_ids"] == model.backbone.eagle_model.image_token_index
-    words = torch.where(is_image, Modality.IMAGE, Modality.LANGUAGE).to(torch.int8) * tokens
+    words = word_modalities(is_image, batch["eagle_attention_mask"].bool())
     # Before the actions: one token of the state, and the learned ones that stand for what is to come.
-    learned = head.future_tokens.num_embeddings
+    learned = model.action_head.future_tokens.num_embeddings
     others = valid.new_ones(len(valid), 1 + learned)
     runs = (Modality.STATE, 1), (Modality.LEARNED, learned), (Modality.ACTION, None)
     dit = token_modalities(torch.cat((others, valid), dim=1), *runs)
     return {"llm": words, "vl_self_attention": words, "dit": dit}
-
-
-def _make_checkpoint(size: str, folder: Path, final: Path, features: PolicyFeatures, seed: int) -> None:
-    from clp_ros.policies.groot.synthetic import make_checkpoint
-
-    make_checkpoint(size, folder, final, features, seed)
 
 
 FAMILY = Family(
@@ -201,7 +226,7 @@ FAMILY = Family(
     default_ratio={"llm": 7 / 12, "vl_self_attention": 1 / 4, "dit": 8 / 16},
     build=_build,
     forward=_forward,
-    make_checkpoint=_make_checkpoint,
+    synthetic="clp_ros.policies.groot.synthetic",
     lerobot=">=0.5.1,<0.6",
     loads=lambda config: not _is_nvidia(config),
     denoise="_groot_model.action_head.model.forward",

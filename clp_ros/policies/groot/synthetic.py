@@ -13,18 +13,18 @@ from typing import Any
 from clp_ros.core.files import rewrite_json
 from clp_ros.core.json_object import read_json_object
 from clp_ros.policies.empty_weights import empty_weights
+from clp_ros.policies.family import Family
 from clp_ros.policies.features import PolicyFeatures
-from clp_ros.policies.groot.family import layer_stacks
 from clp_ros.policies.plugin import register_plugin
 from clp_ros.policies.random_weights import byte_level_tokenizer, draw_tensor, projection_gains, write_weights
 
 # What a layer adds to its input goes through these: the last matrices of attention and feed-forward.
-_OUTPUT_PROJECTIONS = (
+OUTPUT_PROJECTIONS = (
     *("self_attn.o_proj.weight", "mlp.down_proj.weight"),  # of the language model
     *("attn1.to_out.0.weight", "ff.net.2.weight"),  # of the other two stacks
 )
 # Layers with weights of each embodiment: their biases, and their weights, whose inputs are the last axis but one.
-_NAMES: Mapping[str, Any] = {"biases": (".bias", ".b"), "inputs_last_but_one": (".W",)}
+NAMES: Mapping[str, Any] = {"biases": (".bias", ".b"), "inputs_last_but_one": (".W",)}
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,11 @@ def _write_eagle(size: _Size, folder: Path) -> int:
     texts = {"image_token": "<IMG_CONTEXT>", "tokens_per_tile": (size.pixels // size.patch) ** 2}
     for name, settings in (("preprocessor_config.json", images), ("processor_config.json", texts)):
         (folder / name).write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    return tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
+    return tokenizer.image_token_id
 
 
-def make_checkpoint(size_name: str, folder: Path, final: Path, features: PolicyFeatures, seed: int) -> None:
-    """As :attr:`clp_ros.policies.family.Family.make_checkpoint`."""
+def make_checkpoint(family: Family, size_name: str, folder: Path, features: PolicyFeatures, seed: int) -> None:
+    """As :attr:`clp_ros.policies.family.Family.synthetic` says."""
     from tempfile import TemporaryDirectory
 
     register_plugin()
@@ -159,12 +159,10 @@ def make_checkpoint(size_name: str, folder: Path, final: Path, features: PolicyF
                     step.max_task_tokens = _TASK_TOKENS
             processor.save_pretrained(folder)
     config.save_pretrained(folder)
-    gains = projection_gains(layer_stacks(read_json_object(folder / "config.json")), _OUTPUT_PROJECTIONS, seed)
-    write_weights(policy, folder / "model.safetensors", partial(draw_tensor, policy, gains, seed, **_NAMES))
+    gains = projection_gains(family.modules(read_json_object(folder / "config.json")), OUTPUT_PROJECTIONS, seed)
+    write_weights(policy, folder / "model.safetensors", partial(draw_tensor, policy, gains, seed, **NAMES))
 
     def finish(documents: Mapping[str, dict[str, Any]]) -> None:
-        # Left open, so that the checkpoint runs on whatever device the machine that loads it has.
-        documents["config.json"]["device"] = None
         # The processors hold the tokenizer; the folder it came from is no more.
         documents["config.json"]["tokenizer_assets_repo"] = usual.tokenizer_assets_repo
         for step in documents["policy_preprocessor.json"]["steps"]:

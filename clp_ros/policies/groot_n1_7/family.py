@@ -4,24 +4,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clp_ros.checkpoints.layer_stack import LayerStack
 from clp_ros.checkpoints.local_paths import moved
+from clp_ros.core.compat.lerobot import groot_model, link_groot_n1_7_steps
 from clp_ros.core.errors import ClpError
 from clp_ros.core.json_object import read_json_object
 from clp_ros.policies.base import Modality, token_modalities
-from clp_ros.policies.family import Config, Family
-from clp_ros.policies.patched import patched
+from clp_ros.policies.family import Config, Family, check_depth
+from clp_ros.policies.groot.family import is_nvidia, run_training_graph, word_modalities
 from clp_ros.policies.plugin import register_plugin
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from torch import nn
-
-    from clp_ros.policies.features import PolicyFeatures
+    from lerobot.policies.pretrained import PreTrainedPolicy
 
 # Where make_checkpoint puts the backbone's tokenizer and image processor, so that nothing asks a model hub.
 PROCESSOR_FOLDER = "vlm_processor"
@@ -52,10 +52,7 @@ def _recognises(config: Config) -> bool:
     return config.get("type") == _TYPE or _is_nvidia(config)
 
 
-def _is_nvidia(config: Config) -> bool:
-    """Whether this is the config.json of NVIDIA's own checkpoints, which know nothing of lerobot."""
-    names = [config.get("model_type"), *(config.get("architectures") or [])]
-    return "type" not in config and any(str(name).lower().replace("-", "_") in _NVIDIA_NAMES for name in names)
+_is_nvidia = partial(is_nvidia, _NVIDIA_NAMES)
 
 
 def _depths_and_configs(config: Config) -> tuple[dict[str, int], dict[str, Any], dict[str, Any]]:
@@ -73,10 +70,7 @@ def _depths_and_configs(config: Config) -> tuple[dict[str, int], dict[str, Any],
             depths[name] = model.get(stack, {}).pop("num_layers", _DEPTHS[name])
         backbone = _read_config(base.get("model_name"), _BACKBONE)
     for name, layers in depths.items():
-        if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
-            raise ClpError(
-                f"the number of layers of {name} is {layers!r}", where="config.json", fix="write a whole number there"
-            )
+        check_depth(layers, f"the number of layers of {name}")
     return depths, model, backbone
 
 
@@ -174,7 +168,7 @@ def rewrite_local_paths(documents: Mapping[str, dict[str, Any]], folder: Path, c
             step["config"]["model_name"] = moved(step["config"]["model_name"], PROCESSOR_FOLDER, folder)
 
 
-def _build(folder: Path, device: str) -> nn.Module:
+def _build(folder: Path, device: str) -> PreTrainedPolicy:
     from dataclasses import fields
 
     from lerobot.configs.policies import PreTrainedConfig
@@ -231,8 +225,6 @@ def _check_processor(folder: Path) -> None:
 def _link_processors(preprocessor: Any, postprocessor: Any) -> None:
     from lerobot.policies.groot.processor_groot import GrootN17VLMEncodeStep
 
-    from clp_ros.core.compat.lerobot import link_groot_n1_7_steps
-
     # Actions that count from the state are decoded with the state that the preprocessor saw.
     link_groot_n1_7_steps(preprocessor, postprocessor)
     for step in preprocessor.steps:
@@ -240,39 +232,21 @@ def _link_processors(preprocessor: Any, postprocessor: Any) -> None:
             _ = step.proc  # the tokenizer, which would be loaded with the first observation
 
 
-def _forward(policy: nn.Module, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, torch.Tensor]:
+def _forward(policy: PreTrainedPolicy, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, torch.Tensor]:
     import torch
-    from lerobot_policy_clp.fixed_noise import FixedNoise
-
-    from clp_ros.core.compat.lerobot import groot_model
-
-    model = groot_model(policy)
-    head, actions = model.action_head, batch["action"]
-    noise = torch.from_numpy(rng.standard_normal(tuple(actions.shape), dtype="float32"))
-    beta = rng.beta(head.config.noise_beta_alpha, head.config.noise_beta_beta, len(actions))
-    time = torch.from_numpy(((1 - beta) * head.config.noise_s).astype("float32"))
-
-    def sample_time(_: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        return time.to(device, dtype)
 
     valid = batch["action_mask"].bool().any(dim=-1)
     if (padded := batch.get("action_is_pad")) is not None:
         valid[:, : padded.shape[1]] &= ~padded
-        batch = batch | {"action": actions * valid.unsqueeze(-1)}  # as lerobot's preprocessor does, told of padding
-    with FixedNoise(noise), patched(head, sample_time=sample_time):
-        policy.forward(batch)
-    # An image's tokens are marked in the text; what encloses them is text, as lerobot's AlternateVLDiT has it.
-    is_image = batch["input_ids"] == model.backbone.model.config.image_token_id
-    words = torch.where(is_image, Modality.IMAGE, Modality.LANGUAGE).to(torch.int8) * (batch["attention_mask"] == 1)
+        # As lerobot's preprocessor does, told of padding.
+        batch = batch | {"action": batch["action"] * valid.unsqueeze(-1)}
+    run_training_graph(policy, batch, rng, lambda beta, noise_s: (1 - beta) * noise_s)
+    # As in lerobot's AlternateVLDiT.
+    is_image = batch["input_ids"] == groot_model(policy).backbone.model.config.image_token_id
+    words = word_modalities(is_image, batch["attention_mask"] == 1)
     state = torch.ones_like(valid[:, :1])  # one token, before the actions
     dit = token_modalities(torch.cat((state, valid), dim=1), (Modality.STATE, 1), (Modality.ACTION, None))
     return {"llm": words, "vl_self_attention": words, "dit": dit}
-
-
-def _make_checkpoint(size: str, folder: Path, final: Path, features: PolicyFeatures, seed: int) -> None:
-    from clp_ros.policies.groot_n1_7.synthetic import make_checkpoint
-
-    make_checkpoint(size, folder, final, features, seed)
 
 
 FAMILY = Family(
@@ -284,7 +258,7 @@ FAMILY = Family(
     default_ratio={"llm": 7 / 12, "vl_self_attention": 1 / 4, "dit": 8 / 16},
     build=_build,
     forward=_forward,
-    make_checkpoint=_make_checkpoint,
+    synthetic="clp_ros.policies.groot_n1_7.synthetic",
     policy="groot",
     lerobot=">=0.6,<0.7",
     loads=lambda config: not _is_nvidia(config),

@@ -8,28 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clp_ros.core.files import rewrite_json
 from clp_ros.core.json_object import read_json_object
 from clp_ros.policies.empty_weights import empty_weights
-from clp_ros.policies.family import Config
+from clp_ros.policies.family import Config, Family
 from clp_ros.policies.features import PolicyFeatures
-from clp_ros.policies.groot_n1_7.family import (
-    ENCODE_STEP,
-    PROCESSOR_FOLDER,
-    layer_stacks,
-    rewrite_local_paths,
-)
+from clp_ros.policies.groot.synthetic import NAMES, OUTPUT_PROJECTIONS
+from clp_ros.policies.groot_n1_7.family import PROCESSOR_FOLDER
 from clp_ros.policies.plugin import register_plugin
 from clp_ros.policies.random_weights import byte_level_tokenizer, draw_tensor, projection_gains, write_weights
-
-# What a layer adds to its input goes through these: the last matrices of attention and feed-forward.
-_OUTPUT_PROJECTIONS = (
-    *("self_attn.o_proj.weight", "mlp.down_proj.weight"),  # of the language model
-    *("attn1.to_out.0.weight", "ff.net.2.weight"),  # of the other two stacks
-)
-# Layers with weights of each embodiment: their biases, and their weights, whose inputs are the last axis but one.
-_NAMES: Mapping[str, Any] = {"biases": (".bias", ".b"), "inputs_last_but_one": (".W",)}
-
 
 # Config fields of a checkpoint made at random. Tiny widths all differ: the language model's from its key/value width
 # and from the diffusion transformer's, so that a block that attends to the one has no place among those of the other.
@@ -137,12 +123,11 @@ def _write_processor(backbone: Config, pixels: int, folder: Path) -> dict[str, i
     }
     Qwen2VLImageProcessor(**settings).save_pretrained(folder)
     Qwen3VLVideoProcessor(**settings).save_pretrained(folder)
-    named = {f"{name}_id": _SPECIAL_TOKENS[name] for name in list(_SPECIAL_TOKENS)[:4]}
-    return {name: tokenizer.convert_tokens_to_ids(token) for name, token in named.items()}
+    return {f"{name}_id": getattr(tokenizer, f"{name}_id") for name in list(_SPECIAL_TOKENS)[:4]}
 
 
-def make_checkpoint(size_name: str, folder: Path, final: Path, features: PolicyFeatures, seed: int) -> None:
-    """As :attr:`clp_ros.policies.family.Family.make_checkpoint`."""
+def make_checkpoint(family: Family, size_name: str, folder: Path, features: PolicyFeatures, seed: int) -> None:
+    """As :attr:`clp_ros.policies.family.Family.synthetic` says."""
     register_plugin()
     from lerobot.policies.groot.processor_groot import GrootN17VLMEncodeStep
     from lerobot_policy_clp.compat import cosmos_reason2_config
@@ -169,8 +154,8 @@ def make_checkpoint(size_name: str, folder: Path, final: Path, features: PolicyF
     with empty_weights():
         policy = ClpGrootN17Policy(config)
     config.save_pretrained(folder)
-    gains = projection_gains(layer_stacks(read_json_object(folder / "config.json")), _OUTPUT_PROJECTIONS, seed)
-    write_weights(policy, folder / "model.safetensors", partial(draw_tensor, policy, gains, seed, **_NAMES))
+    gains = projection_gains(family.modules(read_json_object(folder / "config.json")), OUTPUT_PROJECTIONS, seed)
+    write_weights(policy, folder / "model.safetensors", partial(draw_tensor, policy, gains, seed, **NAMES))
 
     # The actions' range, for which lerobot's normalisation asks, is what all but the outermost of them lie in.
     statistics = {
@@ -181,16 +166,6 @@ def make_checkpoint(size_name: str, folder: Path, final: Path, features: PolicyF
         for step in processor.steps:
             if isinstance(step, GrootN17VLMEncodeStep):
                 step.model_name = str(folder / PROCESSOR_FOLDER)
+                step.device = None  # as the config's: on whatever device it runs
                 step.image_target_size, step.image_crop_size = [edge] * 2, [edge * 230 // 256] * 2
         processor.save_pretrained(folder)
-
-    def finish(documents: Mapping[str, dict[str, Any]]) -> None:
-        rewrite_local_paths(documents, final, folder)
-        # Left open, so that the checkpoint runs on whatever device the machine that loads it has.
-        documents["config.json"]["device"] = None
-        for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
-            for step in documents[name]["steps"]:
-                if step["registry_name"] == ENCODE_STEP:
-                    step["config"]["device"] = None
-
-    rewrite_json(folder, finish)

@@ -13,16 +13,14 @@ from clp_ros.checkpoints.layer_stack import LayerStack
 from clp_ros.checkpoints.local_paths import move_tokenizer
 from clp_ros.core.errors import ClpError
 from clp_ros.policies.base import Modality, token_modalities
-from clp_ros.policies.family import Config, Family
+from clp_ros.policies.family import Config, Family, check_depth, coupled_towers
 from clp_ros.policies.patched import patched
 from clp_ros.policies.plugin import register_plugin
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from torch import nn
-
-    from clp_ros.policies.features import PolicyFeatures
+    from lerobot.policies.pretrained import PreTrainedPolicy
 
 # Where make_checkpoint puts the tokenizer, so that nothing asks a model hub.
 TOKENIZER_FOLDER = "tokenizer"
@@ -53,7 +51,7 @@ def gemma_family(
         default_ratio={"vlm+expert": 6 / 18},
         build=_build,
         forward=_forward,
-        make_checkpoint=partial(_make_checkpoint, name),
+        synthetic="clp_ros.policies.pi0.synthetic",
         wrapper="model.",
         tied={LM_HEAD: EMBEDDING},
         skips_absent_cameras=True,
@@ -91,27 +89,8 @@ def _recognises(name: str, config: Config) -> bool:
 def layer_stacks(name: str, config: Config) -> tuple[LayerStack, ...]:
     """As :attr:`clp_ros.policies.family.Family.modules`."""
     layers = _STOCK_LAYERS if config["type"] == name else config.get("num_layers", _STOCK_LAYERS)
-    if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
-        raise ClpError(f"num_layers is {layers!r}", where="config.json", fix="write the number of layers there")
-    vlm, expert = _TOWERS + "paligemma.model.language_model", _TOWERS + "gemma_expert.model"
-    return (
-        LayerStack(
-            name="vlm",
-            group="vlm+expert",
-            layers=layers,
-            layer_prefix=vlm + ".layers.{layer}.",
-            layers_path=vlm + ".layers",
-            norm_path=vlm + ".norm",
-            last_output_unused=True,
-        ),
-        LayerStack(
-            name="expert",
-            group="vlm+expert",
-            layers=layers,
-            layer_prefix=expert + ".layers.{layer}.",
-            layers_path=expert + ".layers",
-            norm_path=expert + ".norm",
-        ),
+    return coupled_towers(
+        _TOWERS + "paligemma.model.language_model", _TOWERS + "gemma_expert.model", check_depth(layers, "num_layers")
     )
 
 
@@ -129,7 +108,7 @@ def rewrite_local_paths(documents: Mapping[str, dict[str, Any]], folder: Path, c
         move_tokenizer(documents, TOKENIZER_FOLDER, folder)
 
 
-def _build(folder: Path, device: str) -> nn.Module:
+def _build(folder: Path, device: str) -> PreTrainedPolicy:
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.policies.factory import get_policy_class
 
@@ -144,7 +123,7 @@ def _build(folder: Path, device: str) -> nn.Module:
         return get_policy_class(config.type)(config)
 
 
-def _forward(policy: nn.Module, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, torch.Tensor]:
+def _forward(policy: PreTrainedPolicy, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, torch.Tensor]:
     import torch
 
     model, config = policy.model, policy.config
@@ -181,12 +160,6 @@ def _forward(policy: nn.Module, batch: dict[str, Any], rng: np.random.Generator)
         "vlm": token_modalities(masks["vlm"], (Modality.IMAGE, None), (Modality.LANGUAGE, words)),
         "expert": token_modalities(masks["expert"], (Modality.STATE, None), (Modality.ACTION, actions)),
     }
-
-
-def _make_checkpoint(name: str, size: str, folder: Path, final: Path, features: PolicyFeatures, seed: int) -> None:
-    from clp_ros.policies.pi0.synthetic import make_checkpoint
-
-    make_checkpoint(name, size, folder, final, features, seed)
 
 
 FAMILY = gemma_family("pi0")

@@ -9,17 +9,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clp_ros.core.files import rewrite_json
 from clp_ros.policies.empty_weights import empty_weights
+from clp_ros.policies.family import Family
 from clp_ros.policies.features import PolicyFeatures
 from clp_ros.policies.patched import patched
-from clp_ros.policies.pi0.family import (
-    EMBEDDING,
-    LM_HEAD,
-    TOKENIZER_FOLDER,
-    layer_stacks,
-    rewrite_local_paths,
-)
+from clp_ros.policies.pi0.family import EMBEDDING, LM_HEAD, TOKENIZER_FOLDER
 from clp_ros.policies.plugin import register_plugin
 from clp_ros.policies.random_weights import byte_level_tokenizer, draw_tensor, projection_gains, write_weights
 
@@ -53,11 +47,11 @@ _SIZES: Mapping[str, dict[str, Any]] = {
 }
 
 
-def make_checkpoint(name: str, size_name: str, folder: Path, final: Path, features: PolicyFeatures, seed: int) -> None:
-    """As :attr:`clp_ros.policies.family.Family.make_checkpoint`."""
+def make_checkpoint(family: Family, size_name: str, folder: Path, features: PolicyFeatures, seed: int) -> None:
+    """As :attr:`clp_ros.policies.family.Family.synthetic` says."""
     from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
 
-    size = _SIZES[size_name]
+    name, size = family.name, _SIZES[size_name]
     policy_type = name
     if "num_layers" in size:
         policy_type = f"clp_{name}"
@@ -78,7 +72,7 @@ def make_checkpoint(name: str, size_name: str, folder: Path, final: Path, featur
     with empty_weights():
         policy = get_policy_class(policy_type)(config)
     config.save_pretrained(folder)
-    gains = projection_gains(layer_stacks(name, {"type": policy_type, **size}), _OUTPUT_PROJECTIONS, seed)
+    gains = projection_gains(family.modules({"type": policy_type, **size}), _OUTPUT_PROJECTIONS, seed)
     write_weights(policy, folder / "model.safetensors", partial(_fill, policy, gains, seed))
 
     # lerobot's own processors ask the model hub for their tokenizer.
@@ -87,13 +81,6 @@ def make_checkpoint(name: str, size_name: str, folder: Path, final: Path, featur
     with patched(processors, TokenizerProcessorStep=tokenize):
         for processor in make_pre_post_processors(config, dataset_stats=features.lerobot_statistics()):
             processor.save_pretrained(folder)
-
-    def finish(documents: Mapping[str, dict[str, Any]]) -> None:
-        rewrite_local_paths(documents, final, folder)
-        # Left open, so that the checkpoint runs on whatever device the machine that loads it has.
-        documents["config.json"]["device"] = None
-
-    rewrite_json(folder, finish)
 
 
 def _tokenizer_step(step: Any, tokenizer: Path, **settings: Any) -> Any:

@@ -11,15 +11,13 @@ from clp_ros.checkpoints.layer_stack import LayerStack
 from clp_ros.checkpoints.local_paths import move_tokenizer, moved
 from clp_ros.core.errors import ClpError
 from clp_ros.policies.base import Modality, token_modalities
-from clp_ros.policies.family import Config, Family
+from clp_ros.policies.family import Config, Family, check_depth, coupled_towers
 from clp_ros.policies.patched import patched
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from torch import nn
-
-    from clp_ros.policies.features import PolicyFeatures
+    from lerobot.policies.pretrained import PreTrainedPolicy
 
 # Where make_checkpoint puts the VLM's config and tokenizer, so that nothing asks a model hub.
 VLM_FOLDER = "vlm"
@@ -31,11 +29,7 @@ def _recognises(config: Config) -> bool:
 
 def layer_stacks(config: Config) -> tuple[LayerStack, ...]:
     """As :attr:`clp_ros.policies.family.Family.modules`."""
-    layers = config.get("num_vlm_layers")
-    if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
-        raise ClpError(
-            f"num_vlm_layers is {layers!r}", where="config.json", fix="write the VLM's number of layers there"
-        )
+    layers = check_depth(config.get("num_vlm_layers"), "num_vlm_layers")
     expert_layers = config.get("num_expert_layers", -1)
     if not isinstance(expert_layers, int) or (expert_layers > 0 and expert_layers != layers):
         raise ClpError(
@@ -49,28 +43,8 @@ def layer_stacks(config: Config) -> tuple[LayerStack, ...]:
     if not isinstance(every, int) or isinstance(every, bool):
         raise ClpError(f"self_attn_every_n_layers is {every!r}", where="config.json", fix="write a whole number there")
     period = every if "cross" in config.get("attention_mode", "cross_attn") and every > 0 else 1
-    tower = "model.vlm_with_expert."
-    return (
-        LayerStack(
-            name="vlm",
-            group="vlm+expert",
-            layers=layers,
-            layer_prefix=tower + "vlm.model.text_model.layers.{layer}.",
-            layers_path=tower + "vlm.model.text_model.layers",
-            norm_path=tower + "vlm.model.text_model.norm",
-            pattern_period=period,
-            last_output_unused=True,
-        ),
-        LayerStack(
-            name="expert",
-            group="vlm+expert",
-            layers=layers,
-            layer_prefix=tower + "lm_expert.layers.{layer}.",
-            layers_path=tower + "lm_expert.layers",
-            norm_path=tower + "lm_expert.norm",
-            pattern_period=period,
-        ),
-    )
+    towers = "model.vlm_with_expert."
+    return coupled_towers(towers + "vlm.model.text_model", towers + "lm_expert", layers, period)
 
 
 def _with_depths(config: Config, depths: Mapping[str, int]) -> dict[str, Any]:
@@ -95,7 +69,7 @@ def rewrite_local_paths(documents: Mapping[str, dict[str, Any]], folder: Path, c
     move_tokenizer(documents, VLM_FOLDER, folder)
 
 
-def _build(folder: Path, device: str) -> nn.Module:
+def _build(folder: Path, device: str) -> PreTrainedPolicy:
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
@@ -114,7 +88,7 @@ def _build(folder: Path, device: str) -> nn.Module:
     return policy
 
 
-def _set_pretrained_dtypes(policy: nn.Module) -> None:
+def _set_pretrained_dtypes(policy: PreTrainedPolicy) -> None:
     """Gives the towers the dtypes they have where lerobot loads the VLM's weights first, as with smolvla_base.
 
     bfloat16, but for the key and value projections of cross-attention, which lerobot makes anew.
@@ -131,7 +105,7 @@ def _set_pretrained_dtypes(policy: nn.Module) -> None:
                 layer.self_attn.v_proj.float()
 
 
-def _forward(policy: nn.Module, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, torch.Tensor]:
+def _forward(policy: PreTrainedPolicy, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, torch.Tensor]:
     import torch
 
     model, size = policy.model, batch["observation.state"].shape[0]
@@ -167,12 +141,6 @@ def _prefix_modalities(mask: torch.Tensor, batch: dict[str, Any]) -> torch.Tenso
     return token_modalities(mask, *runs, (Modality.PADDING, mask.shape[1] - end))
 
 
-def _make_checkpoint(size: str, folder: Path, final: Path, features: PolicyFeatures, seed: int) -> None:
-    from clp_ros.policies.smolvla.synthetic import make_checkpoint
-
-    make_checkpoint(size, folder, final, features, seed)
-
-
 FAMILY = Family(
     name="smolvla",
     recognises=_recognises,
@@ -182,6 +150,6 @@ FAMILY = Family(
     default_ratio={"vlm+expert": 6 / 16},
     build=_build,
     forward=_forward,
-    make_checkpoint=_make_checkpoint,
+    synthetic="clp_ros.policies.smolvla.synthetic",
     skips_absent_cameras=True,
 )

@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clp_ros.core.files import rewrite_json
+from clp_ros.policies.family import Family
 from clp_ros.policies.features import PolicyFeatures
 from clp_ros.policies.random_weights import byte_level_tokenizer, seeded, vary_layers
-from clp_ros.policies.smolvla.family import VLM_FOLDER, layer_stacks, rewrite_local_paths
+from clp_ros.policies.smolvla.family import VLM_FOLDER
 
 # What a layer adds to its input goes through these: the last matrices of attention and feed-forward.
 _OUTPUT_PROJECTIONS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
@@ -88,12 +87,14 @@ _SPECIAL_TOKENS = {
 
 def _write_vlm(size: _Size, folder: Path) -> None:
     """Writes the VLM's config, tokenizer and processor, with transformers' own classes."""
-    from transformers import SmolVLMConfig, SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMVideoProcessor
+    from transformers import AutoConfig, SmolVLMImageProcessor, SmolVLMProcessor
+    from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
 
     tokenizer = byte_level_tokenizer(_SPECIAL_TOKENS)
     edge = size.vision["image_size"]
     tokens = (edge // _PATCH) ** 2 // size.scale_factor**2
-    SmolVLMConfig(
+    AutoConfig.for_model(
+        "smolvlm",
         text_config={"model_type": "llama", "max_position_embeddings": 8192, "pad_token_id": 2, **size.text},
         vision_config={"model_type": "smolvlm_vision", "patch_size": _PATCH, **size.vision},
         scale_factor=size.scale_factor,
@@ -110,8 +111,8 @@ def _write_vlm(size: _Size, folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def make_checkpoint(size_name: str, folder: Path, final: Path, features: PolicyFeatures, seed: int) -> None:
-    """As :attr:`clp_ros.policies.family.Family.make_checkpoint`."""
+def make_checkpoint(family: Family, size_name: str, folder: Path, features: PolicyFeatures, seed: int) -> None:
+    """As :attr:`clp_ros.policies.family.Family.synthetic` says."""
     import torch
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
@@ -138,16 +139,9 @@ def make_checkpoint(size_name: str, folder: Path, final: Path, features: PolicyF
     )
     with seeded(seed):
         policy = SmolVLAPolicy(config)
-        vary_layers(policy, layer_stacks({"num_vlm_layers": size.layers}), _OUTPUT_PROJECTIONS, seed)
+        vary_layers(policy, family.modules({"num_vlm_layers": size.layers}), _OUTPUT_PROJECTIONS, seed)
     # smolvla_base keeps its two towers in bfloat16; lerobot's projections around them are float32.
     policy.model.vlm_with_expert.to(getattr(torch, size.dtype))
     policy.save_pretrained(folder)
     for processor in make_smolvla_pre_post_processors(config, features.lerobot_statistics()):
         processor.save_pretrained(folder)
-
-    def finish(documents: Mapping[str, dict[str, Any]]) -> None:
-        rewrite_local_paths(documents, final, folder)
-        # Left open, so that the checkpoint runs on whatever device the machine that loads it has.
-        documents["config.json"]["device"] = None
-
-    rewrite_json(folder, finish)

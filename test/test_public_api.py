@@ -25,11 +25,11 @@ def module_name(path: Path) -> str:
 def test_every_exported_name_is_there(stub: Path) -> None:
     room = importlib.import_module(module_name(stub))
     nodes = [node for node in ast.parse(stub.read_text()).body if isinstance(node, ast.ImportFrom)]
-    names = {alias.name: f"{room.__name__}.{node.module}" for node in nodes for alias in node.names}
+    names = {alias.name: f"{room.__name__}.{node.module or ''}" for node in nodes for alias in node.names}
     assert set(room.__all__) == set(names)
     for name, module in names.items():
         found = getattr(room, name)
-        assert found is getattr(importlib.import_module(module), name)
+        assert found is getattr(importlib.import_module(module.removesuffix(".")), name)
         assert found.__doc__ or not callable(found)
 
 

@@ -8,19 +8,75 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from clp_ros.checkpoints.manifest import Source
 from clp_ros.core.errors import ClpError
 from clp_ros.core.json_object import read_json_object
+from clp_ros.core.strict_model import StrictModel, describe, place
 
 SCHEMA_VERSION = 1
 JSON_FILE = "calibration.json"
 MATRICES_FILE = "cka.npz"
-# What pruning reads of calibration.json besides the scores.
-_FIELDS = {"checkpoint": dict, "family": str, "modules": dict}
-_MODULE_FIELDS = {"layers": int, "group": str, "period": int, "dead_last": bool}
+_SERIES = {"adjacent", "mse", "cosine"}
+_Count = Annotated[int, Field(ge=0)]
+
+
+class StackScores(StrictModel):
+    """A layer stack's entry in calibration.json.
+
+    Attributes:
+        layers: Number of layers.
+        group: Stacks of one group lose the same layers.
+        period: Layer kinds alternate with the layer index at this period.
+        dead_last: Whether the last layer's output reaches nothing.
+        fixed: 0-based layers that may not be removed.
+        least: Layers that must be left.
+        adjacent: CKA of neighbours, (L-1,).
+        mse: Mean squared error between neighbours' hidden states, (L-1,).
+        cosine: Mean cosine similarity between them, (L-1,).
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    layers: Annotated[int, Field(ge=1)]
+    group: str
+    period: Annotated[int, Field(ge=1)]
+    dead_last: bool
+    fixed: list[_Count] = Field(default_factory=list)
+    least: Annotated[int, Field(ge=1)] = 1
+    adjacent: list[float]
+    mse: list[float]
+    cosine: list[float]
+
+    @model_validator(mode="after")
+    def _fits_its_layers(self) -> Self:
+        if self.least > self.layers or any(layer >= self.layers for layer in self.fixed):
+            raise ValueError(f"least or fixed do not fit {self.layers} layers")
+        if {len(self.adjacent), len(self.mse), len(self.cosine)} != {self.layers - 1}:
+            raise ValueError(f"adjacent, mse and cosine do not fit {self.layers} layers")
+        return self
+
+
+class CalibrationDocument(StrictModel):
+    """calibration.json, as far as pruning reads it; it says more of how it was made."""
+
+    model_config = ConfigDict(extra="allow")
+
+    schema_version: Literal[1]
+    checkpoint: Source
+    family: str
+    modules: dict[str, StackScores]
+
+    @model_validator(mode="after")
+    def _groups_agree(self) -> Self:
+        kinds = {(stack.group, stack.layers, stack.period) for stack in self.modules.values()}
+        if len(kinds) > len({group for group, _, _ in kinds}):
+            raise ValueError("modules of one group differ in layers or period")
+        return self
 
 
 @dataclass(frozen=True)
@@ -46,18 +102,17 @@ class Calibration:
         """CKA of neighbours, by module: element i is CKA(H_i, H_{i+1}), (L-1,) float64."""
         return {name: np.diagonal(matrix, offset=1).copy() for name, matrix in self.matrices.items()}
 
-    def save(self, folder: Path) -> None:
-        """Writes calibration.json and cka.npz. The same calibration gives the same bytes."""
-        modules = {
-            name: self.meta["modules"][name]
-            | {
-                "adjacent": self.adjacent[name].tolist(),
-                "mse": self.mse[name].tolist(),
-                "cosine": self.cosine[name].tolist(),
-            }
+    def entries(self) -> dict[str, dict[str, Any]]:
+        """The layer stacks' entries in calibration.json, with their scores: those of :class:`StackScores`."""
+        series = {"adjacent": self.adjacent, "mse": self.mse, "cosine": self.cosine}
+        return {
+            name: self.meta["modules"][name] | {key: values[name].tolist() for key, values in series.items()}
             for name in self.matrices
         }
-        document = {"schema_version": SCHEMA_VERSION, **self.meta, "modules": modules}
+
+    def save(self, folder: Path) -> None:
+        """Writes calibration.json and cka.npz. The same calibration gives the same bytes."""
+        document = {"schema_version": SCHEMA_VERSION, **self.meta, "modules": self.entries()}
         (folder / JSON_FILE).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         arrays: dict[str, Any] = self.matrices
         np.savez(folder / MATRICES_FILE, **arrays)
@@ -80,14 +135,20 @@ class Calibration:
             raise
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, MemoryError) as error:
             raise ClpError(f"the calibration cannot be read ({error})", where=folder, fix=fix) from error
-        found = document.pop("schema_version", None)
-        if found != SCHEMA_VERSION:
-            raise ClpError(f"schema version {found!r}, expected {SCHEMA_VERSION}", where=path, fix=fix)
         try:
-            series = _check_document(document, matrices)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ClpError(f"the calibration is damaged ({error!r})", where=path, fix=fix) from error
-        return cls(document, {name: matrices[name] for name in series["mse"]}, series["mse"], series["cosine"])
+            modules = CalibrationDocument.model_validate(document).modules
+            _check_matrices(modules, matrices)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise ClpError(f"not a calibration: {place(first)} {describe(first)}", where=path, fix=fix) from error
+        except ValueError as error:
+            raise ClpError(f"the calibration is damaged ({error})", where=path, fix=fix) from error
+        meta = {name: value for name, value in document.items() if name != "schema_version"}
+        meta["modules"] = {name: stack.model_dump(exclude=_SERIES) for name, stack in modules.items()}
+        mse, cosine = (
+            {n: np.array(getattr(s, key), dtype=np.float64) for n, s in modules.items()} for key in ("mse", "cosine")
+        )
+        return cls(meta, {name: matrices[name] for name in modules}, mse, cosine)
 
 
 def _read_matrices(path: Path) -> dict[str, np.ndarray]:
@@ -96,41 +157,17 @@ def _read_matrices(path: Path) -> dict[str, np.ndarray]:
         return {name: arrays[name] for name in arrays.files}
 
 
-def _check_document(document: dict[str, Any], matrices: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """Takes the series of scores out of a parsed calibration.json and holds all of it against the matrices."""
-    if not all(isinstance(document[key], kind) for key, kind in _FIELDS.items()):
-        raise TypeError(f"{', '.join(_FIELDS)} are not of their types")
-    if not all(isinstance(document["checkpoint"][key], str) for key in ("path", "fingerprint")):
-        raise TypeError("the checkpoint's path and fingerprint are not text")
-    modules = document["modules"]
+def _check_matrices(modules: Mapping[str, StackScores], matrices: Mapping[str, np.ndarray]) -> None:
+    """Holds cka.npz against calibration.json.
+
+    Raises:
+        ValueError: They are not of one calibration.
+    """
     if modules.keys() != matrices.keys():
         raise ValueError(f"{JSON_FILE} is of {', '.join(modules)}, {MATRICES_FILE} of {', '.join(matrices)}")
-    series = {
-        key: {name: np.array(module.pop(key), dtype=np.float64) for name, module in modules.items()}
-        for key in ("adjacent", "mse", "cosine")
-    }
-    groups: dict[str, tuple[int, int]] = {}
-    for name, module in modules.items():
-        if not all(type(module[key]) is kind for key, kind in _MODULE_FIELDS.items()):
-            raise TypeError(f"{name}: {', '.join(_MODULE_FIELDS)} are not of their types")
-        layers, matrix = module["layers"], matrices[name]
-        fixed, least = module.setdefault("fixed", []), module.setdefault("least", 1)  # later keys
-        if type(least) is not int or not 1 <= least <= layers:
-            raise TypeError(f"{name}: least is not a number of its layers")
-        if not isinstance(fixed, list) or not all(type(layer) is int and 0 <= layer < layers for layer in fixed):
-            raise TypeError(f"{name}: fixed is not a list of its layers")
-        shapes = {key: series[key][name].shape for key in series} | {"cka": matrix.shape}
-        if shapes != dict.fromkeys(series, (layers - 1,)) | {"cka": (layers, layers)}:
-            raise ValueError(f"{name}: {shapes} do not fit {layers} layers")
-        if matrix.dtype != np.float64 or not all(
-            np.isfinite(x).all() for x in (matrix, *(s[name] for s in series.values()))
-        ):
-            raise ValueError(f"{name}: not all scores are finite float64 numbers")
-        if not np.array_equal(np.diagonal(matrix, offset=1), series["adjacent"][name]):
+    for name, matrix in matrices.items():
+        layers = modules[name].layers
+        if matrix.shape != (layers, layers) or matrix.dtype != np.float64 or not np.isfinite(matrix).all():
+            raise ValueError(f"{name}: the matrix is not {layers} x {layers} finite float64 numbers")
+        if not np.array_equal(np.diagonal(matrix, offset=1), modules[name].adjacent):
             raise ValueError(f"{name}: {JSON_FILE} and {MATRICES_FILE} are not of one calibration")
-        if module["period"] < 1 or groups.setdefault(module["group"], (layers, module["period"])) != (
-            layers,
-            module["period"],
-        ):
-            raise ValueError(f"{name}: the modules of {module['group']} differ in depth or period")
-    return series

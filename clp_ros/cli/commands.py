@@ -111,7 +111,7 @@ def inspect(options: argparse.Namespace) -> None:
         return
     from clp_ros.report.tables import inspection_table
 
-    stdout_console().print(inspection_table(result.found))
+    stdout_console().print(inspection_table(result.to_json()))
 
 
 def benchmark(options: argparse.Namespace) -> None:

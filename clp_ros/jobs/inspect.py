@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from clp_ros.calibration.calibration_file import JSON_FILE, Calibration
+from pydantic import ConfigDict
+
+from clp_ros.calibration.calibration_file import JSON_FILE, Calibration, StackScores
+from clp_ros.checkpoints.manifest import Source
+from clp_ros.core.strict_model import StrictModel
 from clp_ros.jobs.progress import SILENT, Progress
 from clp_ros.jobs.request import FilePath, Request, Result
 from clp_ros.policies.checkpoint import Checkpoint
@@ -23,23 +26,75 @@ class InspectRequest(Request):
     path: FilePath
 
 
-class InspectResult(Result):
-    """What it holds.
+class StackSummary(StrictModel):
+    """A layer stack of a checkpoint: the fields of a calibration's :class:`StackScores` without scores.
 
     Attributes:
-        found: The document of :func:`inspect_checkpoint` or :func:`inspect_calibration`.
+        name: Its name.
+        group: Stacks of one group lose the same layers.
+        layers: Number of layers.
+        period: Layer kinds alternate with the layer index at this period.
+        fixed: 0-based layers that may not be removed.
+        least: Layers that must be left.
+        parameters: Number of parameters in its layers.
     """
 
-    found: dict[str, Any]
+    name: str
+    group: str
+    layers: int
+    period: int
+    fixed: list[int]
+    least: int
+    parameters: int
 
-    def to_json(self) -> dict[str, Any]:
-        """The document itself."""
-        return self.found
 
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """See :meth:`Result.from_json`."""
-        return super().from_json({"found": dict(document)})
+class NamedScores(StackScores):
+    """A layer stack of a calibration, with its ``name``."""
+
+    name: str
+
+
+class InspectedCheckpoint(Result):
+    """What a checkpoint holds.
+
+    Attributes:
+        path: The folder, absolute.
+        family: Its family's name.
+        modules: Its layer stacks.
+        parameters: Number of parameters, stored ones.
+        bytes: Size of all files.
+        fingerprint: The hash that a calibration of it names.
+        manifest: clp.json; None where nothing was ever removed.
+    """
+
+    path: str
+    family: str
+    modules: list[StackSummary]
+    parameters: int
+    bytes: int
+    fingerprint: str
+    manifest: dict[str, Any] | None
+
+
+class InspectedCalibration(Result):
+    """What a calibration holds: all of calibration.json, as it stands there.
+
+    Attributes:
+        path: The folder, absolute.
+        family: The policy's family.
+        checkpoint: The checkpoint that was calibrated.
+        modules: Its layer stacks, with their scores.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    path: str
+    family: str
+    checkpoint: Source
+    modules: list[NamedScores]
+
+
+type InspectResult = InspectedCheckpoint | InspectedCalibration
 
 
 def run(request: InspectRequest, progress: Progress = SILENT) -> InspectResult:
@@ -49,57 +104,33 @@ def run(request: InspectRequest, progress: Progress = SILENT) -> InspectResult:
         ClpError: It is damaged, or of no known family.
     """
     progress.stage(f"reading {request.path}")
-    is_calibration = (request.path / JSON_FILE).is_file()
-    return InspectResult(
-        found=inspect_calibration(request.path) if is_calibration else inspect_checkpoint(request.path)
-    )
+    if not (request.path / JSON_FILE).is_file():
+        return _checkpoint(request.path)
+    found = Calibration.load(request.path)
+    modules = [{"name": name, **entry} for name, entry in found.entries().items()]
+    return InspectedCalibration(**{"path": str(request.path.absolute()), **found.meta, "modules": modules})
 
 
-def inspect_checkpoint(folder: str | Path) -> dict[str, Any]:
-    """Family, modules, layers and parameters of a checkpoint.
-
-    Raises:
-        ClpError: It is damaged or of no known family.
-    """
+def _checkpoint(folder: Path) -> InspectedCheckpoint:
     checkpoint = Checkpoint.open(folder)
     parameters = checkpoint.module_parameters()
-    return {
-        "path": str(checkpoint.path),
-        "family": checkpoint.family.name,
-        "modules": [
-            {
-                "name": module.name,
-                "group": module.group,
-                "layers": module.layers,
-                "period": module.pattern_period,
-                "fixed": sorted(module.protected_layers),
-                "least": module.min_layers,
-                "parameters": parameters[module.name],
-            }
+    return InspectedCheckpoint(
+        path=str(checkpoint.path),
+        family=checkpoint.family.name,
+        modules=[
+            StackSummary(
+                name=module.name,
+                group=module.group,
+                layers=module.layers,
+                period=module.pattern_period,
+                fixed=sorted(module.protected_layers),
+                least=module.min_layers,
+                parameters=parameters[module.name],
+            )
             for module in checkpoint.modules
         ],
-        "parameters": checkpoint.parameters(),
-        "bytes": checkpoint.bytes,
-        "fingerprint": checkpoint.fingerprint(),
-        "manifest": checkpoint.manifest,
-    }
-
-
-def inspect_calibration(folder: str | Path) -> dict[str, Any]:
-    """How a calibration was made, and its scores.
-
-    Raises:
-        ClpError: It is damaged.
-    """
-    calibration = Calibration.load(folder)
-    modules = [
-        {
-            "name": name,
-            **module,
-            "adjacent": calibration.adjacent[name].tolist(),
-            "mse": calibration.mse[name].tolist(),
-            "cosine": calibration.cosine[name].tolist(),
-        }
-        for name, module in calibration.meta["modules"].items()
-    ]
-    return {"path": str(Path(folder).absolute()), **calibration.meta, "modules": modules}
+        parameters=checkpoint.parameters(),
+        bytes=checkpoint.bytes,
+        fingerprint=checkpoint.fingerprint(),
+        manifest=checkpoint.manifest,
+    )

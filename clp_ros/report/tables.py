@@ -144,7 +144,7 @@ def inspection_table(found: Mapping[str, Any]) -> "Group":
     """What ``clp inspect`` found: facts, then the modules of a checkpoint or the scores of a calibration.
 
     Args:
-        found: What :mod:`clp_ros.jobs.inspect` returns of either.
+        found: The JSON of either result of :mod:`clp_ros.jobs.inspect`.
     """
     from rich.console import Group
     from rich.table import Table

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from clp_ros.checkpoints.manifest import Source
 from clp_ros.cli.demo import command_words
 from clp_ros.cli.parser import make_parser
 from clp_ros.core.errors import ClpError
@@ -127,7 +128,28 @@ RESULTS = [
         unchecked=None,
         plan=1,
     ),
-    inspect.InspectResult(found={"path": "/o", "family": "f", "modules": []}),
+    inspect.InspectedCheckpoint(
+        path="/o", family="f", modules=[], parameters=1, bytes=2, fingerprint="0", manifest={"schema_version": 2}
+    ),
+    inspect.InspectedCalibration(
+        path="/o",
+        family="f",
+        checkpoint=Source(path="/c", fingerprint="0"),
+        samples=3,
+        modules=[
+            inspect.NamedScores(
+                name="vlm",
+                layers=2,
+                group="vlm",
+                period=1,
+                dead_last=False,
+                adjacent=[0.5],
+                mse=[1.0],
+                cosine=[0.25],
+                more=1,
+            )
+        ],
+    ),
     verify.VerifyResult(
         path="/o",
         family="f",

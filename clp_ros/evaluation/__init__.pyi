@@ -1,0 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+from . import benchmark as benchmark
+from . import verify as verify
+from .flops import count_gflops as count_gflops
+from .flops import describe as describe

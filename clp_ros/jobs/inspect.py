@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class InspectedCheckpoint(Result):
     parameters: int
     bytes: int
     fingerprint: str
-    manifest: dict[str, Any] | None
+    manifest: Mapping[str, Any] | None
 
 
 class InspectedCalibration(Result):

@@ -145,9 +145,9 @@ class Controllers:
             if due_ns <= time_ns:
                 self.controllers[trajectory.controller].receive(Command.of(trajectory), time_ns)
         self._on_the_way = [entry for entry in self._on_the_way if entry[0] > time_ns]
-        measured = self.measured()
+        measured, scaled = self.measured(), self.embodiment.speed_scaling
         for name, controller in self.controllers.items():
-            if self.scaling is not None and name in self.embodiment.speed_scaling.controllers:
+            if self.scaling is not None and scaled is not None and name in scaled.controllers:
                 controller.scaling = self.scaling(time_ns)
             part = self._parts[name]
             controller.sample(time_ns, measured[part], self._speeds[part])
@@ -340,7 +340,9 @@ def play(
     seconds = (np.array(times) - START_NS) / 1e9
     return Run(
         np.array(times),
-        *(np.array([getattr(one, of) for one in states]) for of in ("positions", "velocities", "accelerations")),
+        np.array([state.positions for state in states]),
+        np.array([state.velocities for state in states]),
+        np.array([state.accelerations for state in states]),
         expert.motion.at(seconds),
         None if reached is None else (reached - START_NS) / 1e9,
     )

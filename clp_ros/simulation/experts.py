@@ -167,19 +167,19 @@ def _solve(robot: SimulatedRobot, site: str, joints: slice, waypoints: list[Wayp
     bounds = [one.lower for one in limits], [one.upper for one in limits]
     start = robot.home[joints]
     solutions = [start]
+
+    def off(positions: np.ndarray, target: np.ndarray, turn: Rotation) -> np.ndarray:
+        data.qpos[at] = positions
+        mujoco.mj_kinematics(model, data)
+        found = Rotation.from_matrix(data.site(site).xmat.reshape(3, 3))
+        return np.concatenate([data.site(site).xpos - target, (found * turn.inv()).as_rotvec()])
+
     for waypoint in waypoints:
         if waypoint.position is None:
             solutions.append(start)
             continue
-        turn = Rotation.from_euler("ZYX", waypoint.angles)
-
-        def off(positions: np.ndarray, turn: Rotation = turn, target: np.ndarray = waypoint.position) -> np.ndarray:
-            data.qpos[at] = positions
-            mujoco.mj_kinematics(model, data)
-            found = Rotation.from_matrix(data.site(site).xmat.reshape(3, 3))
-            return np.concatenate([data.site(site).xpos - target, (found * turn.inv()).as_rotvec()])
-
-        solution = least_squares(off, solutions[-1], bounds=bounds, xtol=1e-12, ftol=1e-12)
+        pose = waypoint.position, Rotation.from_euler("ZYX", waypoint.angles)
+        solution = least_squares(off, solutions[-1], bounds=bounds, xtol=1e-12, ftol=1e-12, args=pose)
         if np.abs(solution.fun).max() > _EXACT:
             raise ValueError(f"{site} does not reach {waypoint.position} at moment {waypoint.moment}")
         solutions.append(solution.x)

@@ -30,7 +30,7 @@ setup(
     maintainer=MAINTAINER.text,
     maintainer_email=MAINTAINER.get("email"),
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
-    package_data={"": ["py.typed", "*.pyi"]},
+    package_data={"": ["py.typed", "*.pyi", "*.jinja", "*.css"]},
     data_files=data_files(),
     python_requires=">=3.12",
     # The ranges it may work with; the requirements files pin the versions it is tested with, for either lerobot.

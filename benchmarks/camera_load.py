@@ -221,10 +221,10 @@ def report(
     chunks = logged_chunks(next(folder.glob("policy-*.jsonl")))  # stamp, newest image, ms of inference
     # The log has seconds, exact to less than a microsecond; chunks are milliseconds apart.
     nearest = np.abs(received[:, :1] / 1e9 - chunks[:, 0]).argmin(axis=1)
-    heard = np.abs(received[:, 0] / 1e9 - chunks[nearest, 0]) < 1e-5  # the rest are stops
-    arrival = ((received[:, 1] / 1e9 - chunks[nearest, 1]) * 1e3)[heard]
-    without_policy = arrival - chunks[nearest, 2][heard]
-    when = received[heard, 1][:, None]
+    matched = np.abs(received[:, 0] / 1e9 - chunks[nearest, 0]) < 1e-5  # the rest are stops
+    arrival = ((received[:, 1] / 1e9 - chunks[nearest, 1]) * 1e3)[matched]
+    without_policy = arrival - chunks[nearest, 2][matched]
+    when = received[matched, 1][:, None]
     undisturbed = without_policy[((quiet[:, 0] <= when) & (when < quiet[:, 1])).any(axis=1)]
     print(f"\ncameras {name}")
     print(f"  chunks sent: {len(used)} in {(used[-1, -1] - used[0, -1]) / 1e9:.0f} s, received: {len(received)}")
@@ -398,20 +398,20 @@ def receiver(folder: str, end: Any) -> None:
     from clp_ros.control.output import PAST_NS
     from clp_ros.robots.embodiment import load_embodiment
 
-    heard: list[tuple[int, int]] = []
+    received: list[tuple[int, int]] = []
     # A message is stamped so long before it is made: it begins with what the robot has just followed.
     early_ns = PAST_NS + 2 * load_embodiment("aloha_bimanual").period_ns
 
-    def hear(message: JointTrajectory) -> None:
+    def receive(message: JointTrajectory) -> None:
         now = time.time_ns()
-        heard.append((message.header.stamp.sec * 10**9 + message.header.stamp.nanosec + early_ns, now))
+        received.append((message.header.stamp.sec * 10**9 + message.header.stamp.nanosec + early_ns, now))
 
     rclpy.init()
     receiving = rclpy.create_node("receiver")
-    receiving.create_subscription(JointTrajectory, "/follower_left/arm_controller/joint_trajectory", hear, 1)
+    receiving.create_subscription(JointTrajectory, "/follower_left/arm_controller/joint_trajectory", receive, 1)
     while not end.is_set():
         rclpy.spin_once(receiving, timeout_sec=0.1)
-    np.save(Path(folder, "receiver.npy"), np.array(heard))
+    np.save(Path(folder, "receiver.npy"), np.array(received))
     rclpy.shutdown()
 
 
@@ -431,7 +431,7 @@ def node(folder: str, end: Any, kind: Load) -> None:
     class Reader:
         chunk_size = 50
 
-        def check_features(self, slots: list[str], action_size: int, whose: str) -> None:
+        def check_features(self, cameras: list[str], action_size: int, whose: str) -> None:
             pass
 
         def predict_chunk(self, images: dict[str, np.ndarray], state: np.ndarray, task: str) -> np.ndarray:

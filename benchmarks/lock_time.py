@@ -284,7 +284,7 @@ def node(folder: str, end: Any, ready: Any, mode: str, noise: float) -> None:
     class Noisy:
         chunk_size = STEPS
 
-        def check_features(self, slots: list[str], action_size: int, whose: str) -> None:
+        def check_features(self, cameras: list[str], action_size: int, whose: str) -> None:
             pass
 
         def predict_chunk(self, images: dict[str, np.ndarray], state: np.ndarray, task: str) -> np.ndarray:

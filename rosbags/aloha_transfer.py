@@ -164,12 +164,12 @@ class Scene:
 
 
 def _missing(error: ModuleNotFoundError) -> ClpError:
-    return ClpError("a package is missing", where=error.name, fix="pip install -r requirements-simulation.txt")
+    return ClpError("a package is missing", where=error.name, hint="pip install -r requirements-simulation.txt")
 
 
 def _cannot_draw(error: Exception) -> ClpError:
     return ClpError(
         f"MuJoCo cannot draw here ({' '.join(str(error).split())})",
         where=f"MUJOCO_GL={os.environ['MUJOCO_GL']}",
-        fix="install EGL (Debian: apt-get install libegl1 libgl1-mesa-dri), or set MUJOCO_GL to glfw or osmesa",
+        hint="install EGL (Debian: apt-get install libegl1 libgl1-mesa-dri), or set MUJOCO_GL to glfw or osmesa",
     )

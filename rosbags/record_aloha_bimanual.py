@@ -128,7 +128,7 @@ def record(arguments: argparse.Namespace) -> dict[str, int]:
         raise ClpError(
             "the left arm does not hold the cube at the end",
             where=f"--seed {arguments.seed}",
-            fix="take another --seed, or a longer --seconds",
+            hint="take another --seed, or a longer --seconds",
         )
 
     # A recorder writes in the order of arrival: a joint state overtakes the picture stamped just before it.

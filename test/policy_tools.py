@@ -34,7 +34,7 @@ class OutOfMemoryError(RuntimeError): ...  # as torch has it
 
 class Echo:
     chunk_size = 100
-    def check_features(self, slots, action_size, whose):
+    def check_features(self, features, action_size, whose):
         if action_size != 14:
             raise ClpError("the policy has 14 joints", where=whose)
     def predict_chunk(self, images, state, task):
@@ -191,15 +191,15 @@ class Driver:
 
     @property
     def count(self) -> int:
-        return sum(len(heard) for heard in self.sent.values())
+        return sum(len(received) for received in self.sent.values())
 
     def last(self) -> dict[str, JointTrajectory]:
         """The newest message of every topic."""
-        return {topic: heard[-1] for topic, heard in self.sent.items()}
+        return {topic: received[-1] for topic, received in self.sent.items()}
 
     def expect_chunks(self) -> None:
         """Waits for two more chunks on every topic."""
-        before = {topic: len(heard) for topic, heard in self.sent.items()}
+        before = {topic: len(received) for topic, received in self.sent.items()}
         wait_for(lambda: all(len(self.sent[topic]) >= before[topic] + 2 for topic in SENT_TOPICS), "chunks")
 
     def expect_motion(self) -> None:
@@ -227,8 +227,8 @@ class Driver:
         try:
             return wait_for(found, f"a status with {words}", 20)[0]
         except TimeoutError as error:
-            heard = [(status.level, status.message) for status in self.statuses[start:]]
-            raise AssertionError(f"{error}; heard {heard}") from error
+            received = [(status.level, status.message) for status in self.statuses[start:]]
+            raise AssertionError(f"{error}; heard {received}") from error
 
 
 def start_node(

@@ -18,8 +18,8 @@ Documents = Mapping[str, dict[str, Any]]
 def features(cameras: tuple[str, ...], size: int) -> PolicyFeatures:
     """A policy of these cameras with as many components in its state as in its actions."""
     zeros, ones = (0.0,) * size, (1.0,) * size
-    slots = {f"observation.images.{name}": (64, 64) for name in cameras}
-    return PolicyFeatures(slots, size, size, zeros, ones, zeros, ones)
+    features = {f"observation.images.{name}": (64, 64) for name in cameras}
+    return PolicyFeatures(features, size, size, zeros, ones, zeros, ones)
 
 
 def make(family: str, folder: Path, wanted: PolicyFeatures) -> Path:

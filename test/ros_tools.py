@@ -122,22 +122,22 @@ class Peer:
 
     def hear(self, kind: type, topic: str, qos: Any = 10) -> list[Any]:
         """The messages that come in on a topic from now on; the list grows."""
-        heard: list[Any] = []
-        self.node.create_subscription(kind, topic, heard.append, qos)
-        return heard
+        received: list[Any] = []
+        self.node.create_subscription(kind, topic, received.append, qos)
+        return received
 
     def hear_diagnostics(self, name: str) -> list[Status]:
         """What a node says of itself from now on; the list grows."""
-        heard: list[Status] = []
+        received: list[Status] = []
 
         def add(message: DiagnosticArray) -> None:
             for status in message.status:
                 if status.name == name:
                     values = {value.key: value.value for value in status.values}
-                    heard.append(Status(status.level, status.message, values))
+                    received.append(Status(status.level, status.message, values))
 
         self.node.create_subscription(DiagnosticArray, "/diagnostics", add, 100)
-        return heard
+        return received
 
     def call(self, kind: type, service: str, request: Any = None, timeout: float = TIMEOUT_S) -> Any:
         """A service's response."""

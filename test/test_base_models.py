@@ -171,7 +171,7 @@ def test_a_datasets_statistics_give_what_the_same_ones_of_the_bags_give(
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda d: d.pop(ACTION), "there are no statistics of action"),
+        (lambda d: d.pop(ACTION), "the file has no statistics of action"),
         (lambda d: d[STATE]["std"].pop(), "the statistics of observation.state are missing or differ in length"),
         (
             lambda d: d[STATE].update(mean=[float("nan")] * 7),
@@ -311,7 +311,7 @@ def test_quantiles_that_are_not_there_are_told_before_lerobot_fails(
         save_file(kept, file)
     assert main(["verify", str(folder)]) == 1
     error = capsys.readouterr().err
-    assert "QUANTILES needs the statistics q01, q99 of observation.state, which are not there" in error
+    assert "QUANTILES needs the statistics q01, q99 of observation.state, which are missing" in error
     assert "--statistics bags" in error
 
 
@@ -322,7 +322,7 @@ def test_statistics_of_another_size_than_the_actions_are_told(
     folder = shutil.copytree(family_checkpoint("smolvla", "ur5"), tmp_path / "old")
     edit_json("config.json", lambda d: d["output_features"][ACTION].update(shape=[6]))(folder)
     assert main(["verify", str(folder)]) == 1
-    assert "its actions have 6 components, their statistics 7" in capsys.readouterr().err
+    assert "the actions have 6 components, their statistics 7" in capsys.readouterr().err
 
 
 def test_a_rename_map_that_exchanges_two_cameras_exchanges_none(tiny_policy: Any, tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_a_rename_map_that_exchanges_two_cameras_exchanges_none(tiny_policy: Any
 
     edit_json("policy_preprocessor.json", swap)(folder)
     rng = np.random.default_rng(0)
-    images = {slot: rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for slot in tiny_policy.image_slots}
+    images = {key: rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for key in tiny_policy.image_features}
     state = rng.standard_normal(14).astype(np.float32)
     noise = torch.from_numpy(rng.standard_normal((1, 50, 32), dtype=np.float32))
     expected = tiny_policy.predict_chunk(images, state, TASK, noise=noise)

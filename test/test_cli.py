@@ -173,7 +173,7 @@ def test_what_a_person_reads(there):
     assert dry.startswith(expected)
     assert succeeds(*remove, "--output", "out [x]", cwd=there) == dry.rstrip("\n") + ", in out [x]\n"
     table = succeeds("prune", "--checkpoint", "base", "--calibration", "calibration", "--dry-run", cwd=there)
-    assert table.count("goes") == 6
+    assert table.count("× removed") == 6
 
 
 def test_usage_faults_exit_with_2(there):
@@ -202,15 +202,15 @@ def faulty(there, recording):
     robot = ["--embodiment", "aloha_bimanual"]
     return {
         "does not exist": ["inspect", "nowhere"],
-        "this is no calibration folder": [*prune, "--calibration", "nowhere"],
-        "unknown criterion 'ckq', did you mean 'cka'?": [*planned, "--criterion", "ckq"],
-        "a budget names no module: 'vml', did you mean 'vlm'?": [*planned, "--budget", "vml=2"],
+        "the folder is not a calibration": [*prune, "--calibration", "nowhere"],
+        "unknown criterion 'ckq' (hint: did you mean 'cka'?)": [*planned, "--criterion", "ckq"],
+        "a budget names no module: 'vml' (hint: did you mean 'vlm'?)": [*planned, "--budget", "vml=2"],
         "is not MODULE=K": [*planned, "--budget", "6"],
         "their budgets differ": [*planned, "--budget", "vlm=2", "expert=4"],
         "cannot remove 16 of 16 layers": [*planned, "--budget", "vlm=16"],
         "nothing would be removed": [*planned, "--threshold", "1.5"],
         "threshold must be a finite number, not -inf": [*planned, "--threshold=-inf", "--budget", "vlm=2"],
-        "the output lies in calibration or around it": [
+        "the output folder is inside calibration or contains it": [
             *("prune", "--checkpoint", "base", "--calibration", "calibration", "--overwrite"),
             *("--output", "calibration/pruned"),
         ],
@@ -218,11 +218,26 @@ def faulty(there, recording):
         "is not MODULE=1,2,5": [*prune, "--remove", "vlm"],
         "unknown device 'tpu'": ["verify", "base", "--device", "tpu"],
         "unknown family 'smolvls'": ["make-checkpoint", "--family", "smolvls", "--size", "tiny", "--output", "o"],
-        "the output lies in base or around it": [*calibrate, *robot, "--bag", recording, "--output", "base/o"],
-        f"or around it, {there}": [*calibrate, *robot, "--bag", recording, "--output", ".", "--overwrite"],
+        "the output folder is inside base or contains it": [
+            *calibrate,
+            *robot,
+            "--bag",
+            recording,
+            "--output",
+            "base/o",
+        ],
+        f"{there}: the output folder is inside": [
+            *calibrate,
+            *robot,
+            "--bag",
+            recording,
+            "--output",
+            ".",
+            "--overwrite",
+        ],
         "did you mean 'aloha_bimanual'": [*calibrate, "--embodiment", "aloha_bimanul", "--bag", recording],
         "nobag": [*calibrate, *robot, "--bag", "nobag"],
-        "the output is not a folder": [*prune, "--remove", "vlm=1,2", "--output", "file"],
+        "the output is a file, not a folder": [*prune, "--remove", "vlm=1,2", "--output", "file"],
     }
 
 
@@ -266,7 +281,7 @@ def test_a_gpu_that_is_too_small_is_told(monkeypatch, capsys):
     monkeypatch.setattr(cli, "run", too_large)
     assert cli.main([]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: CUDA out of memory. Tried to allocate 2.00 GiB., the GPU, use --device cpu")
+    assert line.startswith("error: the GPU: CUDA out of memory. Tried to allocate 2.00 GiB. (hint: use --device cpu")
 
 
 def test_an_output_that_is_not_empty_is_replaced_only_when_asked(there):
@@ -288,10 +303,10 @@ def test_ctrl_c_leaves_nothing_behind(there, recording):
         "import sys\n"
         "from clp_ros.calibration import calibrate as calibration\n"
         "add = calibration.Calibrator.add\n"
-        "def told(self, *frame):\n"
+        "def interrupt(self, *frame):\n"
         "    add(self, *frame)\n"
         "    print('one more frame', flush=True)\n"
-        "calibration.Calibrator.add = told\n"
+        "calibration.Calibrator.add = interrupt\n"
         "from clp_ros.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
@@ -361,7 +376,7 @@ def test_a_checkpoint_for_another_lerobot_is_told_which_one(tmp_path):
         for layer in range(module.layers)
     }
     save_file(layers, tmp_path / "model.safetensors")
-    told = f"groot needs lerobot >=0.5.1,<0.6, installed is {version('lerobot')}"
+    reported = f"groot needs lerobot >=0.5.1,<0.6, but {version('lerobot')} is installed"
     for command in (("verify",), ("benchmark", "--device", "cpu")):
-        assert told in fails(*command, tmp_path)
+        assert reported in fails(*command, tmp_path)
     assert "llm" in succeeds("inspect", tmp_path)

@@ -361,14 +361,14 @@ def test_the_errors_of_the_tutorial_are_those_printed(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     text = (ROOT / "doc" / "tutorial" / "bag-to-pruned-checkpoint.md").read_text()
-    told = re.findall(r"^```\n(error: .*)\n```$", text, re.MULTILINE)
+    reported = re.findall(r"^```\n(error: .*)\n```$", text, re.MULTILINE)
     robot = blocks(text, "yaml")[0].replace("feature:", "featur:", 1)
     (tmp_path / "my_robot.yaml").write_text(robot)
     bag, task = str(ROOT / "rosbags" / "aloha_bimanual"), "Pick up the cube."
     checkpoint = ["--checkpoint", str(tiny_checkpoint), "--output", str(tmp_path / "output")]
     embodiment = ["--embodiment", str(tmp_path / "my_robot.yaml")]
     for line, command in zip(
-        told,
+        reported,
         (
             ["calibrate", *checkpoint, "--bag", bag, *embodiment, "--task", task],
             ["prune", *checkpoint, "--remove", "vlm=5"],

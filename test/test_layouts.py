@@ -196,14 +196,14 @@ class Layout:
         family: The policy.
         name: What it is.
         make: Makes it, of the family's tiny checkpoint for the robot.
-        slots: The features that the robot's two cameras feed, where they are not its own: a base model's. It is
+        features: The features that the robot's two cameras feed, where they are not its own: a base model's. It is
             calibrated by the bags' statistics.
     """
 
     family: str
     name: str
     make: Callable[..., Path | str]
-    slots: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
 
 
 LAYOUTS = [
@@ -267,8 +267,8 @@ def test_every_command_takes_what_lerobot_saves(
     given = str(make(base, tmp_path / "run"))
     calibration, pruned = tmp_path / "calibration", tmp_path / "pruned"
     bag = ["--bag", str(ROOT / "rosbags" / ROBOT), "--task", TASK, "--samples", "1", "--embodiment"]
-    if layout.slots:
-        bag += [robot(tmp_path, layout.slots), "--statistics", "bags"]
+    if layout.features:
+        bag += [robot(tmp_path, layout.features), "--statistics", "bags"]
     else:
         bag.append(ROBOT)
     arguments = {
@@ -278,10 +278,10 @@ def test_every_command_takes_what_lerobot_saves(
         "verify": ["verify", str(pruned)],
     }
     capsys.readouterr()
-    seen, told = {}, {}
+    seen, reported = {}, {}
     for command, words in arguments.items():
         seen[command] = "yes" if main([*words, "--json"]) == 0 else "no"
-        out, told[command] = capsys.readouterr()
+        out, reported[command] = capsys.readouterr()
         if command == "inspect":
             assert json.loads(out)["family"] == layout.family
         elif command == "prune":
@@ -294,18 +294,18 @@ def test_every_command_takes_what_lerobot_saves(
         elif command == "verify":
             assert json.loads(out)["source"] == "unchanged"
     ours = load_policy(pruned, "cpu")
-    chunk = stock_chunk(pruned, ours.state_size, ours.image_slots)
+    chunk = stock_chunk(pruned, ours.state_size, ours.image_features)
     assert chunk.shape == (ours.chunk_size, ours.action_size)
     seen["LeRobot"] = "yes" if torch.isfinite(chunk).all() else "no"
     row = f"| `{layout.family}` | {layout.name} | {' | '.join(seen[command] for command in COMMANDS)} |"
-    assert row in table_rows(), (row, told)
+    assert row in table_rows(), (row, reported)
 
 
-def robot(folder: Path, slots: tuple[str, ...]) -> str:
+def robot(folder: Path, features: tuple[str, ...]) -> str:
     """The robot's own file, its cameras feeding these features."""
     document = yaml.safe_load((ROOT / "config" / "embodiments" / f"{ROBOT}.yaml").read_text())
-    for camera, slot in zip(document["cameras"].values(), slots, strict=True):
-        camera["feature"] = f"observation.images.{slot}"
+    for camera, key in zip(document["cameras"].values(), features, strict=True):
+        camera["feature"] = f"observation.images.{key}"
     path = folder / "robot.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False))
     return str(path)
@@ -385,9 +385,9 @@ def test_an_adapter_is_merged_as_the_page_shows(
     with quiet():
         adapted.save_pretrained(adapter)
     assert main(["inspect", str(adapter)]) == 1
-    told = capsys.readouterr().err
-    assert f"a PEFT adapter of {base}" in told
-    assert "doc/how-to/checkpoints.md" in told
+    reported = capsys.readouterr().err
+    assert f"a PEFT adapter of {base}" in reported
+    assert "doc/how-to/checkpoints.md" in reported
     (program,) = re.findall(
         r"^```python\n(.*?)^```", (ROOT / "doc/how-to/checkpoints.md").read_text(), re.DOTALL | re.MULTILINE
     )

@@ -60,15 +60,15 @@ def observation(made) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     features = json.loads((made / "config.json").read_text())["input_features"]
     return {
-        slot: rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        key: rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
         if feature["type"] == "VISUAL"
         else rng.uniform(-1, 1, feature["shape"]).astype(np.float32)
-        for slot, feature in features.items()
+        for key, feature in features.items()
     }
 
 
 def chunk_of(policy: LeRobotPolicy, observation: dict[str, np.ndarray]) -> np.ndarray:
-    images = {slot: value for slot, value in observation.items() if value.ndim == 3}
+    images = {key: value for key, value in observation.items() if value.ndim == 3}
     torch.manual_seed(0)  # not every policy lets its noise be given
     return policy.predict_chunk(images, observation["observation.state"], TASK)
 

@@ -87,9 +87,9 @@ def test_calibration_reads_it(
     files = ["--checkpoint", str(checkpoint), "--bag", str(BAGS / name), "--output", str(tmp_path / "made")]
     robot = ["--embodiment", name, "--task", "Pick up the red cube."]
     assert main(["calibrate", *files, *robot, "--samples", "2", "--device", "cpu", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["samples"] == 2
-    assert told["embodiment"] == name
+    reported = json.loads(capsys.readouterr().out)
+    assert reported["samples"] == 2
+    assert reported["embodiment"] == name
     with np.load(tmp_path / "made" / "cka.npz") as matrices:
         assert sorted(matrices) == ["expert", "vlm"]
         assert all(np.isfinite(matrices[module]).all() for module in matrices)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recorded demonstrations: rosbag2 in, messages and frames out."""
+"""Reads and writes rosbag2 recordings."""
 
 import lazy_loader as _lazy
 

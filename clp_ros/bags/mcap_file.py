@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MCAP files (https://mcap.dev/spec) as any program writes them; the mcap package parses records, decompresses chunks.
+"""Reads MCAP files (https://mcap.dev/spec) of any writer. The mcap package parses records and decompresses chunks.
 
 The package's readers of whole files are not used. They refuse a file if any channel's text is not UTF-8. Without a
 chunk index they sort all messages in memory; with one they miss messages outside chunks. This module therefore decides
@@ -24,7 +24,7 @@ from mcap.opcode import Opcode
 from mcap.reader import FOOTER_SIZE
 from mcap.stream_reader import MAGIC_SIZE, get_chunk_data_stream
 
-from clp_ros.bags.storage_file import Channel, DamagedFile
+from clp_ros.bags.storage_file import Channel, DamagedFileError
 from clp_ros.core.errors import ClpError
 
 _HEAD = struct.Struct("<BQ")  # a record begins with its kind and the length of its content
@@ -61,8 +61,8 @@ class McapFile:
     """An .mcap file.
 
     Raises:
-        ClpError: It is compressed in a way that cannot be read.
-        DamagedFile: It is damaged. So are mcap's McapError and struct.error.
+        ClpError: The compression cannot be read.
+        DamagedFileError: The file is damaged. mcap's McapError and struct.error mean the same.
     """
 
     def __init__(self, path: Path) -> None:
@@ -127,25 +127,25 @@ class McapFile:
         size = self._stream.seek(0, io.SEEK_END)
         end = size - MAGIC_SIZE - FOOTER_SIZE
         if end < MAGIC_SIZE:
-            raise DamagedFile("it does not end with a footer")
+            raise DamagedFileError("it does not end with a footer")
         ((kind, _, after),) = _places(self._stream, end, size - MAGIC_SIZE)
         if kind != Opcode.FOOTER:
-            raise DamagedFile("it does not end with a footer")
+            raise DamagedFileError("it does not end with a footer")
         footer = records.Footer.read(_Stream(self._stream))
         if not footer.summary_start:
             self._scan(end)
             return
         if not MAGIC_SIZE <= footer.summary_start <= end:
-            raise DamagedFile("its summary lies outside the file")
+            raise DamagedFileError("its summary lies outside the file")
         self._stream.seek(footer.summary_start)
         checksum = zlib.crc32(self._stream.read(after - 4 - footer.summary_start))
         if footer.summary_crc not in (0, checksum):
-            raise DamagedFile("its summary's checksum is wrong")
+            raise DamagedFileError("its summary's checksum is wrong")
         if not self._use_summary(footer.summary_start, end):
             self._scan(footer.summary_start)
 
     def _use_summary(self, summary: int, end: int) -> bool:
-        """Takes channels, counts and chunks from the summary; says whether they are all of the file's."""
+        """Takes channels, counts and chunks from the summary; returns whether the summary is complete."""
         statistics: records.Statistics | None = None
         indexes: list[records.ChunkIndex] = []
         for kind, at, after in _places(self._stream, summary, end):
@@ -208,7 +208,7 @@ class McapFile:
             self._segments.append(segment)
             run = segment if kind == Opcode.MESSAGE else None
         if unknown := sorted(self._counts.keys() - self._declared.keys()):
-            raise DamagedFile(f"a message is of channel {unknown[0]}, which is declared nowhere")
+            raise DamagedFileError(f"a message is of channel {unknown[0]}, which is declared nowhere")
 
     def _declare(self, record: records.McapRecord) -> None:
         if isinstance(record, records.Schema):
@@ -225,7 +225,7 @@ class McapFile:
         elif kind in _PARSERS:
             record = _PARSERS[kind](stream)
             if source.tell() > after:
-                raise DamagedFile(f"the record at byte {at} is shorter than its fields")
+                raise DamagedFileError(f"the record at byte {at} is shorter than its fields")
             if isinstance(record, records.Chunk):
                 data = self._decompress(record)
                 inside = io.BytesIO(data)
@@ -237,26 +237,26 @@ class McapFile:
     def _decompress(self, chunk: records.Chunk) -> bytes:
         if chunk.compression not in ("", "lz4", "zstd"):  # the package would read it as uncompressed
             raise ClpError(
-                f"the file's chunks are compressed with {chunk.compression!r}, which cannot be read",
+                f"the chunks are compressed with {chunk.compression!r}, which cannot be read",
                 where=self._path,
-                fix="compress it anew: mcap compress --compression zstd",
+                hint="compress the file again: mcap compress --compression zstd",
             )
         try:
             stream, size = get_chunk_data_stream(chunk, validate_crc=True)
         except Exception as error:  # each decompressor raises its own exceptions
-            raise DamagedFile(f"a chunk: {error}") from error
+            raise DamagedFileError(f"a chunk: {error}") from error
         if size != chunk.uncompressed_size:
-            raise DamagedFile(f"a chunk holds {size} bytes, not {chunk.uncompressed_size}")
+            raise DamagedFileError(f"a chunk holds {size} bytes, not {chunk.uncompressed_size}")
         return stream.read(size)
 
 
 class _Stream(ReadDataStream):
-    """The package's stream, but a short read raises DamagedFile, and text that is not UTF-8 does not raise."""
+    """The package's stream, but a short read raises DamagedFileError, and text that is not UTF-8 does not raise."""
 
     def read(self, length: int) -> bytes:
         data = super().read(length)
         if len(data) != length:
-            raise DamagedFile("a record is shorter than its fields")
+            raise DamagedFileError("a record is shorter than its fields")
         return data
 
     def read_prefixed_string(self) -> str:
@@ -270,6 +270,6 @@ def _places(source: BinaryIO, at: int, end: int) -> Iterator[tuple[int, int, int
         kind, length = _HEAD.unpack(source.read(_HEAD.size))
         after = at + _HEAD.size + length
         if after > end:
-            raise DamagedFile(f"the record at byte {at} is longer than what holds it")
+            raise DamagedFileError(f"the record at byte {at} is longer than what holds it")
         yield kind, at, after
         at = after

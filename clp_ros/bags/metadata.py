@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a rosbag2 recording says about itself, and whether its files are whole. Needs no ROS and no bag library."""
+"""Reads a rosbag2 recording's metadata and checks that its files are complete. Needs neither ROS nor a bag library."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ SUFFIXES = {".mcap": "mcap", ".db3": "sqlite3"}
 _MCAP_MAGIC = b"\x89MCAP0\r\n"
 _SQLITE_MAGIC = b"SQLite format 3\x00"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-"""How zstd's data begins; a message in CDR begins with a zero."""
+"""The first bytes of zstd data. A CDR message begins with a zero byte."""
 CONVERT_ROS_1 = "convert it: rosbags-convert --src IN.bag --dst OUT"
 _KINDS = {
     _MCAP_MAGIC: ("an mcap file", "name it .mcap, with storage_identifier: mcap in metadata.yaml"),
@@ -38,16 +38,16 @@ class Topic:
     Attributes:
         name: With a leading slash, whether or not it was recorded with one.
         type: In three parts, "sensor_msgs/msg/Image".
-        count: Number of messages that the bag holds of it.
+        count: Number of its messages in the bag.
         fault: Why it cannot be read, or "".
-        fix: What to do about the fault.
+        hint: What to do about the fault.
     """
 
     name: str
     type: str
     count: int
     fault: str = ""
-    fix: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class StorageFile:
 
 @dataclass(frozen=True)
 class BagInfo:
-    """What is known of a bag before a message is read.
+    """Describes a bag before any message is read.
 
     Attributes:
         path: The folder, or the single storage file.
@@ -132,17 +132,17 @@ def read_metadata(folder: Path) -> BagInfo:
         parts = sorted(part.name for part in folder.iterdir() if SUFFIXES.keys() & {*part.suffixes})
         if parts:
             raise ClpError(
-                f"metadata.yaml is missing beside {parts[0]}: the recorder did not end properly, or it was not copied",
+                f"metadata.yaml is missing beside {parts[0]}: the recorder was killed, or the file was not copied",
                 where=folder,
-                fix=f"run `ros2 bag reindex` on the folder, or give {parts[0]} itself",
+                hint=f"run `ros2 bag reindex` on the folder, or give {parts[0]} itself",
             )
         inside = sorted(child.name for child in folder.iterdir() if (child / "metadata.yaml").is_file())
         raise ClpError(
-            "this folder is not a rosbag2 recording (no metadata.yaml in it)",
+            "the folder is not a rosbag2 recording: it has no metadata.yaml",
             where=folder,
-            fix=f"give those in it: {', '.join(inside)}"
+            hint=f"give the recordings in it: {', '.join(inside)}"
             if inside
-            else "give the folder `ros2 bag record` wrote, or an .mcap or .db3 file",
+            else "give the folder that `ros2 bag record` wrote, or an .mcap or .db3 file",
         )
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -150,13 +150,13 @@ def read_metadata(folder: Path) -> BagInfo:
     # ValueError: a ValidationError, text that is not UTF-8, or a date that is none.
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
         raise ClpError(
-            f"the bag's metadata cannot be read ({error})", where=path, fix="run `ros2 bag reindex`"
+            f"the bag's metadata cannot be read ({error})", where=path, hint="run `ros2 bag reindex`"
         ) from error
 
     storage_id = metadata.storage_identifier
     if storage_id not in SUFFIXES.values():
         raise ClpError(
-            f"unknown storage id {storage_id!r}", where=path, fix="convert it to mcap with `ros2 bag convert`"
+            f"unknown storage id {storage_id!r}", where=path, hint="convert it to mcap with `ros2 bag convert`"
         )
     mode = (metadata.compression_mode or "").lower()
     compression = "" if mode == "none" else mode
@@ -164,7 +164,7 @@ def read_metadata(folder: Path) -> BagInfo:
         raise ClpError(
             f"unknown compression (mode {mode!r}, format {metadata.compression_format!r})",
             where=path,
-            fix="convert it with `ros2 bag convert`; zstd by file or by message is read",
+            hint="convert it with `ros2 bag convert`; zstd by file or by message is read",
         )
 
     topics = collect_topics(
@@ -181,7 +181,7 @@ def read_metadata(folder: Path) -> BagInfo:
     # Only the names count: until version 3 the paths began with the folder's name, and a moved bag is still a bag.
     names = [PurePath(name).name for name in metadata.relative_file_paths]
     files = tuple(StorageFile(folder / name, starts.get(name)) for name in names)
-    if metadata.message_count > 0:  # `ros2 bag record` that heard nothing may leave files without any content
+    if metadata.message_count > 0:  # without messages, `ros2 bag record` may leave empty files
         for file in files:
             check_whole(file.path, "zstd" if compression == "file" else storage_id)
     start_ns = metadata.starting_time.nanoseconds_since_epoch
@@ -216,7 +216,7 @@ def collect_topics(entries: Iterable[tuple[str, str, str, int]]) -> dict[str, To
                 known,
                 count=known.count + count,
                 fault=f"was recorded with two types, {known.type} and {topic.type}",
-                fix="record it again, or leave one out with `ros2 bag convert`",
+                hint="record it again, or leave one out with `ros2 bag convert`",
             )
     return topics
 
@@ -240,19 +240,19 @@ def _topic(name: str, message_type: str, serialization: str, count: int) -> Topi
 
 
 def check_whole(path: Path, kind: str) -> None:
-    """Checks, without reading the content, that a storage file is there and was not cut off.
+    """Checks that a storage file exists and is not truncated, without reading its content.
 
-    The libraries beneath differ here: some read a file without its end as if it were a shorter recording.
+    Some libraries would read a truncated file as a shorter recording.
 
     Args:
         path: The storage file.
         kind: "mcap", "sqlite3" or "zstd".
 
     Raises:
-        ClpError: The file is missing, is of another kind, or its end is.
+        ClpError: The file is missing, truncated or of another kind.
     """
     if not path.is_file():
-        raise ClpError("the bag lacks a file that its metadata names", where=path, fix="copy the whole folder again")
+        raise ClpError("the file is named in metadata.yaml and missing", where=path, hint="copy the whole folder again")
     if kind == "sqlite3":
         _check_closed_sqlite(path)
     try:
@@ -262,34 +262,38 @@ def check_whole(path: Path, kind: str) -> None:
             stream.seek(max(0, size - len(_MCAP_MAGIC)))
             tail = stream.read()
     except OSError as error:
-        raise ClpError(f"cannot be read ({error.strerror})", where=path, fix="check its permissions") from error
+        raise ClpError(
+            f"the file cannot be read ({error.strerror})", where=path, hint="check its permissions"
+        ) from error
     magic = {"mcap": _MCAP_MAGIC, "sqlite3": _SQLITE_MAGIC, "zstd": ZSTD_MAGIC}[kind]
     if not head.startswith(magic):
         if magic.startswith(head):
-            raise ClpError(f"truncated bag: the {kind} file has no content", where=path, fix=_REINDEX)
+            raise ClpError(f"truncated bag: the {kind} file has no content", where=path, hint=_REINDEX)
         if head.startswith(ZSTD_MAGIC):
             raise part_of_compressed(path)
-        other, fix = next((known for start, known in _KINDS.items() if head.startswith(start)), ("", ""))
+        other, hint = next((known for start, known in _KINDS.items() if head.startswith(start)), ("", ""))
         raise ClpError(
-            f"this is not a {kind} file" + (f" but {other}" if other else ""),
+            f"not a {kind} file" + (f" but {other}" if other else ""),
             where=path,
-            fix=fix or "give the bag `ros2 bag record` wrote",
+            hint=hint or "give the bag that `ros2 bag record` wrote",
         )
     if kind == "mcap" and (tail != _MCAP_MAGIC or size < 2 * len(_MCAP_MAGIC)):
-        raise ClpError("truncated bag: the mcap file has no end", where=path, fix=_REINDEX)
+        raise ClpError("truncated bag: the mcap file has no end", where=path, hint=_REINDEX)
     if kind == "sqlite3":
         # https://www.sqlite.org/fileformat2.html, section 1.3: the page count is valid if offsets 24 and 92 agree.
         page_size = int.from_bytes(head[16:18], "big")
         pages = int.from_bytes(head[28:32], "big")
         counted = len(head) == 100 and head[24:28] == head[92:96]
         if len(head) < 100 or (counted and size < pages * (65536 if page_size == 1 else page_size)):
-            raise ClpError("truncated bag: the sqlite3 file is shorter than its header says", where=path, fix=_REINDEX)
+            raise ClpError("truncated bag: the sqlite3 file is shorter than its header says", where=path, hint=_REINDEX)
 
 
 def part_of_compressed(path: Path) -> ClpError:
-    """What to say of a compressed bag's file that is given alone."""
+    """Returns the error for a single file of a compressed bag."""
     return ClpError(
-        "the file is one of a compressed bag", where=path, fix=f"give the folder with its metadata.yaml: {path.parent}"
+        "the file belongs to a compressed bag",
+        where=path,
+        hint=f"give the folder that metadata.yaml is in: {path.parent}",
     )
 
 
@@ -300,5 +304,5 @@ def _check_closed_sqlite(path: Path) -> None:
             raise ClpError(
                 "the recording was not closed: part of it is still in sqlite3's log",
                 where=log,
-                fix=f"keep a copy, then let sqlite3 finish it: sqlite3 {path.name} 'PRAGMA journal_mode=DELETE'",
+                hint=f"keep a copy, then let sqlite3 finish it: sqlite3 {path.name} 'PRAGMA journal_mode=DELETE'",
             )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a rosbag2 recording message by message, with whichever library is at hand."""
+"""Reads a rosbag2 recording message by message, with rosbag2_py or rosbags."""
 
 import hashlib
 import heapq
@@ -29,7 +29,7 @@ from clp_ros.bags.metadata import (
     read_metadata,
 )
 from clp_ros.bags.names import absolute_topic
-from clp_ros.bags.storage import Backend, CorruptMessage
+from clp_ros.bags.storage import Backend, CorruptMessageError
 from clp_ros.core.errors import ClpError
 from clp_ros.core.settings import did_you_mean
 
@@ -71,7 +71,7 @@ class BagReader:
     Attributes:
         path: The folder, or the single storage file.
         backend: The library that reads it, "rosbag2_py" or "rosbags".
-        topics: By name, with type and message count, and why it cannot be read, where it cannot.
+        topics: The topics by name, with type, message count and, if a topic cannot be read, the reason.
         start_ns: Receive time of the first message, nanoseconds.
         end_ns: Receive time of the last message, nanoseconds.
         message_count: Of all topics together.
@@ -95,34 +95,34 @@ class BagReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Nothing is held open between two runs of :meth:`messages`; each closes what it opened."""
+        """Does nothing: :meth:`messages` closes the files that it opens."""
 
     def messages(self, topics: Collection[str] | None = None) -> Iterator[Message]:
         """Yields the messages of ``topics`` (None: all) in receive order; equal times keep the recorded order.
 
-        Messages are read as they are asked for: memory does not grow with the bag. A message whose bytes are damaged
-        is left out and counted in ``dropped``; how many are too many is for the caller to say.
+        Messages are read on demand: memory does not grow with the bag. A message whose bytes are damaged is left out
+        and counted in ``dropped``; the caller decides how many are too many.
 
         Raises:
-            ClpError: A topic is not in the bag, or cannot be read (at once); while iterating, a file is damaged, a
-                message type has no known definition, or fewer messages came than the recording promises.
+            ClpError: At the call, a topic is not in the bag or cannot be read. While iterating, a file is damaged, a
+                message type has no known definition, or the bag has fewer messages than its metadata says.
         """
         wanted = frozenset(self.topics if topics is None else map(absolute_topic, topics))
         if unknown := sorted(wanted - self.topics.keys()):
             raise ClpError(
                 f"topic {unknown[0]} is not in the bag",
                 where=self.path,
-                fix=did_you_mean(unknown[0], list(self.topics)),
+                hint=did_you_mean(unknown[0], list(self.topics)),
             )
         for name in sorted(wanted):
             self.check_readable(name)
         return self._read(wanted)
 
     def check_readable(self, topic: str) -> None:
-        """Raises ClpError where a topic's messages are no ROS 2 messages of one type."""
+        """Raises ClpError unless a topic's messages are ROS 2 messages of one type."""
         found = self.topics[topic]
         if found.fault:
-            raise ClpError(f"topic {topic} {found.fault}", where=self.path, fix=found.fix)
+            raise ClpError(f"topic {topic} {found.fault}", where=self.path, hint=found.hint)
 
     def _read(self, wanted: frozenset[str]) -> Iterator[Message]:
         self.dropped = {}
@@ -136,7 +136,7 @@ class BagReader:
                 message_type = self.topics[topic].type
                 try:
                     data = self._backend.decode(self._info, message_type, raw)
-                except CorruptMessage as error:
+                except CorruptMessageError as error:
                     if topic not in dropped:
                         _logger.warning("%s: a message of %s is damaged and left out (%s)", self.path, topic, error)
                     dropped[topic] = dropped.get(topic, 0) + 1
@@ -145,18 +145,18 @@ class BagReader:
         for name in sorted(wanted):
             if counts[name] < self.topics[name].count:
                 raise ClpError(
-                    f"truncated bag: {counts[name]} of {self.topics[name].count} messages of {name} are there",
+                    f"truncated bag: only {counts[name]} of {self.topics[name].count} messages of {name} are in it",
                     where=self.path,
-                    fix="copy it again; to use what is left of it, run `ros2 bag reindex` first",
+                    hint="copy the bag again, or run `ros2 bag reindex` to use the messages that it has",
                 )
 
     def _compressed(self) -> ClpError:
         if self.path.is_file():
             return part_of_compressed(self.path)
         return ClpError(
-            "its messages are compressed one by one, and metadata.yaml does not say so",
+            "the messages are compressed one by one, but metadata.yaml does not say so",
             where=self.path,
-            fix="copy metadata.yaml again, or write compression_mode: MESSAGE and compression_format: zstd into it",
+            hint="copy metadata.yaml again, or write compression_mode: MESSAGE and compression_format: zstd into it",
         )
 
     def _serialized(self, wanted: frozenset[str]) -> Generator[tuple[str, int, bytes]]:
@@ -215,38 +215,38 @@ def open_bag(path: str | PathLike[str], backend: BackendName | None = None) -> B
         backend: "rosbag2_py" or "rosbags"; by default rosbag2_py where it can be imported, else rosbags.
 
     Raises:
-        ClpError: The path is missing, is no recording, is empty or truncated, or the backend cannot be imported.
+        ClpError: The path is missing, the recording is invalid, empty or truncated, or the backend cannot be imported.
     """
     path = Path(path)
     if not path.exists():
-        raise ClpError("the bag does not exist", where=path, fix="give the folder `ros2 bag record` wrote")
+        raise ClpError("the bag does not exist", where=path, hint="give the folder that `ros2 bag record` wrote")
     reading = _load_backend(backend)
     if path.is_dir():
         info = read_metadata(path)
     elif path.suffix in (".zstd", ".zst") and path.with_suffix("").suffix in SUFFIXES:
         raise part_of_compressed(path)
     elif path.suffix == ".bag":
-        raise ClpError("this is a bag of ROS 1", where=path, fix=CONVERT_ROS_1)
+        raise ClpError("the bag is one of ROS 1", where=path, hint=CONVERT_ROS_1)
     elif path.suffix in SUFFIXES:
         storage_id = SUFFIXES[path.suffix]
         check_whole(path, storage_id)
         info = reading.inspect(path, storage_id)
     else:
         raise ClpError(
-            "this file is not a rosbag2 recording",
+            "the file is not a rosbag2 recording",
             where=path,
-            fix="give the folder that metadata.yaml is in, or a single .mcap or .db3 file",
+            hint="give the folder that metadata.yaml is in, or an .mcap or .db3 file",
         )
     if not any(topic.count for topic in info.topics.values()):
-        raise ClpError("the bag is empty: it holds no messages", where=path, fix="record again, with the robot running")
+        raise ClpError("the bag has no messages", where=path, hint="record again, with the robot running")
     return BagReader(info, reading)
 
 
 def _load_backend(name: BackendName | None) -> Backend:
     if name is not None and name not in _BACKENDS:
-        raise ClpError(f"unknown backend {name!r}", where="reading a bag", fix=f"use {' or '.join(_BACKENDS)}")
-    reasons = []
-    for candidate in (name,) if name else tuple(_BACKENDS):
+        raise ClpError(f"unknown backend {name!r}", where="backend", hint=f"use {' or '.join(_BACKENDS)}")
+    reasons, candidates = [], (name,) if name else tuple(_BACKENDS)
+    for candidate in candidates:
         module, attribute = _BACKENDS[candidate]
         try:
             return getattr(importlib.import_module(module), attribute)()
@@ -254,6 +254,6 @@ def _load_backend(name: BackendName | None) -> Backend:
             reasons.append(f"{candidate}: {error}")
     raise ClpError(
         f"no library that reads bags can be imported ({'; '.join(reasons)})",
-        where="reading a bag",
-        fix="pip install rosbags mcap, or source a ROS 2 environment that has rosbag2_py",
+        where=", ".join(candidates),
+        hint="pip install rosbags mcap, or source a ROS 2 environment that has rosbag2_py",
     )

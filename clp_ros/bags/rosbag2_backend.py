@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Storage files through ROS 2's own ``rosbag2_py``: imported only on a machine that has it."""
+"""Reads storage files with ROS 2's ``rosbag2_py``. Imported only where rosbag2_py is installed."""
 
 import tempfile
 from collections.abc import Collection, Generator
@@ -14,12 +14,12 @@ from rosidl_runtime_py.utilities import get_message
 
 from clp_ros.bags.metadata import BagInfo, StorageFile, collect_topics
 from clp_ros.bags.names import absolute_topic
-from clp_ros.bags.storage import CorruptMessage
+from clp_ros.bags.storage import CorruptMessageError
 from clp_ros.core.errors import ClpError
 
 # Written against rosbag2's jazzy branch: rosbag2_py/src/rosbag2_py/_reader.cpp, _storage.cpp.
 _CDR = rosbag2_py.ConverterOptions(input_serialization_format="cdr", output_serialization_format="cdr")
-# What pybind11 makes of the C++ exceptions its storages throw.
+# pybind11 translates the storages' C++ exceptions into these.
 _UNREADABLE = (RuntimeError, ValueError, LookupError, MemoryError)
 
 
@@ -32,7 +32,7 @@ class Rosbag2Backend:
         self._classes: dict[str, type] = {}
 
     def inspect(self, path: Path, storage_id: str) -> BagInfo:
-        """Describes a single storage file, from its own index.
+        """Describes a single storage file, from the file's index.
 
         Raises:
             ClpError: The file cannot be read.
@@ -78,10 +78,10 @@ class Rosbag2Backend:
                 del reader  # it has no close() on Jazzy: its file is closed with it
 
     def decode(self, bag: BagInfo, message_type: str, raw: bytes) -> Any:
-        """Deserializes one message of ``bag``; rosbag2_py has decompressed it by then.
+        """Deserializes one message of ``bag``, which rosbag2_py has already decompressed.
 
         Raises:
-            CorruptMessage: ``raw`` is not a message of that type.
+            CorruptMessageError: ``raw`` is not a message of that type.
             ClpError: The type's package is not in the sourced ROS 2 environment.
         """
         if message_type not in self._classes:
@@ -91,12 +91,12 @@ class Rosbag2Backend:
                 raise ClpError(
                     f"no definition of the message type {message_type} is known",
                     where="the sourced ROS 2 environment",
-                    fix="source the workspace that has its package, or leave its topic out",
+                    hint="source the workspace that has the type's package, or leave the topic out",
                 ) from error
         try:
             return deserialize_message(raw, self._classes[message_type])
         except (RuntimeError, ValueError, MemoryError) as error:
-            raise CorruptMessage(str(error)) from error
+            raise CorruptMessageError(str(error)) from error
 
 
 def _write_one_file_bag(bag: BagInfo, file: StorageFile, folder: Path) -> None:
@@ -112,8 +112,8 @@ def _write_one_file_bag(bag: BagInfo, file: StorageFile, folder: Path) -> None:
 
 def _unreadable(error: Exception, path: Path) -> ClpError:
     return ClpError(
-        f"rosbag2 cannot read the bag's file ({error})",
+        f"rosbag2 cannot read the file ({error})",
         where=path,
-        fix="read it without ROS (pip install rosbags mcap), copy it again, "
-        "or repair it (mcap recover, ros2 bag reindex)",
+        hint="copy the file again, repair it (mcap recover, ros2 bag reindex), "
+        "or read it without ROS (pip install rosbags mcap)",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Storage files without ROS: PyPI's ``rosbags`` deserializes, by the definitions that a bag carries."""
+"""Reads storage files without ROS. PyPI's ``rosbags`` deserializes the messages with the definitions in the bag."""
 
 import logging
 import shutil
@@ -22,8 +22,8 @@ from clp_ros.bags.mcap_file import McapFile
 from clp_ros.bags.metadata import BagInfo, StorageFile, check_whole, collect_topics
 from clp_ros.bags.names import absolute_topic, full_type
 from clp_ros.bags.sqlite_file import SqliteFile
-from clp_ros.bags.storage import CorruptMessage
-from clp_ros.bags.storage_file import Channel, DamagedFile, OpenFile
+from clp_ros.bags.storage import CorruptMessageError
+from clp_ros.bags.storage_file import Channel, DamagedFileError, OpenFile
 from clp_ros.core.errors import ClpError
 
 if sys.version_info >= (3, 14):
@@ -33,9 +33,9 @@ else:
 
 _logger = logging.getLogger(__name__)
 
-# What is met in a damaged file.
+# Exceptions that a damaged file can cause.
 _DAMAGED = (
-    DamagedFile,
+    DamagedFileError,
     McapError,
     sqlite3.Error,
     zstd.ZstdError,
@@ -50,17 +50,17 @@ _DAMAGED = (
 
 
 class RosbagsBackend:
-    """Reads storage files; definitions come from the bag, else from ROS 2 Jazzy's own messages."""
+    """Reads storage files. Message definitions come from the bag, otherwise from ROS 2 Jazzy."""
 
     name = "rosbags"
 
     def __init__(self) -> None:
-        # A store for each type: two types' definitions may disagree on a third.
+        # One store for each type, because the definitions of two types may contain different versions of a third.
         self._recorded: dict[str, Typestore] = {}
         self._jazzy = get_typestore(Stores.ROS2_JAZZY)
 
     def inspect(self, path: Path, storage_id: str) -> BagInfo:
-        """Describes a single storage file, from its own index.
+        """Describes a single storage file, from the file's index.
 
         Raises:
             ClpError: The file cannot be read.
@@ -96,7 +96,7 @@ class RosbagsBackend:
         """Deserializes one message.
 
         Raises:
-            CorruptMessage: ``raw`` is not a message of that type.
+            CorruptMessageError: ``raw`` is not a message of that type.
             ClpError: Neither the bag nor ROS 2 Jazzy defines the type.
         """
         store = self._store(message_type)
@@ -113,16 +113,16 @@ class RosbagsBackend:
             AssertionError,
             MemoryError,
         ) as error:
-            raise CorruptMessage(str(error)) from error
+            raise CorruptMessageError(str(error)) from error
 
     def _store(self, message_type: str) -> Typestore:
         store = self._recorded.get(message_type, self._jazzy)
         if message_type in store.fielddefs:
             return store
         raise ClpError(
-            f"no definition of the message type {message_type} is known",
-            where="the bag carries none, and ROS 2 Jazzy has none",
-            fix="leave its topic out, or record as mcap, which carries the definitions",
+            "neither the bag nor ROS 2 Jazzy defines this message type",
+            where=message_type,
+            hint="leave the topic out, or record as mcap, which includes the definitions",
         )
 
     def _learn(self, channel: Channel, path: Path) -> None:
@@ -143,12 +143,12 @@ class RosbagsBackend:
             raise ClpError(
                 f"the bag's definition of {kind} cannot be used ({error})",
                 where=path,
-                fix="leave its topic out, or record again",
+                hint="leave the topic out, or record again",
             ) from error
 
 
 def _complete(store: Typestore, standard: Typestore, kind: str) -> Typestore:
-    """The store with what a definition uses and does not bring along, as far as ROS 2 Jazzy has it."""
+    """Returns the store with the types that a definition uses but does not include, as far as ROS 2 Jazzy has them."""
     missing = [kind]
     while missing:
         name = missing.pop()
@@ -188,7 +188,7 @@ _DEFINITIONS = {"ros2msg": _from_msg, "ros2idl": _from_idl, "omgidl": _from_idl}
 
 @contextmanager
 def _decompressed(bag: BagInfo, path: Path) -> Iterator[Path]:
-    """The file itself, or a temporary decompressed copy: one file at a time, so disk use does not grow with the bag."""
+    """Yields the file, or a temporary decompressed copy. There is one copy at a time, to bound the disk use."""
     if bag.compression != "file":
         yield path
         return
@@ -199,13 +199,15 @@ def _decompressed(bag: BagInfo, path: Path) -> Iterator[Path]:
                 shutil.copyfileobj(source, target, 1 << 20)
         except (zstd.ZstdError, EOFError) as error:
             raise ClpError(
-                f"truncated bag: the compressed file has no proper end ({error})", where=path, fix="copy it again"
+                f"truncated bag: the compressed file has no proper end ({error})",
+                where=path,
+                hint="copy the file again",
             ) from error
         except OSError as error:
             raise ClpError(
-                f"cannot decompress the bag's file ({error.strerror})",
+                f"the file cannot be decompressed ({error.strerror})",
                 where=path,
-                fix=f"make room in {tempfile.gettempdir()}, or point TMPDIR elsewhere",
+                hint=f"make room in {tempfile.gettempdir()}, or point TMPDIR elsewhere",
             ) from error
         with _as(path, plain):
             check_whole(plain, bag.storage_id)
@@ -214,13 +216,13 @@ def _decompressed(bag: BagInfo, path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _as(shown: Path, path: Path) -> Iterator[None]:
-    """Faults of a temporary decompressed copy name the bag's own file."""
+    """Replaces the path of a temporary decompressed copy in errors by that of the bag's file."""
     try:
         yield
     except ClpError as error:
         if error.where != str(path) or shown == path:
             raise
-        raise ClpError(error.what, where=shown, fix=error.fix) from error
+        raise error.at(shown) from error
 
 
 @contextmanager
@@ -231,10 +233,12 @@ def _open(path: Path, storage_id: str, shown: Path | None = None) -> Iterator[Op
     except ClpError:
         raise
     except OSError as error:
-        raise ClpError(f"cannot be read ({error.strerror})", where=shown or path, fix="check the disk") from error
+        raise ClpError(
+            f"the file cannot be read ({error.strerror})", where=shown or path, hint="check the disk"
+        ) from error
     except _DAMAGED as error:
         raise ClpError(
-            f"the bag's file is damaged ({str(error) or type(error).__name__})",
+            f"the file is damaged ({str(error) or type(error).__name__})",
             where=shown or path,
-            fix="copy it again, or repair it (mcap recover, sqlite3's .recover, then ros2 bag reindex)",
+            hint="copy the file again, or repair it (mcap recover; sqlite3's .recover, then ros2 bag reindex)",
         ) from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rosbag2's sqlite3 files of every schema version, read with Python's own sqlite3."""
+"""Reads rosbag2's sqlite3 files of every schema version with Python's sqlite3."""
 
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping
@@ -8,22 +8,22 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
-from clp_ros.bags.storage_file import Channel, DamagedFile
+from clp_ros.bags.storage_file import Channel, DamagedFileError
 from clp_ros.core.errors import ClpError
 
 
 class SqliteFile:
-    """A .db3 file. Nothing is ever written to it, nor beside it.
+    """A .db3 file, opened read-only. No file is created beside it.
 
     Raises:
-        ClpError: The database is no recording.
-        DamagedFile: It is damaged.
-        sqlite3.Error: It is damaged.
+        ClpError: The database is not a recording.
+        DamagedFileError: The file is damaged.
+        sqlite3.Error: The file is damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self.channels: Mapping[int, Channel] = {}
-        # immutable: a reader makes no -shm file then; check_whole has refused a database with something in its log.
+        # With `immutable`, sqlite3 makes no -shm file. check_whole has refused a database whose log is not empty.
         location = f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
         self._database = sqlite3.connect(location, uri=True, check_same_thread=False)
         try:
@@ -37,9 +37,9 @@ class SqliteFile:
         tables = {name for (name,) in query("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if not {"topics", "messages"} <= tables:
             raise ClpError(
-                "this database is not a rosbag2 recording: it has no table of messages",
+                "the database is not a rosbag2 recording: it has no table of messages",
                 where=path,
-                fix="give the bag `ros2 bag record` wrote",
+                hint="give the bag that `ros2 bag record` wrote",
             )
         definitions: dict[str, tuple[str, bytes]] = {}
         if "message_definitions" in tables:  # since schema version 4
@@ -74,7 +74,7 @@ class SqliteFile:
         query = f"SELECT topic_id, timestamp, data FROM messages WHERE topic_id IN ({marks}) ORDER BY timestamp, rowid"
         for channel, receive_ns, data in self._database.execute(query, list(wanted)):
             if not isinstance(receive_ns, int):
-                raise DamagedFile("the time of a message is no number")
+                raise DamagedFileError("the time of a message is no number")
             yield channel, receive_ns, _bytes(data)
 
 
@@ -82,5 +82,5 @@ def _bytes(value: object) -> bytes:
     if isinstance(value, str):
         return value.encode()
     if not isinstance(value, bytes):
-        raise DamagedFile("a message or a definition has no bytes")
+        raise DamagedFileError("a message or a definition has no bytes")
     return value

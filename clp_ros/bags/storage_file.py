@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the two storage formats have in common for a reader: channels, and messages in the order of their times."""
+"""The common interface of the two storage formats: channels, and messages in the order of their times."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -7,20 +7,20 @@ from types import TracebackType
 from typing import Protocol, Self
 
 
-class DamagedFile(Exception):  # noqa: N818 - it says what is wrong with a file, not with the program
-    """A storage file's bytes contradict its format."""
+class DamagedFileError(Exception):
+    """The bytes of a storage file are not valid in its format."""
 
 
 @dataclass(frozen=True)
 class Channel:
-    """What a storage file says of one topic's messages of one type.
+    """A storage file's description of one topic's messages of one type.
 
     Attributes:
         topic: As recorded, with or without a leading slash.
-        type: As recorded: "sensor_msgs/msg/Image", "sensor_msgs/Image", or "" where none is.
-        serialization: "cdr" for ROS 2's own; "json", "protobuf", "ros1" are others.
-        definition_format: "ros2msg", "ros2idl", "omgidl", or anything that another program writes.
-        definition: The message definition as it lies in the file.
+        type: As recorded: "sensor_msgs/msg/Image", "sensor_msgs/Image", or "" if there is none.
+        serialization: "cdr" for ROS 2 messages; others are "json", "protobuf" and "ros1".
+        definition_format: "ros2msg", "ros2idl", "omgidl", or any other text.
+        definition: The message definition, as in the file.
     """
 
     topic: str
@@ -42,7 +42,8 @@ class OpenFile(Protocol):
     ) -> None: ...
 
     def counts(self) -> tuple[Mapping[int, int], int, int]:
-        """Number of messages by channel, and the times of the first and the last of all, nanoseconds."""
+        """Returns the number of messages by channel, and the times of the first and the last message, in
+        nanoseconds."""
 
     def messages(self, wanted: Collection[int]) -> Iterator[tuple[int, int, bytes]]:
         """Yields (channel, receive time in ns, serialized message), by time; equal times keep the recorded order."""

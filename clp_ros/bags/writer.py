@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes rosbag2 recordings without ROS, as ``ros2 bag record`` would have: for demonstrations that are simulated."""
+"""Writes rosbag2 recordings of simulated demonstrations without ROS, in the layout of ``ros2 bag record``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
-"""Has the classes of the messages by their names, as in ``STORE.types["sensor_msgs/msg/JointState"]``."""
+"""Message classes by name, as in ``STORE.types["sensor_msgs/msg/JointState"]``."""
 
 _NO_DEADLINE = QosTime(0, 0)
 
@@ -30,16 +30,16 @@ def write_bag(
     messages: Iterable[tuple[int, str, Any]],
     notes: Mapping[str, str],
 ) -> None:
-    """Writes a recording into an empty folder. The same messages give the same bytes.
+    """Writes a recording into an empty folder. Equal messages give equal bytes.
 
     Args:
-        folder: Empty; it gets ``metadata.yaml`` and the mcap file.
-        name: Of the file, without its suffix. The folder may have a temporary name.
+        folder: An empty folder, for ``metadata.yaml`` and the mcap file.
+        name: Name of the mcap file without suffix. The folder may have another, temporary name.
         topics: Message types, by topic.
         messages: (receive time in ns, topic, message of :data:`STORE`), in the order of their receive times.
         notes: The bag's custom data.
     """
-    inner = folder / name  # the writer makes its folder itself, and names the file after it
+    inner = folder / name  # the writer creates this folder and names the file after it
     with Writer(inner, version=Writer.VERSION_LATEST, storage_plugin=StoragePlugin.MCAP) as writer:
         for key, value in notes.items():
             writer.set_custom_data(key, value)
@@ -55,7 +55,7 @@ def write_bag(
 
 
 def _offered(kind: str) -> Qos:
-    """What drivers offer: pictures as sensor data (best effort), joint states reliably."""
+    """The QoS that drivers offer: best effort for images, reliable for joint states."""
     sensor_data = kind in ("sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image")
     return Qos(
         history=QosHistory.KEEP_LAST,

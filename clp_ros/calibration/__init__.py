@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hidden states of a policy on demonstrations, and how alike its layers are (paper section 3)."""
+"""Similarity of a policy's layers, from its hidden states on demonstrations (paper section 3)."""
 
 import lazy_loader as _lazy
 

@@ -40,7 +40,7 @@ MATRIX_TOKENS = 2048
 def check_seed(seed: int) -> None:
     """Refuses a negative seed, which numpy cannot take."""
     if seed < 0:
-        raise ClpError(f"the seed is {seed}", fix="use 0 or a positive number")
+        raise ClpError(f"the seed is {seed}", where="seed", hint="use 0 or a positive number")
 
 
 class Calibrator:
@@ -141,7 +141,9 @@ class Calibrator:
         """
         if not self.samples:
             raise ClpError(
-                "no frame was calibrated on", fix="record a longer demonstration, or loosen the topics' sync"
+                "no frame could be used",
+                where=", ".join(bag["path"] for bag in source.get("bags", ())) or None,
+                hint="record a longer demonstration, or loosen the sync of the topics",
             )
         meta = {
             "checkpoint": {"path": str(self.policy.path), "fingerprint": self.policy.fingerprint()},
@@ -234,9 +236,9 @@ def calibrate_bags(
         ClpError: A bag, the embodiment or the policy do not fit each other; it says where.
     """
     if samples < 1:
-        raise ClpError(f"samples is {samples}", fix="calibrate on at least one frame")
+        raise ClpError(f"the number is {samples}", where="samples", hint="calibrate on at least one frame")
     if not bags:
-        raise ClpError("no bag is given", fix="give --bag")
+        raise ClpError("no bag is given", where="bags", hint="give one or more bags")
     check_seed(seed)
     prepare(policy, embodiment, statistics, notify)
     readers = [open_bag(bag) for bag in bags]
@@ -285,7 +287,7 @@ def _sum_taken(taken: Sequence[Sequence[tuple[int, Counter[str]]]], total: int) 
         left_out = sum((counts for _, counts in bags), Counter[str]())
         for reason in left_out.elements():
             topic, _, what = reason.partition(": ")
-            whole.add(ClpError(what, where=topic, fix="record it again"))
+            whole.add(ClpError(what, where=topic, hint="record it again"))
         sums.append((sum(samples for samples, _ in bags), left_out))
     return sums
 
@@ -351,7 +353,7 @@ def prepare(
                     f"the statistics of {feature} have {statistics.size(feature)} components; "
                     f"{whose} has {embodiment.action_size} joints",
                     where=statistics.source["path"],
-                    fix="give the data set of this robot, or `bags` for the calibration bags' own statistics",
+                    hint="give a data set of this robot, or `bags` for the statistics of the calibration bags",
                 )
         policy.normalise_by(statistics)
     if statistics == BAGS:

@@ -125,24 +125,24 @@ class Calibration:
             ClpError: A file is missing or damaged, or another version of clp_ros wrote it.
         """
         path = Path(folder) / JSON_FILE
-        fix = "run clp calibrate again, or give the folder it wrote"
+        hint = "run `clp calibrate` again, or give the folder that it wrote"
         try:
-            document = read_json_object(path, fix)
+            document = read_json_object(path, hint)
             matrices = _read_matrices(Path(folder) / MATRICES_FILE)
         except FileNotFoundError as error:
-            raise ClpError("this is no calibration folder", where=error.filename, fix=fix) from None
+            raise ClpError("the folder is not a calibration", where=error.filename, hint=hint) from None
         except ClpError:
             raise
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, MemoryError) as error:
-            raise ClpError(f"the calibration cannot be read ({error})", where=folder, fix=fix) from error
+            raise ClpError(f"the calibration cannot be read ({error})", where=folder, hint=hint) from error
         try:
             modules = CalibrationDocument.model_validate(document).modules
             _check_matrices(modules, matrices)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            raise ClpError(f"not a calibration: {place(first)} {describe(first)}", where=path, fix=fix) from error
+            raise ClpError(f"not a calibration: {place(first)} {describe(first)}", where=path, hint=hint) from error
         except ValueError as error:
-            raise ClpError(f"the calibration is damaged ({error})", where=path, fix=fix) from error
+            raise ClpError(f"the calibration is damaged ({error})", where=path, hint=hint) from error
         meta = {name: value for name, value in document.items() if name != "schema_version"}
         meta["modules"] = {name: stack.model_dump(exclude=_SERIES) for name, stack in modules.items()}
         mse, cosine = (

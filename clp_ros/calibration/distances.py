@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far apart the hidden states of neighbouring layers are: the criteria that CKA is compared with."""
+"""Distances between the hidden states of adjacent layers: the criteria with which CKA is compared."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ import torch
 from clp_ros.calibration.hidden_states import checked_states
 from clp_ros.core.errors import ClpError
 
-_CHUNK_BYTES = 2**20  # a layer's float64 rows at a time: what stays in a cache is several times as fast
+_CHUNK_BYTES = 2**20  # of a layer's float64 rows at a time: rows that stay in the cache are several times as fast
 
 
 class AdjacentDistances:
-    """Mean squared error and cosine similarity between hidden states of neighbouring layers, the criteria CKA is
-    compared with (paper RQ2).
+    """Mean squared error and cosine similarity between the hidden states of adjacent layers (paper RQ2).
 
-    The squared error is the mean over all tokens and features of ``(H_{i+1} - H_i)^2``; the cosine the mean over all
-    tokens of the cosine between a token's two states. A zero vector's cosine is 0, but 1 with another zero vector.
+    The squared error is the mean of ``(H_{i+1} - H_i)^2`` over all tokens and features. The cosine is the mean over all
+    tokens of the cosine between a token's two states. The cosine of a zero vector is 0, but 1 with another zero vector.
 
     Args:
-        num_layers: Layers of the module, L, all of one width.
-        name: The module's name, for error messages.
-        device: Where the sums live. The device of the first update if not given.
+        num_layers: Number of layers L, all of one width.
+        name: The layer stack's name, for error messages.
+        device: Device of the sums; by default that of the first update.
     """
 
     def __init__(self, num_layers: int, *, name: str = "", device: str | torch.device | None = None) -> None:
@@ -61,7 +60,7 @@ class AdjacentDistances:
             difference = upper - lower
             either_zero = (lower_norm == 0) | (upper_norm == 0)
             both_zero = ((lower_norm == 0) & (upper_norm == 0)).double()
-            # Divided one after the other: the product of two norms can underflow.
+            # Divided by one norm after the other, because their product can underflow.
             units = torch.where(lower_norm == 0, 1, lower_norm), torch.where(upper_norm == 0, 1, upper_norm)
             cosine = torch.linalg.vecdot(lower, upper) / units[0] / units[1]
             self._sums[0, i] += torch.linalg.vecdot(difference, difference).sum() / lower.shape[1]
@@ -70,7 +69,7 @@ class AdjacentDistances:
 
     @torch.no_grad()
     def merge(self, other: AdjacentDistances) -> Self:
-        """Adds all tokens that ``other`` has seen, in place; ``other`` stays as it is."""
+        """Adds all tokens of ``other`` in place. ``other`` is not changed."""
         if other.num_layers != self.num_layers:
             raise ValueError("cannot merge distances of different numbers of layers")
         self._device = self._device or other._device
@@ -80,9 +79,9 @@ class AdjacentDistances:
 
     @torch.no_grad()
     def all_reduce(self, group: torch.distributed.ProcessGroup | None = None) -> Self:
-        """Adds up the sums of all processes of a torch.distributed group, in place and in every process.
+        """Adds the sums of all processes of a torch.distributed group, in place and in every process.
 
-        As with :meth:`clp_ros.calibration.similarity.LinearCKA.all_reduce`, some may have seen no token.
+        Some processes may have no tokens, as in :meth:`clp_ros.calibration.similarity.LinearCKA.all_reduce`.
         """
         import torch.distributed as dist
 
@@ -93,14 +92,14 @@ class AdjacentDistances:
         return self
 
     def mse(self) -> np.ndarray:
-        """Mean squared error of neighbours, (L-1,) float64; ClpError when no tokens were seen."""
+        """Mean squared error of adjacent layers, (L-1,) float64; ClpError if there were no tokens."""
         return self._mean(0)
 
     def cosine(self) -> np.ndarray:
-        """Mean cosine similarity of neighbours, (L-1,) float64; ClpError when no tokens were seen."""
+        """Mean cosine similarity of adjacent layers, (L-1,) float64; ClpError if there were no tokens."""
         return self._mean(1)
 
     def _mean(self, row: int) -> np.ndarray:
         if self.tokens == 0:
-            raise ClpError("no tokens were seen", where=self.name or None, fix="use more samples")
+            raise ClpError("no tokens were calibrated on", where=self.name or None, hint="use more samples")
         return (self._sums[row] / self.tokens).cpu().numpy()

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cross products of hidden states in half precision, computed in float32 and as good for CKA as float64's.
+"""Cross products of half-precision hidden states, computed in float32, with nearly the accuracy of float64 for CKA.
 
 Three things keep a CKA score within 1e-7 of float64's. Measured on random states, each alone is not enough.
 
 - The products are full float32 products. Where hardware rounds their factors to bfloat16 or TF32 first, every square
   gets an error that is never negative, and a score moves by 1e-6 to 1e-5. Splitting each factor into two bfloat16
   parts and summing three products leaves 1e-6.
-- Noise is added to the states, and taken away from the sums again (dither). Half-precision states far from zero have
-  few different values, and a sum of equal products repeats one rounding error thousands of times: up to 1e-6.
-- Heavy features are kept and multiplied with each other in float64. Where few features hold most of the variance, as
-  massive activations do, the error of a score is that of a few sums, or of the rounding of a single token; otherwise
-  the errors of thousands cancel.
+- Noise is added to the states and subtracted from the sums (dither). Half-precision states far from zero have few
+distinct values, and a sum of equal products repeats one rounding error thousands of times: up to 1e-6.
+- Heavy features are kept and multiplied with each other in float64. If few features have most of the variance (massive
+activations), the error of a score is that of a few sums, or of the rounding of a single token. Otherwise the errors of
+thousands of sums cancel.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from dataclasses import dataclass
 
 import torch
 
-# Products summed in float32. A CPU's library sums them in blocks of some hundred; a GPU's adds one after the other.
+# Number of products summed in float32. CPU libraries sum them in blocks of some hundred, GPU libraries one by one.
 _SUMMED = {"cpu": 4096}
 _SUMMED_ELSEWHERE = 512
 _CHUNK = 128  # tokens whose float64 copies stay in a cache
-_DITHER = 0.25  # deviation of the noise, in standard deviations of the feature
-# A feature is heavy from this share of the norm of all features' sums of squares on. Two features whose shares are a
-# and b account for at most 2ab of the squared norm that a score is made of, and a float32 sum of their products errs by
-# up to 1e-6 where one token is most of the sum.
+_DITHER = 0.25  # standard deviation of the noise, relative to that of the feature
+# A feature is heavy if its sum of squares has at least this share of the norm of all features' sums of squares. Two
+# features with shares a and b contribute at most 2ab to the squared norms of a score. A float32 sum of their products
+# has an error of up to 1e-6 if one token dominates the sum.
 _HEAVY = 1 / 64
-_MOST_HEAVY = 64  # the heaviest, where more reach that share, as in states without heavy features all may
+_MOST_HEAVY = 64  # only the heaviest are used if more reach that share, as in states of few features
 
 
 @dataclass
 class DitheredState:
-    """A layer's state, centred, and with noise.
+    """A layer's centred state with noise.
 
     Attributes:
-        state: (tokens, dim) float32; empty once no product needs it.
+        state: (tokens, dim) float32; empty after the last product that needs it.
         heavy: Indices of the heavy features.
-        heavy_state: (tokens, heavy features) float64: their columns of ``state``, not rounded.
+        heavy_state: (tokens, heavy features) float64: columns of ``state`` before rounding.
         mean: (dim,) float64, relative to the origin.
-        scale: (dim,) float64, of the noise.
+        scale: (dim,) float64, scale of the noise.
         along: (dim,) float64, the sum of the tokens of ``state``, weighted with the noise.
     """
 
@@ -55,15 +55,15 @@ class DitheredState:
 
 
 def noise(tokens: int, seed: int, device: torch.device) -> torch.Tensor:
-    """The noise of each token: (tokens,) float64, the same on every machine."""
+    """Returns the noise of each token: (tokens,) float64, the same on every machine."""
     return torch.randn(tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
 
 
 def dither(state: torch.Tensor, origin: torch.Tensor, noise: torch.Tensor) -> DitheredState:
-    """Centres a state in float64, so that a mean far above the deviations costs no digits, and adds noise.
+    """Centres a state in float64, so that a large mean costs no precision, and adds noise.
 
     All features of a token get the same noise in proportion to their standard deviations. A constant feature becomes
-    zero, exactly.
+    exactly zero.
 
     Args:
         state: (tokens, dim), in half precision.
@@ -100,7 +100,8 @@ def add_products(sums: torch.Tensor, left: DitheredState, right: DitheredState, 
         sums: (dim of the left, dim of the right) float64; added to.
         left: A layer.
         right: A layer.
-        blocks: Rows of ``sums``. Of each block only the columns from its first row's number on are defined.
+        blocks: Blocks of rows of ``sums``. In each block, only the columns from the index of its first row on are
+            defined.
     """
     exact = left.heavy[:, None], right.heavy
     expected = sums[exact].addmm_(left.heavy_state.T, right.heavy_state)
@@ -115,13 +116,13 @@ def add_products(sums: torch.Tensor, left: DitheredState, right: DitheredState, 
 def without_noise(
     parts: Sequence[DitheredState], noise: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What takes the noise out of the products again.
+    """Returns the terms that remove the noise from the products.
 
     With w the noise, v its scale and a = A'w, where A = X + wv' is dithered:
     X'X = A'A + |w|^2 (v - a / |w|^2) (v - a / |w|^2)' - a a' / |w|^2.
 
     Returns:
-        Of all layers side by side, each float64: the mean, the row whose outer product is added, and the row whose
+        Three float64 rows of all layers side by side: the mean, the row whose outer product is added, and the row whose
         outer product is subtracted.
     """
     mean, scale, along = (torch.cat([getattr(part, name) for part in parts]) for name in ("mean", "scale", "along"))
@@ -131,7 +132,7 @@ def without_noise(
 
 @contextmanager
 def full_products() -> Iterator[None]:
-    """Within the block, float32 matrices are multiplied as they are, whatever faster products others have allowed."""
+    """Multiplies float32 matrices in full precision in the block, even if other code has allowed faster products."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

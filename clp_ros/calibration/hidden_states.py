@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What sums over hidden states take: one finite tensor a layer, all on one device."""
+"""Checks hidden states before they are summed: one finite tensor for each layer, all on one device."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ HALF_DTYPES = (torch.bfloat16, torch.float16)
 def checked_states(
     hidden: Sequence[torch.Tensor], num_layers: int, name: str, device: torch.device | None, *, copy: bool
 ) -> tuple[list[torch.Tensor], torch.device]:
-    """The hidden states on one device, and that device; refuses what cannot be summed.
+    """Checks hidden states, and returns them on one device, with that device.
 
     Args:
-        hidden: One (tokens, dim) tensor a layer, of any float dtype.
-        num_layers: Layers of the module.
-        name: The module's name, for the error.
-        device: Where the sums live; None before the first.
-        copy: Whether they must be copies, for what is kept.
+        hidden: One (tokens, dim) tensor for each layer, of any float dtype.
+        num_layers: Number of layers of the stack.
+        name: The layer stack's name, for the error.
+        device: Device of the sums; None before the first update.
+        copy: Whether to copy the states, because they are kept.
 
     Raises:
-        ClpError: A hidden state holds NaN or infinity; it names the layer.
+        ClpError: A hidden state holds NaN or infinity. The message names the layer.
         ValueError: Wrong number of layers, shapes or dtypes.
     """
     if len(hidden) != num_layers:
@@ -46,8 +46,8 @@ def checked_states(
 
 
 def first_not_finite(states: Sequence[torch.Tensor]) -> int | None:
-    """Index of the first state that holds NaN or infinity, if any does."""
-    # A sum takes a hundredth of isfinite's time on a CPU. One that is not finite may only have been too large.
+    """Returns the index of the first state that holds NaN or infinity; None if all are finite."""
+    # On a CPU, a sum takes a hundredth of isfinite's time. The sum of finite values may overflow, so isfinite decides.
     sums = torch.stack([x.sum(dtype=torch.float32 if x.dtype in HALF_DTYPES else x.dtype).double() for x in states])
     for layer in (~sums.isfinite()).nonzero().flatten().tolist():
         if not states[layer].isfinite().all():
@@ -56,9 +56,9 @@ def first_not_finite(states: Sequence[torch.Tensor]) -> int | None:
 
 
 def not_finite(name: str, layer: int) -> ClpError:
-    """The error that a module's hidden state after a layer holds NaN or infinity."""
+    """Returns the error for a layer whose output holds NaN or infinity."""
     return ClpError(
-        "hidden state holds NaN or infinity",
+        "the hidden state holds NaN or infinity",
         where=f"{name} layer {layer}".strip(),
-        fix="calibrate in float32 (half precision overflows), or check the checkpoint's weights",
+        hint="calibrate in float32 (half precision overflows), or check the checkpoint's weights",
     )

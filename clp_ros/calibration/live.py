@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibration on frames that were drawn from a live robot."""
+"""Calibrates on frames drawn from a live robot."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def make_reservoir(
     statistics: Statistics | str | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> FrameReservoir:
-    """A reservoir of frames for a policy, which is given what it is calibrated with.
+    """Creates a reservoir of frames for a policy, and sets the policy's statistics and cameras.
 
     Args:
         policy: The policy.
         embodiment: The robot.
         samples: Number of frames.
-        seed: Draws them.
-        statistics: As :func:`clp_ros.calibration.calibrate.calibrate_bags` takes them; ``bags`` stands for those of all
-            usable control ticks that are heard.
+        seed: Seed of the draw.
+        statistics: As in :func:`clp_ros.calibration.calibrate.calibrate_bags`; ``bags`` means those of all usable
+            control ticks received.
         notify: Called with a sentence for each thing the user should know.
 
     Raises:
@@ -51,19 +51,19 @@ def calibrate_live(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
-    """Calibrates on the frames of a reservoir, which ends it.
+    """Calibrates on the frames of a reservoir, and ends its reception.
 
     Args:
         policy: The policy.
-        reservoir: From :func:`make_reservoir`.
+        reservoir: A result of :func:`make_reservoir`.
         task: The instruction.
-        seed: Each frame's noise and time.
+        seed: Seed of each frame's noise and time.
         progress: Called with (done, total) after each frame.
 
     Raises:
         ClpError: The reservoir is empty, an image cannot be decoded, or a hidden state is not finite.
     """
-    reservoir.end_episode()  # which may draw one frame more
+    reservoir.end_episode()  # this may draw one more frame
     if reservoir.steps is not None and reservoir.steps.states:
         normalise_by_steps(policy, reservoir.embodiment, [reservoir.steps])
     calibrator = Calibrator(policy, task, seed, reservoir.held)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How alike the hidden states of a module's layers are: linear CKA.
+"""Linear CKA between the hidden states of a layer stack.
 
-Over every token seen, from updates of any size; memory does not grow with the number of tokens.
+It is computed over all tokens, from updates of any size. Memory does not grow with the number of tokens.
 """
 
 from __future__ import annotations
@@ -21,43 +21,42 @@ from clp_ros.core.errors import ClpError
 
 _WORKSPACE_BYTES = 128 * 2**20  # float64 rows that one fold multiplies at a time
 _GRAM_ROWS = 512  # a block of Gram matrices is this many tokens square
-_LEAST_TOKENS = 1024  # folding fewer tokens at a time is bound by memory traffic, not by arithmetic
-_FLOAT32_TOKENS = 4096  # folded at a time by float32 products
-_TRIANGLE = 256  # columns: a layer's product with itself is symmetric, and computed in block rows from the diagonal on
+_LEAST_TOKENS = 1024  # with fewer tokens, folding is limited by memory bandwidth
+_FLOAT32_TOKENS = 4096  # tokens folded at a time with float32 products
+_TRIANGLE = (
+    256  # columns of a block row: of a layer's symmetric product with itself, only the upper block triangle is computed
+)
 
 
 class LinearCKA:
-    """Centred linear CKA between the hidden states of a module's layers (paper section 3, step 2 of the method).
+    """Centred linear CKA between the hidden states of a stack's layers (paper section 3, step 2 of the method).
 
     ``CKA(X, Y) = ||Y'X||_F^2 / (||X'X||_F ||Y'Y||_F)`` over column-centred ``X``, ``Y`` of all tokens together (the
-    biased estimate; averaging over batches would be another number). Layers may differ in width.
+    biased estimate; a mean over batches would differ). Layers may differ in width.
 
-    A state that is the same for every token carries no information: its CKA is 0 with any state that varies and 1 with
-    itself and any other constant state.
+    The CKA of a state that is equal for all tokens is 0 with any varying state, and 1 with any constant state.
 
-    Two ways to the same sums, both exact. While tokens are few they are kept as they came (a buffer of at most
-    ``buffer_bytes``), and ``||Y'X||_F^2`` is the inner product of two Gram matrices, computed block by block. Once the
-    buffer is full, or longer than where that way is the cheaper one, its tokens are folded into centred float64 cross
-    products ``X_i'X_j`` (Chan, Golub and LeVeque's update, so that a large common offset costs no digits), and so are
-    all that follow.
+    There are two exact ways to the same sums. Few tokens are kept in a buffer of at most ``buffer_bytes``, and
+    ``||Y'X||_F^2`` is the inner product of two Gram matrices, computed block by block. When the buffer is full, or the
+    other way is cheaper, the tokens are folded into centred float64 cross products ``X_i'X_j`` (Chan, Golub and
+    LeVeque's update, so that a large common offset costs no precision). All later tokens are folded as well.
 
-    With ``products="float32"`` states in half precision are folded faster: their products are computed in float32, and
-    summed in float32 over up to 4096 tokens and in float64 over these. Scores are then within 1e-7 of float64's, on
-    every processor (:mod:`clp_ros.calibration.half_products`). States of other dtypes are always multiplied in float64.
+    With ``products="float32"``, half-precision states are folded faster: products are computed in float32, summed in
+    float32 over up to 4096 tokens, and these sums in float64. Scores are within 1e-7 of float64's on every processor
+    (:mod:`clp_ros.calibration.half_products`). States of other dtypes are always multiplied in float64.
 
     Memory, with ``d_i`` the layers' widths: ``buffer_bytes`` and, once folded, ``8 sum(d_i d_j)`` bytes over the pairs
     (i <= j): ``4 L (L + 1) d^2`` for all pairs, ``8 (2 L - 1) d^2`` for adjacent ones; about 0.5 GiB of
     workspace at most. For 18 layers of 2048 that is 5.7 GB or 1.2 GB: ``scratch`` keeps it in a file instead.
 
     Args:
-        num_layers: Layers of the module, L.
-        pairs: ``"all"`` for the whole matrix, ``"adjacent"`` for neighbours only (fewer sums, less time).
+        num_layers: Number of layers L.
+        pairs: ``"all"`` for the whole matrix, ``"adjacent"`` for adjacent layers only (fewer sums, less time).
         products: ``"float64"``, or ``"float32"`` for the faster sums of half-precision states, as above.
-        name: The module's name, for error messages.
-        buffer_bytes: Folding begins with the update that makes buffered tokens take more (but not below 1024 tokens).
-        scratch: A folder for the cross products: they are memory-mapped from a nameless file there, not allocated.
-            Only for sums on the CPU.
-        device: Where the sums live. The device of the first update if not given.
+        name: The layer stack's name, for error messages.
+        buffer_bytes: Size of the buffer. Folding begins when the tokens need more, but not below 1024 tokens.
+        scratch: A folder in which the cross products are memory-mapped from an unnamed file. Only for sums on the CPU.
+        device: Device of the sums; by default that of the first update.
 
     Example:
         >>> import torch
@@ -93,18 +92,18 @@ class LinearCKA:
         self.buffer_bytes = buffer_bytes
         self._scratch = scratch
         self._device = None if device is None else torch.device(device)
-        self._columns: list[slice] = []  # of each layer, where all layers stand side by side
+        self._columns: list[slice] = []  # columns of each layer, with all layers side by side
         self._origin = torch.empty(0, dtype=torch.float64)  # (D,), D = sum of widths: the first token; see _rows
         self._buffer: list[list[torch.Tensor]] = [[] for _ in range(num_layers)]
         self._buffered = 0
         self._folded = 0
         self._mean = torch.empty(0, dtype=torch.float64)  # (D,), of the folded tokens, relative to the origin
-        # Of each layer i: (d_i, widths of its partners j >= i); of its product with itself the upper block triangle.
+        # For each layer i, (d_i, widths of the layers j >= i); of its product with itself, the upper block triangle.
         self._products: list[torch.Tensor] = []
 
     @property
     def tokens(self) -> int:
-        """Tokens seen."""
+        """Number of tokens added."""
         return self._folded + self._buffered
 
     @property
@@ -118,11 +117,11 @@ class LinearCKA:
         """Adds tokens.
 
         Args:
-            hidden: One (tokens, dim) tensor a layer, of any float dtype and device. They are copied, so what a hook
-                gave may be changed in place afterwards. The number of tokens may differ from update to update.
+            hidden: One (tokens, dim) tensor for each layer, of any float dtype and device. They are copied, so that the
+                model may change them afterwards. The number of tokens may differ between updates.
 
         Raises:
-            ClpError: A hidden state holds NaN or infinity (nothing is added then).
+            ClpError: A hidden state holds NaN or infinity. Nothing is added then.
             ValueError: Wrong number of layers, shapes or dtypes.
         """
         states, self._device = checked_states(hidden, self.num_layers, self.name, self._device, copy=True)
@@ -136,10 +135,10 @@ class LinearCKA:
 
     @torch.no_grad()
     def merge(self, other: LinearCKA) -> Self:
-        """Adds all tokens that ``other`` has seen, in place; ``other`` stays as it is.
+        """Adds all tokens of ``other`` in place. ``other`` is not changed.
 
         Raises:
-            ValueError: The two do not measure the same layers, widths or pairs.
+            ValueError: The two have different layers, widths or pairs.
         """
         if other is self:
             raise ValueError("cannot merge an accumulator with itself")
@@ -163,14 +162,14 @@ class LinearCKA:
 
     @torch.no_grad()
     def all_reduce(self, group: torch.distributed.ProcessGroup | None = None) -> Self:
-        """Merges the accumulators of all processes of a torch.distributed group, in place and in every process.
+        """Merges the sums of all processes of a torch.distributed group, in place and in every process.
 
-        Some processes may have seen no token. Where all tokens together are few enough to be kept, they are exchanged
-        as they are; otherwise the cross products are summed. The sums must live on a device that the group's backend
-        takes; a process that has seen no token must have been told which (``device``).
+        Some processes may have no tokens. If all tokens together fit into the buffer, they are exchanged; otherwise the
+        cross products are summed. The sums must be on a device that the group's backend supports. A process without
+        tokens needs the argument ``device``.
 
         Raises:
-            ValueError: The processes do not measure the same layers, widths or pairs.
+            ValueError: The processes have different layers, widths or pairs.
         """
         import torch.distributed as dist
 
@@ -196,7 +195,7 @@ class LinearCKA:
             self._exchange(buffered, group)
             return self
         self._fold()
-        # Only differences from a common origin are summed: a constant feature stays exactly constant.
+        # Only differences from a common origin are summed, so that a constant feature stays exactly constant.
         shift = (self._origin - origin) + self._mean
         count = torch.tensor([self._folded], dtype=torch.float64, device=self._device)
         mean = shift * count
@@ -210,7 +209,7 @@ class LinearCKA:
         return self
 
     def _exchange(self, buffered: Sequence[int], group: torch.distributed.ProcessGroup | None) -> None:
-        """Gives every process the buffered tokens of all, in the order of ranks."""
+        """Collects the buffered tokens of all processes in every process, in the order of ranks."""
         import torch.distributed as dist
 
         self._join()
@@ -228,21 +227,22 @@ class LinearCKA:
         self._join()
 
     def matrix(self) -> np.ndarray:
-        """CKA of all pairs of layers.
+        """Returns the CKA of all pairs of layers.
 
         Returns:
             (L, L) float64, symmetric, 1 on the diagonal, within [0, 1].
 
         Raises:
-            ClpError: Fewer than two tokens were seen.
-            ValueError: Made with ``pairs="adjacent"``.
+            ClpError: There are fewer than two tokens.
+            ValueError: The object was created with ``pairs="adjacent"``.
         """
         if self.pairs == "adjacent":
             raise ValueError("only adjacent pairs were asked for")
         return self._similarity()
 
     def adjacent(self) -> np.ndarray:
-        """CKA of neighbours: element i is CKA(H_i, H_{i+1}), (L-1,) float64; raises as :meth:`matrix`."""
+        """Returns the CKA of adjacent layers: element i is CKA(H_i, H_{i+1}), (L-1,) float64. Raises as
+        :meth:`matrix`."""
         return np.diagonal(self._similarity(), offset=1).copy()
 
     @property
@@ -250,7 +250,7 @@ class LinearCKA:
         return [s.stop - s.start for s in self._columns]
 
     def _partners(self, layer: int) -> slice:
-        """Columns of the layers that ``layer`` is multiplied with: itself and those after it."""
+        """Returns the columns of the layers with which ``layer`` is multiplied: itself and later ones."""
         last = self.num_layers - 1 if self.pairs == "all" else min(layer + 1, self.num_layers - 1)
         return slice(self._columns[layer].start, self._columns[last].stop)
 
@@ -259,11 +259,11 @@ class LinearCKA:
         self._columns = [slice(end - width, end) for width, end in zip(widths, ends, strict=True)]
         self._origin = origin
         self._mean = torch.zeros_like(origin)
-        # Gram matrices of n tokens cost about n^2 (sum of widths + pairs), folding them 2 n (sum of width products).
+        # Gram matrices of n tokens cost about n^2 (sum of widths + pairs), folding costs 2 n (sum of width products).
         products = sum(w * (self._partners(i).stop - self._partners(i).start) for i, w in enumerate(widths))
         self._gram_tokens = 2 * products // (sum(widths) + self.num_layers**2)
         if self.products == "float32":
-            self._gram_tokens //= 2  # folding is that much faster then
+            self._gram_tokens //= 2  # float32 folding is about twice as fast
 
     def _append(self, states: Sequence[Sequence[torch.Tensor]]) -> None:
         for layer, new in zip(self._buffer, states, strict=True):
@@ -284,10 +284,10 @@ class LinearCKA:
         return max(64, _WORKSPACE_BYTES // (8 * len(self._origin)))
 
     def _rows(self, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
-        """The buffered tokens from ``first`` on, relative to the origin, ``rows`` at a time: (rows, D) float64.
+        """Yields the buffered tokens from ``first`` on, relative to the origin, ``rows`` at a time: (rows, D) float64.
 
-        Relative to a token, because a constant feature is then exactly zero, whatever its value: a rounded mean would
-        leave noise, which CKA would take for information.
+        The origin is a token, so that a constant feature is exactly zero. A rounded mean would leave noise, and CKA
+        would compare the noise.
         """
         self._join()
         for start in range(first, self._buffered, rows):
@@ -302,7 +302,7 @@ class LinearCKA:
             layer[:] = [torch.cat(layer)] if len(layer) > 1 else layer
 
     def _combined_mean(self, mean: torch.Tensor, count: int) -> torch.Tensor:
-        """Takes ``count`` tokens of this mean into the folded mean; gives the row that corrects the products for it."""
+        """Adds ``count`` tokens of this mean to the folded mean, and returns the row that corrects the products."""
         total = self._folded + count
         delta = mean - self._mean
         row = delta * math.sqrt(self._folded * count / total)
@@ -341,10 +341,11 @@ class LinearCKA:
         self._buffered = 0
 
     def _fold_half(self, states: Sequence[torch.Tensor]) -> None:
-        """Folds states in half precision: see :mod:`clp_ros.calibration.half_products`."""
+        """Folds half-precision states: see :mod:`clp_ros.calibration.half_products`."""
         noise = half_products.noise(len(states[0]), self._folded, self._origin.device)
         parts: list[half_products.DitheredState] = []
-        # Layers side by side as in _partners, but only those that are multiplied with each other are held at a time.
+        # The layers are side by side as in _partners, but only those multiplied with each other are in memory at a
+        # time.
         for i, products in enumerate(self._products):
             for j, columns in enumerate(self._columns):
                 at = columns.start - self._columns[i].start
@@ -363,21 +364,21 @@ class LinearCKA:
         self._add_products(self._combined_mean(mean, len(states[0]))[None])
 
     def _gram_alignment(self) -> torch.Tensor:
-        """``||X_i'X_j||_F^2`` of the buffered tokens as inner products of Gram matrices: (L, L) float64."""
+        """Returns ``||X_i'X_j||_F^2`` of the buffered tokens as inner products of Gram matrices: (L, L) float64."""
         mean = sum(block.sum(dim=0) for block in self._rows(_GRAM_ROWS)) / self._buffered
         alignment = torch.zeros(self.num_layers, self.num_layers, dtype=torch.float64, device=self._device)
         for first in range(0, self._buffered, _GRAM_ROWS):
             left = None
             for right in self._rows(_GRAM_ROWS, first):
                 right -= mean
-                twice = left is not None  # a block off the diagonal stands for its mirror image too
+                twice = left is not None  # a block off the diagonal also counts for its mirror image
                 left = right if left is None else left
                 grams = torch.stack([left[:, c] @ right[:, c].T for c in self._columns]).flatten(1)
                 alignment += (2 if twice else 1) * (grams @ grams.T)
         return alignment
 
     def _product_alignment(self) -> torch.Tensor:
-        """``||X_i'X_j||_F^2`` of the folded tokens: (L, L) float64, zero for pairs that were not asked for."""
+        """Returns ``||X_i'X_j||_F^2`` of the folded tokens: (L, L) float64, zero for pairs that are not computed."""
         alignment = torch.zeros(self.num_layers, self.num_layers, dtype=torch.float64, device=self._device)
         for i, products in enumerate(self._products):
             partners = self._partners(i)
@@ -398,7 +399,7 @@ class LinearCKA:
     def _similarity(self) -> np.ndarray:
         if self.tokens < 2:
             raise ClpError(
-                f"CKA needs two tokens or more, not {self.tokens}", where=self.name or None, fix="use more samples"
+                f"CKA needs two tokens or more, not {self.tokens}", where=self.name or None, hint="use more samples"
             )
         if not self._products:
             alignment = self._gram_alignment().cpu().numpy()
@@ -406,7 +407,11 @@ class LinearCKA:
             self._fold()
             alignment = self._product_alignment().cpu().numpy()
         if not np.isfinite(alignment).all():
-            raise ClpError("hidden states are too large for float64 sums", where=self.name or None)
+            raise ClpError(
+                "the hidden states are too large for float64 sums",
+                where=self.name or None,
+                hint="check the checkpoint's weights",
+            )
         norms = np.sqrt(np.diagonal(alignment))
         constant = norms == 0
         norms[constant] = 1
@@ -417,12 +422,12 @@ class LinearCKA:
 
 
 def _zeros(shape: tuple[int, int], device: torch.device, scratch: str | Path | None) -> torch.Tensor:
-    """A float64 tensor of zeros, in memory or in a nameless file under ``scratch``."""
+    """Returns a float64 tensor of zeros, in memory or in an unnamed file under ``scratch``."""
     if scratch is None:
         return torch.zeros(shape, dtype=torch.float64, device=device)
     if device.type != "cpu":
         raise ValueError(f"scratch is for sums on the CPU, not on {device}")
-    # The mapping outlives the name: nothing is left behind, however the process ends.
+    # The mapping stays valid after the file's name is removed, so that no file remains, however the process ends.
     with tempfile.NamedTemporaryFile(dir=scratch) as file:
         flat = torch.from_file(file.name, shared=True, size=shape[0] * shape[1], dtype=torch.float64)
     return flat.view(shape)

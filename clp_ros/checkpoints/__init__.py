@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint folder: where it lies, headers, tensor names, manifest."""
+"""The files of a checkpoint folder: Hub cache, safetensors headers, tensor names, manifest."""
 
 import lazy_loader as _lazy
 

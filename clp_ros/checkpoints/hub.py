@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints by repository id: from the Hugging Face hub's cache, or downloaded where the hub can be reached."""
+"""Finds checkpoints by repository id, in the Hugging Face Hub's cache or by download."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from clp_ros.core.errors import ClpError, NotHereError
 
 _NAME = r"[A-Za-z0-9][\w.-]{0,95}"
 _REPOSITORY = re.compile(rf"(?P<id>{_NAME}/{_NAME})(@(?P<revision>[\w./-]+))?")
-# Never opened here, so not downloaded either.
+# Files that are never opened, and therefore not downloaded.
 _NOT_WANTED = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack", "*.onnx", "*.gguf"]
 # Fields of a checkpoint's JSON files that may name a repository which lerobot reads from when it loads the checkpoint.
 _NAMING_FIELDS = {"vlm_model_name", "tokenizer_name", "model_name", "tokenizer_assets_repo"}
-# How libraries word that they found a file neither in the cache nor on the hub.
+# What libraries write if a file is neither in the cache nor on the Hub.
 _HUB_WORDS = re.compile(
     r"connect|cached|offline|not a valid model identifier|can't load|outgoing traffic", re.IGNORECASE
 )
 
 
 def is_repository(given: str | os.PathLike[str]) -> bool:
-    """Whether this is ``owner/name`` or ``owner/name@revision``, and no path that exists here."""
+    """Whether this is ``owner/name`` or ``owner/name@revision``, and not an existing path."""
     return _REPOSITORY.fullmatch(os.fspath(given)) is not None and not os.path.lexists(given)
 
 
 def local_folder(given: str | os.PathLike[str]) -> Path:
     """The folder of a checkpoint that is given as a folder or as a repository id.
 
-    A path that exists here is meant as a path. A repository that is whole in the hub's cache is not asked for again.
+    An existing path takes precedence. A repository that is complete in the cache is not downloaded again.
 
     Args:
         given: A folder, ``owner/name`` or ``owner/name@revision`` (a branch, a tag or a commit).
 
     Raises:
-        ClpError: It is a repository id, and the repository is neither whole in the cache nor can be downloaded.
+        ClpError: The repository is not complete in the cache and cannot be downloaded.
     """
     if not is_repository(given):
         return Path(given)
     match = _REPOSITORY.fullmatch(os.fspath(given))
-    assert match is not None  # is_repository looked
+    assert match is not None  # is_repository has matched it
     repository, revision = match["id"], match["revision"]
     cached = _cached(repository, revision)
     if cached is not None and _is_whole(cached):
@@ -56,40 +56,44 @@ def local_folder(given: str | os.PathLike[str]) -> Path:
         folder = Path(snapshot_download(repository, revision=revision, ignore_patterns=_NOT_WANTED))
     except errors.GatedRepoError as error:
         raise ClpError(
-            "the repository is gated", where=given, fix=f"accept its terms, hf auth login, {command}"
+            "the repository is gated",
+            where=given,
+            hint=f"accept its terms on the Hub, then run `hf auth login` and `{command}`",
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise ClpError(f"the repository has no revision {revision!r}", where=given, fix="check the revision") from error
+        raise ClpError(
+            f"the repository has no revision {revision!r}", where=given, hint="check the revision"
+        ) from error
     except errors.RepositoryNotFoundError as error:
         raise ClpError(
-            "neither a folder here nor a repository on the hub that you may read",
+            "neither a local folder nor a Hub repository that you can read",
             where=given,
-            fix="check the path or the id; for a private repository, hf auth login",
+            hint="check the path or the id; for a private repository, run `hf auth login`",
         ) from error
-    except Exception as error:  # the hub's own, httpx's, and the system's: what all of them mean is that it is not here
+    except Exception as error:  # errors of the Hub, httpx or the system: the repository is not here
         raise _not_cached(given, state, command) from error
-    if not _is_whole(folder) and cached is not None:  # offline, the library gives what there is
+    if not _is_whole(folder) and cached is not None:  # offline, the library returns an incomplete snapshot
         raise _not_cached(given, state, command)
     return folder
 
 
 def _not_cached(given: str | os.PathLike[str], state: str, command: str) -> NotHereError:
     return NotHereError(
-        f"there is no such folder, and the repository is {state} in the hub's cache and cannot be downloaded now",
+        f"no such folder; the repository is {state} in the Hub's cache and cannot be downloaded now",
         where=given,
-        fix=command,
+        hint=f"run `{command}` where there is internet access",
     )
 
 
 def _cached(repository: str, revision: str | None = None) -> Path | None:
-    """The repository's snapshot in the cache, whole or not; None where there is none."""
+    """Returns the repository's snapshot in the cache, complete or not; None if there is none."""
     try:
         from huggingface_hub import errors, snapshot_download
     except ModuleNotFoundError as error:
         raise NotHereError(
-            "there is no such folder; reading a repository needs huggingface_hub",
+            "no such folder; to read a Hub repository, huggingface_hub is needed",
             where=repository,
-            fix="pip install huggingface_hub, or give a folder",
+            hint="run `pip install huggingface_hub`, or give a folder",
         ) from error
     try:
         return Path(snapshot_download(repository, revision=revision, local_files_only=True))
@@ -98,7 +102,7 @@ def _cached(repository: str, revision: str | None = None) -> Path | None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a snapshot holds a config and all weights: other programs download single files into the same cache."""
+    """Whether a snapshot has a config and all weights. Other programs download single files into the same cache."""
     if not (folder / "config.json").is_file():
         return False
     if (folder / "model.safetensors").is_file():
@@ -111,10 +115,10 @@ def _is_whole(folder: Path) -> bool:
 
 
 def missing_repository(error: Exception, *documents: Mapping[str, Any]) -> NotHereError | None:
-    """The repository whose absence made loading fail, as an error that names it; None where that was not the cause.
+    """Returns an error that names the missing repository; None if loading failed for another reason.
 
     Args:
-        error: What a library raised.
+        error: The library's exception.
         *documents: The checkpoint's JSON files, which name the repositories it needs.
     """
     text = str(error)
@@ -123,13 +127,13 @@ def missing_repository(error: Exception, *documents: Mapping[str, Any]) -> NotHe
     if not absent or not (named or _HUB_WORDS.search(text)):
         return None
     return NotHereError(
-        f"the checkpoint needs {(named or absent)[0]}, which is not in the hub's cache and cannot be downloaded now",
-        fix=f"hf download {(named or absent)[0]}",
+        f"the checkpoint needs {(named or absent)[0]}, which is not in the Hub's cache and cannot be downloaded now",
+        hint=f"run `hf download {(named or absent)[0]}`",
     )
 
 
 def _repositories(document: Any) -> Iterator[str]:
-    """Repository ids in the fields of a JSON file that lerobot loads something by."""
+    """Yields the repository ids in those fields of a JSON file from which lerobot loads."""
     if isinstance(document, list):
         for item in document:
             yield from _repositories(item)

@@ -12,7 +12,7 @@ from itertools import count
 from clp_ros.checkpoints.layer_stack import LayerStack
 from clp_ros.core.errors import ClpError
 
-_FIX = "give a complete copy of the checkpoint"
+_HINT = "give a complete copy of the checkpoint"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ class LayerKeys:
             if name.startswith(head):
                 match = number.fullmatch(name, len(head))
                 if match is None:
-                    raise ClpError(f"tensor {name[:200]} names no layer of {module.name}", where=self._where, fix=_FIX)
+                    raise ClpError(
+                        f"tensor {name[:200]} has no layer number of {module.name}", where=self._where, hint=_HINT
+                    )
                 return LayerKey(module.name, int(match[1]), match[2])
         return None
 
@@ -101,16 +103,16 @@ def _check_numbering(module: LayerStack, found: Mapping[int, object], where: obj
         raise ClpError(
             f"config.json gives {module.name} {module.layers} layers, but the weights hold {present}",
             where=where,
-            fix=_FIX,
+            hint=_HINT,
         )
     if present < module.layers:
-        raise ClpError(f"layer {present} of {module.name} is missing", where=where, fix=_FIX)
+        raise ClpError(f"layer {present} of {module.name} is missing", where=where, hint=_HINT)
     if len(found) > module.layers:
         extra = min(layer for layer in found if layer >= module.layers)
         raise ClpError(
-            f"{module.name} holds layer {extra}, but config.json gives it {module.layers} layers",
+            f"the weights hold layer {extra} of {module.name}, but config.json gives it {module.layers} layers",
             where=where,
-            fix="give the config.json that was saved with these weights",
+            hint="give the config.json that was saved with these weights",
         )
 
 
@@ -123,11 +125,13 @@ def _check_peers(module: LayerStack, peers: Mapping[int, Mapping[str, tuple[int,
     for layer, tensors in peers.items():
         place = f"layer {layer} of {module.name}"
         if missing := sorted(usual.keys() - tensors.keys()):
-            raise ClpError(f"{place} lacks {missing[0]}, which its peers have", where=where, fix=_FIX)
+            raise ClpError(f"{place} lacks {missing[0]}, which the other layers have", where=where, hint=_HINT)
         for rest, shape in tensors.items():
             if rest not in usual:
-                raise ClpError(f"{place} holds {rest}, which its peers lack", where=where, fix=_FIX)
+                raise ClpError(f"{place} holds {rest}, which the other layers lack", where=where, hint=_HINT)
             if shape != usual[rest]:
                 raise ClpError(
-                    f"{place} has {rest} of shape {list(shape)}, its peers {list(usual[rest])}", where=where, fix=_FIX
+                    f"{place} has {rest} of shape {list(shape)}, the other layers {list(usual[rest])}",
+                    where=where,
+                    hint=_HINT,
                 )

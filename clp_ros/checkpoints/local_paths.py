@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paths in a checkpoint's JSON files that lead to what the checkpoint itself holds."""
+"""Rewrites paths in a checkpoint's JSON files that lead into the checkpoint's own folder."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import Any
 
 
 def moved(name: str, inside: str, folder: Path) -> str:
-    """A path to the checkpoint's own sub-folder ``inside``, as it is in ``folder``.
+    """Returns the path of the sub-folder ``inside`` of ``folder``, if ``name`` leads to the checkpoint's own
+    sub-folder.
 
-    A hub id, or a path to something kept elsewhere, is the user's own and stays.
+    A Hub id, or a path elsewhere, is returned unchanged.
     """
     return str(folder / inside) if Path(name).is_absolute() and Path(name).name == inside else name
 
 
 def move_tokenizer(documents: Mapping[str, dict[str, Any]], inside: str, folder: Path) -> None:
-    """Lets the preprocessor find its tokenizer, in place, in the checkpoint's own sub-folder ``inside``."""
+    """Makes the preprocessor load its tokenizer from the checkpoint's own sub-folder ``inside``. Changes
+    ``documents``."""
     for step in documents.get("policy_preprocessor.json", {}).get("steps", []):
         if step.get("registry_name") == "tokenizer_processor":
             step["config"]["tokenizer_name"] = moved(step["config"]["tokenizer_name"], inside, folder)

@@ -105,16 +105,18 @@ def read_manifest(path: Path, family: str, layers: dict[str, int]) -> dict[str, 
     Raises:
         ClpError: It is not a manifest, or that of another checkpoint.
     """
-    fix = f"give the {path.name} that was written with these weights, or delete it"
-    raw = read_json_object(path, fix)
+    hint = f"give the {path.name} that was written with these weights, or delete it"
+    raw = read_json_object(path, hint)
     try:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise ClpError(f"not a manifest: {place(first)} {describe(first)}", where=path, fix=fix) from error
+        raise ClpError(f"not a manifest: {place(first)} {describe(first)}", where=path, hint=hint) from error
     kept = {name: len(record.kept) for name, record in manifest.modules.items()}
     if manifest.family != family or kept != layers:
         raise ClpError(
-            f"it describes a {manifest.family} of {kept} layers, not {family} of {layers}", where=path, fix=fix
+            f"the manifest describes a {manifest.family} of {kept} layers, not a {family} of {layers}",
+            where=path,
+            hint=hint,
         )
     return raw

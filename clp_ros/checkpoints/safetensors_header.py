@@ -23,7 +23,7 @@ from clp_ros.core.json_object import parse_json_object
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 _LENGTH_BYTES = 8
 _METADATA = "__metadata__"
-_FIX = "give an undamaged copy of the file"
+_HINT = "give an undamaged copy of the file"
 
 # Bits an element takes, by safetensors' dtype names (safetensors 0.8).
 DTYPE_BITS: Mapping[str, int] = {
@@ -80,20 +80,20 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise ClpError("not a regular file", where=path, fix=_FIX)
+        raise ClpError("not a regular file", where=path, hint=_HINT)
     size = status.st_size
     with path.open("rb") as file:
         length_field = file.read(_LENGTH_BYTES)
         if len(length_field) < _LENGTH_BYTES:
-            raise ClpError(f"the file is truncated: {size} bytes hold no header length", where=path, fix=_FIX)
+            raise ClpError(f"the file is truncated: {size} bytes are too few for a header", where=path, hint=_HINT)
         refuse_lfs_pointer(length_field, path)
         length = int.from_bytes(length_field, "little")
         if length > MAX_HEADER_BYTES:
-            raise ClpError(f"the header claims {length} bytes, above {MAX_HEADER_BYTES}", where=path, fix=_FIX)
+            raise ClpError(f"the header has {length} bytes, more than {MAX_HEADER_BYTES}", where=path, hint=_HINT)
         data_start = _LENGTH_BYTES + length
         if data_start > size:
-            raise ClpError(f"the file is truncated: {size} bytes hold no header of {length}", where=path, fix=_FIX)
-        header = parse_json_object(file.read(length), f"header of {path}", _FIX)
+            raise ClpError(f"the file is truncated: it has {size} bytes, its header {length}", where=path, hint=_HINT)
+        header = parse_json_object(file.read(length), f"header of {path}", _HINT)
 
     metadata = header.pop(_METADATA, None) or {}
     _check_by_library(path, header, data_start, size)
@@ -127,7 +127,7 @@ def encode_header(
 
 
 def _check_by_library(path: Path, header: Mapping[str, Any], data_start: int, size: int) -> None:
-    """Lets the safetensors library check types, names of dtypes, sizes, and that the tensors lie without gaps.
+    """Checks types, names of dtypes, sizes, and that there are no gaps, with the safetensors library.
 
     Raises:
         ClpError: The library refuses the file.
@@ -139,17 +139,17 @@ def _check_by_library(path: Path, header: Mapping[str, Any], data_start: int, si
             pass
     except SafetensorError as error:
         what = str(error).removeprefix("Error while deserializing header: ")
-        if "not fully covered" in what:  # all else is sound: the file ends elsewhere than its last tensor
+        if "not fully covered" in what:  # only the end of the file is wrong
             spare = size - data_start - max((entry["data_offsets"][1] for entry in header.values()), default=0)
             what = f"{spare} bytes belong to no tensor" if spare > 0 else f"the file is truncated by {-spare} bytes"
-        raise ClpError(what, where=path, fix=_FIX) from error
+        raise ClpError(what, where=path, hint=_HINT) from error
 
 
 def _tensor(name: str, entry: Mapping[str, Any], data_start: int, path: Path) -> TensorInfo:
     if not name or "/" in name or "\\" in name or ".." in name or not name.isprintable():
-        raise ClpError(f"the tensor name {_short(name)} looks like a path or is no text", where=path, fix=_FIX)
+        raise ClpError(f"the tensor name {_short(name)} looks like a path or is not text", where=path, hint=_HINT)
     if entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ClpError(f"tensor {name} has more fields than dtype, shape and data_offsets", where=path, fix=_FIX)
+        raise ClpError(f"tensor {name} has more fields than dtype, shape and data_offsets", where=path, hint=_HINT)
     start, end = entry["data_offsets"]
     return TensorInfo(path.name, entry["dtype"], tuple(entry["shape"]), data_start + start, data_start + end)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a checkpoint's tensors are those of the model that its config.json describes."""
+"""Checks that a checkpoint's tensors are those of the model that config.json describes."""
 
 from __future__ import annotations
 
@@ -24,26 +24,28 @@ def check_tensors(
         where: The checkpoint, for the error.
 
     Raises:
-        ClpError: A tensor is missing, not the model's, or of another shape.
+        ClpError: A tensor is missing, unknown to the model, or of another shape.
     """
     wanted = model.state_dict(keep_vars=True)
     for name, stored in names.items():
         if name not in wanted:
             raise ClpError(
-                f"tensor {stored!r} is not one of the model's", where=where, fix="config.json does not fit it"
+                f"the model has no tensor {stored!r}",
+                where=where,
+                hint="give the config.json that was saved with these weights",
             )
         if tuple(wanted[name].shape) != tuple(shapes[stored]):
             raise ClpError(
                 f"tensor {stored!r} has shape {tuple(shapes[stored])}, the model's has {tuple(wanted[name].shape)}",
                 where=where,
-                fix="config.json does not fit the weights",
+                hint="give the config.json that was saved with these weights",
             )
-    # Tied tensors are stored once; the model shows them under each of their names.
+    # Tied tensors are stored once, but the model lists them under each of their names.
     held = {id(wanted[name]) for name in names}
     missing = [name for name in wanted if id(wanted[name]) not in held]
     if missing:
         raise ClpError(
             f"tensor {missing[0]!r} is missing ({len(missing)} in all)",
             where=where,
-            fix="config.json does not fit the weights",
+            hint="give the config.json that was saved with these weights",
         )

@@ -30,12 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for this
             raise
-        fix = "use --device cpu, or a GPU with more memory, of which nothing else uses any"
-        print(f"error: {ClpError(str(error).splitlines()[0], where='the GPU', fix=fix)}", file=sys.stderr)  # noqa: T201
+        hint = "use --device cpu, or a GPU with more free memory"
+        print(f"error: {ClpError(str(error).splitlines()[0], where='the GPU', hint=hint)}", file=sys.stderr)  # noqa: T201
         return 1
     except OSError as error:  # a disk too full, a file taken away: not ours to foresee, but the user's to mend
-        fix = "check the files and the room on the disk"
-        print(f"error: {ClpError(error.strerror or repr(error), where=error.filename, fix=fix)}", file=sys.stderr)  # noqa: T201
+        hint = "check the files and the free space on the disk"
+        print(f"error: {ClpError(error.strerror or repr(error), where=error.filename, hint=hint)}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
 
@@ -58,6 +58,10 @@ def run(arguments: Sequence[str] | None = None) -> None:
         options.output = output.resolve()
     if processes.world_size() > 1 and options.name != "calibrate":
         with processes.together():  # the first process alone prints it
-            raise ClpError(f"clp {options.name} runs in one process", fix="start it without torchrun or accelerate")
+            raise ClpError(
+                "the command runs in one process",
+                where=f"clp {options.name}",
+                hint="start it without torchrun or accelerate",
+            )
     with using_threads(getattr(options, "threads", 0)):
         options.call(options)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands: each makes a job's Request of its options, runs the job, and prints the Result."""
+"""The commands. Each creates a job's Request from its options, runs the job, and prints the Result."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _print_result(options: argparse.Namespace, result: Result, print_text: Calla
 
 
 def calibrate(options: argparse.Namespace) -> None:
-    """Replays bags through a policy, in each of the processes there are, and compares its layers."""
+    """Replays bags through a policy, in all processes, and compares its layers."""
     from clp_ros.jobs import calibrate
 
     request = _request(calibrate.CalibrateRequest, options)
@@ -91,7 +91,7 @@ def prune(options: argparse.Namespace) -> None:
 
 
 def print_removal(result: PruneResult, output: object) -> None:
-    """Prints what was removed, or would be."""
+    """Prints which layers were removed or would be removed."""
     before, after = result.parameters["before"], result.parameters["after"]
     for name, layers in result.removed.items():
         print_line(f"{name}: removed {', '.join(map(str, layers)) or 'nothing'}; {result.layers[name]} layers left")
@@ -102,7 +102,7 @@ def print_removal(result: PruneResult, output: object) -> None:
 
 
 def inspect(options: argparse.Namespace) -> None:
-    """Shows a checkpoint's modules, or a calibration's scores."""
+    """Shows a checkpoint's layer stacks, or a calibration's scores."""
     from clp_ros.jobs import inspect
 
     result = inspect.run(_request(inspect.InspectRequest, options))
@@ -145,7 +145,7 @@ def make_checkpoint(options: argparse.Namespace) -> None:
 
 
 def print_made(result: MakeCheckpointResult, size: str) -> None:
-    """Prints what was made."""
+    """Prints the new checkpoint's path and size."""
     print_line(f"{result.family}, {size}: {result.parameters / 1e6:.2f} M random parameters in {result.output}")
 
 
@@ -158,7 +158,7 @@ def verify(options: argparse.Namespace) -> None:
 
 
 def print_verification(result: VerifyResult, checkpoint: object) -> None:
-    """Prints what was found."""
+    """Prints the results of the checks."""
     from clp_ros.policies.base import raw_values
 
     pruned = f"its manifest holds (source: {result.source})" if result.pruned else "it was never pruned"
@@ -178,7 +178,7 @@ def simulate(options: argparse.Namespace) -> None:
         from clp_ros.nodes import simulation
     except ModuleNotFoundError as error:
         raise ClpError(
-            "simulating needs ROS 2", where=error.name, fix="source a ROS 2 environment, or install its wheels"
+            "the simulation needs ROS 2", where=error.name, hint="source a ROS 2 environment, or install its wheels"
         ) from error
     given = {
         name: getattr(options, name) for name in ("embodiment", "tf_prefix", "seed", "rate", "camera_rate", "pictures")
@@ -207,7 +207,7 @@ def print_recording(result: RecordResult, output: object) -> None:
 
 
 def demo(options: argparse.Namespace) -> None:
-    """All of it on the recorded demonstration."""
+    """Runs all steps on the recorded demonstration."""
     from clp_ros.cli.demo import run_demo
 
     run_demo(options.output, options.overwrite)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints the demo: its steps, each with its result and the time it took."""
+"""Runs the demo and prints each step with its result and duration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clp_ros.jobs import benchmark, calibrate, demo, make_checkpoint, prune, ver
 from clp_ros.jobs.progress import Progress
 from clp_ros.jobs.request import Request
 
-# By request: its command, and the field that the command takes without an option's name.
+# By request: its command, and the field that is a positional argument of the command.
 _COMMANDS: dict[type[Request], tuple[str, str]] = {
     make_checkpoint.MakeCheckpointRequest: ("make-checkpoint", ""),
     calibrate.CalibrateRequest: ("calibrate", ""),
@@ -22,7 +22,7 @@ _COMMANDS: dict[type[Request], tuple[str, str]] = {
     verify.VerifyRequest: ("verify", "checkpoint"),
     benchmark.BenchmarkRequest: ("benchmark", "checkpoints"),
 }
-# Fields whose option has another name.
+# Fields whose options have other names.
 _OPTIONS = {"bags": "bag"}
 
 
@@ -57,7 +57,7 @@ class _Steps(Progress):
 
 
 def command_words(request: Request) -> list[str]:
-    """The words after ``clp`` that ask for the same as a request of one of the demo's steps."""
+    """Returns the command line after ``clp`` that is equivalent to a request of a demo's step."""
     command, given = _COMMANDS[type(request)]
     words = [command]
     for field, value in request:

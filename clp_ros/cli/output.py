@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What commands print: lines, tables, one JSON object, and how far long work has come."""
+"""Prints lines, tables, JSON and progress for the commands."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 def print_line(text: str) -> None:
     """Prints a line."""
-    # Not through rich, which would break paths over lines and take brackets in them for its own.
+    # rich is not used, because it would wrap paths and interpret brackets as markup.
     print(text)  # noqa: T201
 
 
 def print_warning(text: str) -> None:
-    """Prints a line on stderr about what works, but perhaps not as it was meant."""
+    """Prints a warning on stderr."""
     print(f"warning: {text}", file=sys.stderr)  # noqa: T201
 
 
 def counted(number: int, noun: str) -> str:
-    """``1 frame``, ``2 frames``."""
+    """Returns number and noun, such as ``1 frame`` or ``2 frames``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
@@ -35,7 +35,7 @@ def print_json(document: Any) -> None:
 
 
 def print_plan(plan: Any) -> None:
-    """Prints what would be removed, and why."""
+    """Prints which layers would be removed, and their scores."""
     from clp_ros.report.tables import layers_table
 
     console = stdout_console()
@@ -53,23 +53,23 @@ def print_plan(plan: Any) -> None:
 
 
 def print_notes(plan: Any) -> None:
-    """Prints what is to be known of a plan."""
+    """Prints the notes of a plan."""
     for note in plan.notes:
         print_line(f"note: {note}")
 
 
 def stdout_console() -> Console:
-    """Where tables go."""
+    """Returns the console for tables, on stdout."""
     from rich.console import Console
 
     return Console()
 
 
 class Bars(Progress):
-    """Shows each stage that counts something as a progress bar on stderr, where that is a terminal.
+    """Shows each stage with a unit as a progress bar on stderr, if stderr is a terminal.
 
     Args:
-        notes: Whether notes are printed, as they come.
+        notes: Whether to print notes immediately.
     """
 
     def __init__(self, notes: bool = False) -> None:
@@ -88,12 +88,12 @@ class Bars(Progress):
         self._bar = None
 
     def stage(self, title: str, unit: str = "") -> None:
-        """Closes the bar of the stage before, and opens one where the stage counts something."""
+        """Closes the bar of the previous stage, and opens one if the stage has a unit."""
         from tqdm import tqdm
 
         self._close()
         if unit:
-            # disable=None: where stderr is no terminal.
+            # With disable=None, tqdm shows no bar if stderr is not a terminal.
             self._bar = tqdm(desc=title, unit=unit, unit_scale=unit == "B", disable=None, leave=False)
 
     def advance(self, done: int, total: int) -> None:
@@ -103,17 +103,17 @@ class Bars(Progress):
             self._bar.update(done - self._bar.n)
 
     def note(self, text: str) -> None:
-        """Prints it."""
+        """Prints the note."""
         if self._notes:
             print_line(f"note: {text}")
 
     def warn(self, text: str) -> None:
-        """Prints it on stderr."""
+        """Prints the warning on stderr."""
         print_warning(text)
 
 
 class Status(Progress):
-    """Shows what is being done as a line on stderr, where that is a terminal."""
+    """Shows the current stage as a line on stderr, if stderr is a terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -131,6 +131,6 @@ class Status(Progress):
             self._status.stop()
 
     def stage(self, title: str, unit: str = "") -> None:
-        """Shows it."""
+        """Shows the stage."""
         if self._status is not None:
             self._status.update(title)

@@ -25,6 +25,7 @@ from clp_ros.control.schedule_state import ChunkPlan, Joined, Plan, ScheduleStat
 from clp_ros.control.spline_tracking import ORDER, Head, knots, positions_at, stop, track
 from clp_ros.control.start_and_end import check_return, first_head, tail_steps
 from clp_ros.core.errors import ClpError
+from clp_ros.core.renamed import renamed
 
 Mode = Literal["replace", "ensemble", "rtc"]
 MODES: tuple[Mode, ...] = ("replace", "ensemble", "rtc")
@@ -67,10 +68,6 @@ class ScheduleSettings:
 
 class LateError(ClpError):
     """All steps of a chunk have passed when it could be sent."""
-
-
-Late = LateError
-"""Old name of :class:`LateError`; it goes with the next release."""
 
 
 class ChunkSchedule:
@@ -265,7 +262,7 @@ class ChunkSchedule:
         limits = self.limits
         positions = np.asarray(positions, dtype=np.float64)
         if positions.ndim != 2 or not len(positions) or positions.shape[1] != len(limits.names):
-            raise ClpError(f"a chunk of shape {positions.shape} for a robot of {len(limits.names)} joints")
+            raise ClpError(f"the chunk has the shape {positions.shape}, but the robot has {len(limits.names)} joints")
         if not np.isfinite(positions).all():
             raise ClpError("the chunk is not finite")
         return Chunk(np.clip(positions, limits.lower, limits.upper), observed_ns, self._period_ns)
@@ -295,13 +292,13 @@ class ChunkSchedule:
         spline = Spline(now_ns, self._period_ns, np.repeat(resting, ORDER, axis=0))
         return ScheduleState(reference, spline, outside=outside)
 
-    def _check_distance(self, distance: np.ndarray, words: str, fix: str, lag_s: float = 0.0) -> None:
+    def _check_distance(self, distance: np.ndarray, words: str, hint: str, lag_s: float = 0.0) -> None:
         """Checks a distance against the allowed deviation.
 
         Args:
             distance: (joints,), rad or m.
             words: The error's text, with ``{}`` for the distance.
-            fix: The error's hint.
+            hint: What the user can do.
             lag_s: The distance at the velocity limit in this time is allowed in addition, in seconds.
 
         Raises:
@@ -314,7 +311,7 @@ class ChunkSchedule:
         raise ClpError(
             f"{words.format(f'{distance[joint]:.3f}')}, max_deviation allows {allowed[joint]:.3g}",
             where=self.limits.names[joint],
-            fix=fix,
+            hint=hint,
         )
 
     def _tracked(
@@ -345,3 +342,6 @@ class ChunkSchedule:
                 raise
             return self._tracked(chunks[-1:], head, feasible, splice_ns)
         return coefficients, deviation, chunks
+
+
+__getattr__ = renamed(__name__, {"Late": "control.chunk_schedule:LateError"})

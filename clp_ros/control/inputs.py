@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from clp_ros.core.renamed import renamed
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.observation import NotReadyError, Observation, ObservationBuffer
 
@@ -37,10 +38,6 @@ class IncompleteError(Exception):
     def __init__(self, missing: list[NotReadyError]) -> None:
         super().__init__("; ".join(str(one) for one in missing))
         self.missing = missing
-
-
-Incomplete = IncompleteError
-"""Old name of :class:`IncompleteError`; it goes with the next release."""
 
 
 @dataclass(frozen=True)
@@ -280,3 +277,6 @@ class LiveInputs:
     @property
     def _topics(self) -> tuple[str, ...]:
         return tuple(self._buffer.embodiment.topics)
+
+
+__getattr__ = renamed(__name__, {"Incomplete": "control.inputs:IncompleteError"})

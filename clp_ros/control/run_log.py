@@ -41,7 +41,7 @@ class RunLog:
             self._file = self.path.open("a", encoding="utf-8", buffering=1)
         except OSError as error:
             raise ClpError(
-                f"the log cannot be written ({error.strerror})", where=self.path, fix="give another log_folder"
+                f"the log cannot be written ({error.strerror})", where=self.path, hint="give another log_folder"
             ) from error
 
     def write(self, event: str, time_ns: int, **values: Any) -> None:

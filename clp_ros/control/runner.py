@@ -184,9 +184,9 @@ class ChunkRunner:
             if self._watchdog.scaling_s is None:
                 self._watchdog.scaling_s = time.monotonic()
             raise ClpError(
-                f"a speed scaling of {100 * scaling:g} %",
+                f"the speed scaling is {100 * scaling:g} %",
                 where=self._embodiment.name,
-                fix="publish 0 to 100, or take speed_scaling out of the embodiment",
+                hint="publish 0 to 100, or take speed_scaling out of the embodiment",
             )
         scaling = min(scaling, 1.0)
         self._scaling = scaling

@@ -14,6 +14,7 @@ import numpy as np
 
 from clp_ros.control.reference import Reference
 from clp_ros.core.errors import ClpError
+from clp_ros.core.renamed import renamed
 from clp_ros.robots.embodiment import Embodiment
 
 # A joint without an acceleration limit brakes from its velocity limit to rest in this time, in seconds.
@@ -89,10 +90,6 @@ class OutsideError(ClpError):
     """A joint reports a position outside its limits."""
 
 
-Outside = OutsideError
-"""Old name of :class:`OutsideError`; it goes with the next release."""
-
-
 @dataclass(frozen=True)
 class Excess:
     """How much a reference exceeds the velocity and acceleration limits.
@@ -138,7 +135,7 @@ def check(reference: Reference, limits: Limits) -> None:
     """
     for what in (reference.positions, reference.velocities):
         if what.shape[1] != len(limits.names):
-            raise ClpError(f"a trajectory of {what.shape[1]} joints for a robot of {len(limits.names)}")
+            raise ClpError(f"the trajectory has {what.shape[1]} joints, but the robot has {len(limits.names)}")
         if not np.isfinite(what).all():
             name = limits.names[int(np.argwhere(~np.isfinite(what))[0][1])]
             raise ClpError("the trajectory is not finite", where=name)
@@ -183,5 +180,8 @@ def check_measured(measured: np.ndarray, limits: Limits) -> None:
             f"the robot reports {measured[joint]:.3f}, outside [{limits.lower[joint]:g}, {limits.upper[joint]:g}] "
             f"by more than {slack[joint]:g}",
             where=limits.names[joint],
-            fix="bring the joint back, or see whether limits, units and tolerance are this robot's",
+            hint="bring the joint back, or check the embodiment's limits, units and tolerance",
         )
+
+
+__getattr__ = renamed(__name__, {"Outside": "control.safety:OutsideError"})

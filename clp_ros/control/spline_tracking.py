@@ -230,7 +230,7 @@ def track(
         band[off, : len(folded) - off] = np.diagonal(folded, off)
     factor, info = dpbtrf(band, lower=1)
     if info:
-        raise ClpError("the program of a chunk cannot be solved")
+        raise ClpError("the quadratic program of a chunk cannot be solved")
     right = _folded((wanted - matrix @ begins).T, head).T
     unknown, _ = dpbtrs(factor, right, lower=1)
     found = begins + _unfolded(unknown, head, count)

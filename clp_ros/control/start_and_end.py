@@ -70,9 +70,9 @@ def check_return(beyond: np.ndarray, started_ns: int, chunk: Chunk, limits: Limi
     if beyond.any() and started_ns > chunk.last_ns:
         joint = int(np.argmax(np.abs(beyond) / limits.velocity))
         raise ClpError(
-            f"it is {abs(beyond[joint]):.3f} outside its limits, and a chunk is too short to come back slowly",
+            f"the joint is {abs(beyond[joint]):.3f} outside its limits, and a chunk is too short to come back slowly",
             where=limits.names[joint],
-            fix="bring the joint back",
+            hint="bring the joint back",
         )
 
 

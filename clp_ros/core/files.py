@@ -32,9 +32,9 @@ def refuse_lfs_pointer(start: bytes, where: object) -> None:
     """
     if start.startswith(b"version https://git-lfs"[: len(start)]) and len(start) >= 8:
         raise ClpError(
-            "this is a Git LFS pointer, not the file itself",
+            "the file is a Git LFS pointer, not the content",
             where=where,
-            fix="git lfs pull in the clone, or hf download the repository",
+            hint="run `git lfs pull` in the clone, or `hf download` of the repository",
         )
 
 
@@ -47,11 +47,11 @@ def check_output_folder(target: Path, overwrite: bool = False) -> None:
     """
     if target.is_dir() and os.path.ismount(target):
         # A mounted volume, as in a container, cannot be replaced in one step.
-        raise ClpError("the output is a mount point", where=target, fix="give a folder inside it")
+        raise ClpError("the output folder is a mount point", where=target, hint="give a folder inside it")
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise ClpError("the output is not a folder", where=target, fix="give another --output")
+        raise ClpError("the output is a file, not a folder", where=target, hint="give another --output")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise ClpError("the output folder is not empty", where=target, fix="give another --output, or --overwrite")
+        raise ClpError("the output folder is not empty", where=target, hint="give another --output, or add --overwrite")
 
 
 def check_apart(target: Path, inputs: Iterable[Path]) -> None:
@@ -66,7 +66,7 @@ def check_apart(target: Path, inputs: Iterable[Path]) -> None:
         output, source = Path(way(target)), Path(way(given))
         if output.is_relative_to(source) or source.is_relative_to(output):
             raise ClpError(
-                f"the output lies in {given} or around it", where=target, fix="give an --output apart from it"
+                f"the output folder is inside {given} or contains it", where=target, hint="give an --output outside"
             )
 
 
@@ -94,7 +94,7 @@ def atomic_folder(target: str | os.PathLike[str], overwrite: bool = False) -> It
         temporary, lock = _locked_temporary(target)
     except OSError as error:
         raise ClpError(
-            f"cannot write here ({error.strerror})", where=target.parent, fix="give another --output"
+            f"the folder cannot be written ({error.strerror})", where=target.parent, hint="give another --output"
         ) from error
     try:
         yield temporary

@@ -11,16 +11,16 @@ from typing import Any
 from clp_ros.core.errors import ClpError
 from clp_ros.core.files import refuse_lfs_pointer
 
-_FIX = "give an undamaged copy of the file"
+_HINT = "give an undamaged copy of the file"
 
 
-def parse_json(text: bytes, where: object, fix: str = _FIX) -> Any:
+def parse_json(text: bytes, where: object, hint: str = _HINT) -> Any:
     """Parses JSON.
 
     Args:
         text: UTF-8 JSON.
         where: What it was read from, for the error.
-        fix: What the user can do about a fault.
+        hint: What the user can do about a fault.
 
     Raises:
         ClpError: Not UTF-8, not JSON, or a key that occurs twice (readers silently keep one or the other).
@@ -33,7 +33,7 @@ def parse_json(text: bytes, where: object, fix: str = _FIX) -> Any:
         parsed = dict(pairs)
         if len(parsed) != len(pairs):
             repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
-            raise ClpError(f"the JSON key {repeated!r} occurs twice", where=where, fix=fix)
+            raise ClpError(f"the JSON key {repeated!r} occurs twice", where=where, hint=hint)
         return parsed
 
     try:
@@ -41,17 +41,17 @@ def parse_json(text: bytes, where: object, fix: str = _FIX) -> Any:
     except ClpError:
         raise
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError, JSONDecodeError, absurdly long or nested ones
-        raise ClpError(f"not valid JSON ({error})", where=where, fix=fix) from error
+        raise ClpError(f"not valid JSON ({error})", where=where, hint=hint) from error
 
 
-def parse_json_object(text: bytes, where: object, fix: str = _FIX) -> dict[str, Any]:
+def parse_json_object(text: bytes, where: object, hint: str = _HINT) -> dict[str, Any]:
     """Parses one JSON object. See :func:`parse_json`; anything but an object is a ClpError too."""
-    parsed = parse_json(text, where, fix)
+    parsed = parse_json(text, where, hint)
     if not isinstance(parsed, dict):
-        raise ClpError(f"not a JSON object but {type(parsed).__name__}", where=where, fix=fix)
+        raise ClpError(f"not a JSON object but {type(parsed).__name__}", where=where, hint=hint)
     return parsed
 
 
-def read_json_object(path: Path, fix: str = _FIX) -> dict[str, Any]:
+def read_json_object(path: Path, hint: str = _HINT) -> dict[str, Any]:
     """Reads a file that holds one JSON object. See :func:`parse_json_object`."""
-    return parse_json_object(path.read_bytes(), path, fix)
+    return parse_json_object(path.read_bytes(), path, hint)

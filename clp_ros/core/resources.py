@@ -30,5 +30,7 @@ def resource_path(relative: str | Path) -> Path:
         if (path := root / relative).exists():
             return path
     raise ClpError(
-        f"clp_ros ships no {relative}", where=package, fix="give a path of your own, or install clp_ros again, in full"
+        f"the installed package has no {relative}",
+        where=package,
+        hint="give a path of your own, or install clp_ros again",
     )

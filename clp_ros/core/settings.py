@@ -60,17 +60,17 @@ def load_settings[SettingsT: Settings](path: Path, schema: type[SettingsT]) -> S
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
-        raise ClpError("no such file", where=path, fix="check the path") from None
+        raise ClpError("no such file", where=path, hint="check the path") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = f"line {mark.line + 1}: {getattr(error, 'problem', error)}" if mark else error
-        raise ClpError(f"is not YAML ({problem})", where=path, fix="correct it") from error
+        raise ClpError(f"the file is not YAML ({problem})", where=path, hint="correct the syntax") from error
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
-        raise ClpError(f"cannot be read ({error})", where=path, fix="give a YAML file in UTF-8") from error
+        raise ClpError(f"the file cannot be read ({error})", where=path, hint="give a YAML file in UTF-8") from error
     except RecursionError:
-        raise ClpError("is nested too deeply", where=path, fix="start from a file under config/") from None
+        raise ClpError("the file is nested too deeply", where=path, hint="start from a file under config/") from None
     if not isinstance(document, dict):
-        raise ClpError("does not hold a mapping", where=path, fix="start from a file under config/")
+        raise ClpError("the file does not hold a mapping", where=path, hint="start from a file under config/")
     try:
         return schema.model_validate(document)
     except ValidationError as error:
@@ -84,8 +84,8 @@ def _fault(error: ValidationError, path: Path, schema: type[Settings]) -> ClpErr
     if first["type"] == "extra_forbidden":
         name = str(first["loc"][-1])
         known = _keys_at(schema, first["loc"][:-1])
-        return ClpError(f"unknown key {key!r}", where=path, fix=did_you_mean(name, known))
-    return ClpError(f"key {key!r}: {describe(first)}", where=path, fix="see the comments in the files under config/")
+        return ClpError(f"unknown key {key!r}", where=path, hint=did_you_mean(name, known))
+    return ClpError(f"key {key!r}: {describe(first)}", where=path, hint="read the comments in the files under config/")
 
 
 def _keys_at(schema: Any, location: tuple[Any, ...]) -> list[str]:
@@ -121,4 +121,6 @@ def find_settings(name_or_path: str | Path, folder: str, kind: str) -> Path:
     known = {path.stem: path for path in resource_path(f"config/{folder}").glob("*.yaml")}
     if text in known:
         return known[text]
-    raise ClpError(f"unknown {kind} {text!r}", fix=f"{did_you_mean(text, list(known))}, or give a .yaml file")
+    raise ClpError(
+        f"unknown {kind} {text!r}", where=kind, hint=f"{did_you_mean(text, list(known))}, or give a .yaml file"
+    )

@@ -29,7 +29,7 @@ def set_threads(number: int) -> int | None:
     global _default
     if number < 0:
         raise ClpError(
-            f"threads is {number}", fix="give a number of threads, or 0 for as many as torch takes by itself"
+            f"the number is {number}", where="threads", hint="give a number of threads, or 0 for PyTorch's default"
         )
     if not number and _default is None:
         return None

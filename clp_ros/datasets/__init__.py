@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Episodes of a bag: observations on control ticks, each with the actions that followed."""
+"""Episodes of bags: observations on control ticks with the following actions."""
 
 import lazy_loader as _lazy
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Actions out of the topics that an embodiment declares: what is commanded at a control tick."""
+"""Reads actions from the topics that an embodiment declares: the command at each control tick."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from clp_ros.robots.topics import JOINT_STATE_TYPE, JOINT_TRAJECTORY_TYPE
 from clp_ros.robots.trajectory_controller import Command, Point, RejectedError, TrajectoryController
 
 State = Callable[[int], np.ndarray]
-"""The state vector at a time, in the policy's units; raises NotReadyError where it is not known."""
+"""Returns the state vector at a time, in the policy's units. Raises NotReadyError if it is unknown."""
 
 
 class CommandBuffer:
-    """Holds the newest commands of an embodiment's action topics and gives the action at a control tick.
+    """Keeps the newest commands of an embodiment's action topics, and returns the action at a control tick.
 
-    Messages and ticks come in the order of time: a tick is asked for when all messages received by then were added, and
-    no other.
+    Calls are in the order of time: before a tick, exactly the messages received by then are added.
 
     Args:
-        embodiment: The robot, whose source of actions is ``topics``.
-        measured: The state measured at a time. The first trajectory of a controller begins there.
+        embodiment: The robot; its source of actions is ``topics``.
+        measured: Returns the measured state at a time, where the first trajectory of a controller begins.
 
     Attributes:
         dropped: Number of messages not used, by (topic, reason).
@@ -58,11 +57,11 @@ class CommandBuffer:
                 self._sources[name] = ArrayCommands(joints)
 
     def add(self, topic: str, message: Any, receive_ns: int) -> None:
-        """Takes one message in. One that cannot be used, or that a controller refuses, is counted in :attr:`dropped`.
+        """Adds one message. Messages that are unusable, or that a controller refuses, are counted in :attr:`dropped`.
 
         Raises:
-            ClpError: The messages have no header whose stamp could be used, its clock is another one than the receive
-                stamps', or it jumped.
+            ClpError: The messages have no header stamp, or their clock jumped or differs from that of the receive
+                stamps.
         """
         for name, entry in self._entries.items():
             if entry.topic != topic:
@@ -70,18 +69,18 @@ class CommandBuffer:
             try:
                 reason = self._sources[name].add(message, receive_ns)
             except ClpError as error:
-                raise ClpError(error.what, where=topic, fix=error.fix) from None
+                raise error.at(topic) from None
             if reason is not None:
                 self.dropped[topic, reason] += 1
 
     def at(self, tick_ns: int) -> tuple[np.ndarray, dict[str, int]]:
-        """The action at a tick, and the stamp of the message each part comes from.
+        """Returns the action at a tick, and the stamps of the messages that it comes from.
 
         Returns:
             (action_size,) float32, in the policy's units; and nanoseconds, by topic.
 
         Raises:
-            NotReadyError: A topic gives none.
+            NotReadyError: A topic has no command.
         """
         action = np.empty(self._embodiment.action_size)
         stamps: dict[str, int] = {}
@@ -95,7 +94,7 @@ class CommandBuffer:
 
 
 class JointStateCommands:
-    """The positions of a leader arm, whose JointStates may each hold some of its joints.
+    """The positions of a leader arm. Each of its JointStates may have some of the joints.
 
     Args:
         entry: The topic.
@@ -111,23 +110,23 @@ class JointStateCommands:
         self._by_header = entry.sync.stamp == "header"
 
     def add(self, message: Any, receive_ns: int) -> str | None:
-        """Takes a JointState, or says why it cannot be used.
+        """Adds a JointState, or returns why it cannot be used.
 
         Raises:
-            ClpError: Its clock is another one than the receive stamps', or jumped.
+            ClpError: The clock of its stamps jumped, or differs from that of the receive stamps.
         """
         stamp = header_stamp_ns(message) if self._by_header else receive_ns
         if stamp is None:
-            raise ClpError("messages have no header", fix="set its sync stamp to receive")
+            raise ClpError("messages have no header", hint="set sync.stamp of the topic to receive")
         try:
             part, positions = self.source.selector.select(message)
         except ClpError as error:
-            return str(error)
+            return error.what
         return None if self.source.add(stamp, part, positions, receive_ns) else "out of order"
 
 
 class ArrayCommands:
-    """Arrays of one position a joint, as a forward_command_controller takes them.
+    """Arrays with one position for each joint, as a forward_command_controller expects them.
 
     Args:
         joints: Those it commands, in the order of the data.
@@ -142,7 +141,7 @@ class ArrayCommands:
         self._scale = np.array([joint.scale for joint in joints])
 
     def add(self, message: Any, receive_ns: int) -> str | None:
-        """Takes an array, or says why it cannot be used."""
+        """Adds an array, or returns why it cannot be used."""
         values = np.array(message.data, dtype=float)
         if values.shape != self._scale.shape:
             return f"a Float64MultiArray has {len(values)} values for {len(self._scale)} joints"
@@ -153,21 +152,21 @@ class ArrayCommands:
 
 
 class TrajectoryCommands:
-    """What a joint_trajectory_controller commands at a time, of the messages it was sent.
+    """The commands of a joint_trajectory_controller, computed from the trajectories that it was sent.
 
-    The newest message replaces the one before it when it is received. It begins at its header's stamp, or when it is
-    received where that is 0 or the topic's stamp is ``receive``. Between two points the controller joins positions by a
-    line, a cubic or a quintic polynomial; up to the first point it begins at what it commanded when the message came,
-    which is the measured state for the first message; after the last point it stays there.
+    A message replaces the previous one when it is received. It begins at its header stamp; or at its receive time, if
+    the header stamp is 0 or the topic's stamp is ``receive``. The controller interpolates between points by a line, a
+    cubic or a quintic polynomial. Before the first point, it interpolates from its command at the receive time; for the
+    first message, from the measured state. After the last point, it stays there.
 
     Args:
         entry: The topic.
         joints: Those it commands.
-        measured: The state measured at a time.
+        measured: Returns the measured state at a time.
 
     Attributes:
-        source: Itself: what is commanded is computed when it is asked for.
-        start_ns: When the trajectory that is followed began, nanoseconds.
+        source: This object, because commands are computed on demand.
+        start_ns: Start of the current trajectory, nanoseconds.
     """
 
     def __init__(self, entry: ActionTopic, joints: Sequence[CommandedJoint], measured: State) -> None:
@@ -184,11 +183,11 @@ class TrajectoryCommands:
 
     @property
     def newest(self) -> int | None:
-        """When the trajectory that is followed ends, nanoseconds; None before the first."""
+        """End of the current trajectory, nanoseconds; None before the first."""
         return self._end_ns
 
     def add(self, message: Any, receive_ns: int) -> str | None:
-        """Takes a JointTrajectory, or says why the controller refuses it."""
+        """Adds a JointTrajectory, or returns why the controller refuses it."""
         stamp = header_stamp_ns(message) if self._by_header else 0
         start_ns = stamp or receive_ns
         if start_ns - receive_ns > MAX_LAG_NS:
@@ -207,9 +206,9 @@ class TrajectoryCommands:
         return None
 
     def at(self, tick_ns: int) -> tuple[int, np.ndarray] | None:
-        """What is commanded at a tick: (stamp, (joints,) float64 in the policy's units); None where that is not known.
+        """Returns the command at a tick: (stamp, (joints,) float64 in the policy's units); None if it is unknown.
 
-        The stamp is the tick as long as the trajectory is followed, and its end from then on.
+        The stamp is the tick during the trajectory, and the trajectory's end afterwards.
         """
         if self._controller is None or self._end_ns is None:
             return None
@@ -219,14 +218,14 @@ class TrajectoryCommands:
         return min(tick_ns, self._end_ns), (positions - self._offset) / self._scale
 
     def missing(self, tick_ns: int) -> tuple[str, str] | None:
-        """Why nothing is known at a tick, where a trajectory has come."""
+        """Returns why the command at a tick is unknown, although a trajectory was received."""
         if self._end_ns is None:
             return None
         reason = "its first trajectory has not reached its first point, and the state when it came is not known"
         return reason, "before the first point of its first trajectory"
 
     def oldest(self, tick_ns: int) -> tuple[None, None]:
-        """Nobody's, and no lag: a trajectory's stamp says when it begins, not when it was sent."""
+        """Returns no joint and no lag: a trajectory's stamp is its start, not the time of sending."""
         return None, None
 
     def _resting(self, receive_ns: int) -> TrajectoryController:
@@ -234,7 +233,7 @@ class TrajectoryCommands:
             positions = self._offset + self._scale * self._measured(receive_ns)[self._indices].astype(float)
         except NotReadyError:
             positions = np.full(len(self._names), np.nan)
-        # What a recorded controller allowed is not known: what it followed should not be left out.
+        # The recorded controller's settings are unknown, so nothing that it may have followed is refused.
         return TrajectoryController(
             self._names, positions, allow_partial_joints_goal=True, allow_nonzero_velocity_at_trajectory_end=True
         )

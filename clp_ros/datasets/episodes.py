@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recorded episode as a training set sees it: observations on control ticks, each with the actions that followed."""
+"""Reads recorded episodes as training data: observations on control ticks with the following actions."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ class Frame:
     """One frame of an episode.
 
     Attributes:
-        observation: What the policy sees, and the stamp of each input.
-        actions: (chunk, action_size) float32: the actions at its control tick and those that follow, in the policy's
-            units. Their source is the embodiment's: the state measured a tick later, or the topics' commands.
-        action_is_pad: (chunk,) bool: True after the episode's end or where the action is not known; ``actions`` repeats
-            the last known one there, or the state.
-        action_stamps: Stamp of the message that the first action comes from, nanoseconds, by topic; empty where it is
-            the next state.
-        piece: Number of the piece of the recording, from 0: a new one begins where all topics were silent for more than
-            a second.
+        observation: The policy's inputs, and the stamp of each.
+        actions: (chunk, action_size) float32: the actions from its control tick on, in the policy's units. Their source
+            is that of the embodiment: the state measured a tick later, or the topics' commands.
+        action_is_pad: (chunk,) bool: True after the episode's end, or for an unknown action. There, ``actions`` repeats
+            the last known action, or the state.
+        action_stamps: Stamps of the messages of the first action, nanoseconds, by topic; empty if it is the next state.
+        piece: Number of the piece of the recording, from 0. A new piece begins after a second without messages on any
+            topic.
     """
 
     observation: Observation
@@ -47,11 +46,11 @@ class Frame:
 
 
 class LeftOut:
-    """Frames left out because an image of theirs cannot be decoded; many are an error.
+    """Counts the frames that are left out because an image cannot be decoded. Too many are an error.
 
     Args:
-        frames: Number of frames drawn, over all episodes. A tenth of them may be left out, and one in any case but the
-            only one.
+        frames: Number of frames drawn, over all episodes. A tenth of them may be left out, and one if there are two or
+            more.
 
     Attributes:
         dropped: Number of frames left out, by "topic: reason".
@@ -65,29 +64,29 @@ class LeftOut:
         """Leaves a frame out.
 
         Args:
-            error: Why its image cannot be decoded.
+            error: The reason why its image cannot be decoded.
             where: The recording.
 
         Raises:
-            ClpError: Too many are; it says why.
+            ClpError: Too many frames are left out.
         """
         self.dropped[f"{error.where}: {error.what}"] += 1
         count = self.dropped.total()
         if count > max(self._frames // 10, min(1, self._frames - 1)):
             what = f"{count} of {self._frames} frames cannot be decoded: " if count > 1 else ""
             place = error.where if where is None else f"{where}, {error.where}"
-            raise ClpError(what + error.what, where=place, fix=error.fix) from error
+            raise error.at(place, before=what) from error
 
 
 @dataclass
 class Steps:
-    """The states at an episode's usable control ticks, for statistics over all of them.
+    """Collects the states at an episode's usable control ticks, for statistics.
 
     Attributes:
         period_ns: Time between control ticks, nanoseconds.
         ticks: Ascending within an episode, nanoseconds.
-        states: (action_size,) float32 a tick, in the policy's units.
-        commands: Likewise; empty where the action is the next state.
+        states: (action_size,) float32 for each tick, in the policy's units.
+        commands: As ``states``; empty if the action is the next state.
     """
 
     period_ns: int
@@ -96,7 +95,7 @@ class Steps:
     commands: list[np.ndarray] = field(default_factory=list)
 
     def add(self, tick_ns: int, state: np.ndarray, command: np.ndarray | None = None) -> None:
-        """Takes the state at a tick, and the action where topics command it."""
+        """Adds the state at a tick, and the action if topics command it."""
         self.ticks.append(tick_ns)
         self.states.append(state)
         if command is not None:
@@ -104,9 +103,9 @@ class Steps:
 
     @property
     def actions(self) -> list[np.ndarray]:
-        """The action at each tick: the command, or the state at the next tick, where that one follows.
+        """Returns the action at each tick: the command, or the state at the next tick if the next tick is usable.
 
-        The states, where no tick follows another.
+        If no two ticks are consecutive, returns the states.
         """
         if self.commands:
             return self.commands
@@ -115,10 +114,10 @@ class Steps:
 
 
 class TickCounts:
-    """What of an episode was not used.
+    """Counts the used and unused ticks and messages of an episode.
 
     Attributes:
-        usable: Number of control ticks at which every input, and the action, was there.
+        usable: Number of control ticks with all inputs and the action.
         unusable: Number of control ticks that cannot be used, by "topic: reason".
         dropped: Number of messages not used, by "topic: reason".
     """
@@ -136,10 +135,10 @@ class TickCounts:
         self._reasons[kind] = missing
 
     def finish(self, reader: BagReader, sampler: Sampler, usable: int) -> None:
-        """Takes the counts at an episode's end.
+        """Completes the counts at an episode's end.
 
         Raises:
-            ClpError: No tick could be used; it says why.
+            ClpError: No tick could be used. The message has the most frequent reason.
         """
         dropped = Counter(
             {(topic, "cannot be deserialized"): count for topic, count in reader.dropped.items() if count}
@@ -154,10 +153,10 @@ class TickCounts:
 
 @dataclass
 class EpisodeTicks:
-    """What one pass over an episode found.
+    """The control ticks found in one pass over an episode.
 
     Attributes:
-        usable: Control ticks at which every input is there, nanoseconds, int64.
+        usable: Control ticks with all inputs, nanoseconds, int64.
         unusable: Number of control ticks that cannot be used, by "topic: reason".
         dropped: Number of messages not used, by "topic: reason".
     """
@@ -168,42 +167,42 @@ class EpisodeTicks:
 
 
 def check_topics(reader: BagReader, embodiment: Embodiment) -> None:
-    """Refuses a bag that lacks one of an embodiment's topics, or has it with another type or nothing that can be read.
+    """Refuses a bag in which a topic of the embodiment is missing, unreadable or of another type.
 
-    Other topics do not matter, whatever they hold.
+    Other topics are ignored.
 
     Raises:
-        ClpError: It does; it names the topic.
+        ClpError: A topic is missing, unreadable or of another type. The message names it.
     """
     for topic, kind in embodiment.demonstration_topics.items():
         found = reader.topics.get(topic)
         if found is None:
             raise ClpError(
-                f"topic {topic} is not in the bag", where=reader.path, fix=did_you_mean(topic, list(reader.topics))
+                f"topic {topic} is not in the bag", where=reader.path, hint=did_you_mean(topic, list(reader.topics))
             )
         reader.check_readable(topic)
         if found.type != kind:
             raise ClpError(
-                f"topic {topic} is a {found.type}, the embodiment says {kind}",
+                f"topic {topic} has the type {found.type}, but the embodiment needs {kind}",
                 where=reader.path,
-                fix=type_advice(kind, found.type),
+                hint=type_advice(kind, found.type),
             )
         if not found.count:
-            raise ClpError(f"topic {topic} has no messages", where=reader.path, fix="record it again")
+            raise ClpError(f"topic {topic} has no messages", where=reader.path, hint="record it again")
 
 
 def replay(
     reader: BagReader, sampler: Sampler, listen: Mapping[str, Callable[[Message], None]] | None = None
 ) -> Iterator[Tick]:
-    """Plays a bag into a sampler, and stops at every control tick: the sampler holds what had been received by then.
+    """Adds a bag's messages to a sampler, and yields every control tick, when all messages received by then are added.
 
     Args:
         reader: The bag.
-        sampler: Takes its messages.
-        listen: Called with the messages of further topics, as they come; they pass no ticks.
+        sampler: The sampler.
+        listen: Called with the messages of further topics, which cause no ticks.
 
     Raises:
-        ClpError: See :meth:`Sampler.add`; it names the bag.
+        ClpError: See :meth:`Sampler.add`. The message names the bag.
     """
     topics, listen = sampler.embodiment.demonstration_topics, listen or {}
     for message in reader.messages([*topics, *listen]):
@@ -215,7 +214,7 @@ def replay(
         try:
             sampler.add(message.topic, message.data, message.receive_ns)
         except ClpError as error:
-            raise ClpError(error.what, where=f"{reader.path}, {error.where}", fix=error.fix) from None
+            raise error.at(f"{reader.path}, {error.where}") from None
     yield from sampler.end()
 
 
@@ -225,18 +224,18 @@ def usable_ticks(
     progress: Callable[[int], None] | None = None,
     steps: Steps | None = None,
 ) -> EpisodeTicks:
-    """Finds the control ticks of an episode at which every input is there, and the action where topics command it.
+    """Finds the control ticks of an episode with all inputs, and with the action if topics command it.
 
     Decodes no image.
 
     Args:
         reader: The episode.
         embodiment: The robot it was recorded with.
-        progress: Called with each control tick, nanoseconds; what it raises ends the search.
-        steps: Takes the state, and the commanded action, at each tick found.
+        progress: Called with each control tick, nanoseconds. An exception that it raises ends the search.
+        steps: Collects the state, and the commanded action, at each tick found.
 
     Raises:
-        ClpError: The bag lacks a topic, its clock jumps, or no tick can be used; it says why.
+        ClpError: The bag lacks a topic, its clock jumps, or no tick can be used.
     """
     check_topics(reader, embodiment)
     sampler, usable = Sampler(embodiment), []
@@ -268,7 +267,7 @@ def _no_tick(
     return ClpError(
         f"no control tick has all inputs: {reason}",
         where=f"{reader.path}, {topic}",
-        fix="correct or loosen this topic in the embodiment, or record again",
+        hint="correct or loosen this topic in the embodiment, or record again",
     )
 
 
@@ -281,23 +280,23 @@ def read_episode(
     left_out: LeftOut | None = None,
     listen: Mapping[str, Callable[[Message], None]] | None = None,
 ) -> Iterator[Frame]:
-    """Reads an episode frame by frame, in one pass over the bag: a frame for each control tick that can be used.
+    """Reads an episode frame by frame in one pass over the bag, one frame for each usable control tick.
 
-    Images are decoded when their frame is asked for, and at most ``chunk`` frames are held: memory does not grow with
-    the bag, and a slow consumer slows the reading down.
+    Images are decoded on demand, and at most ``chunk`` frames are kept: memory does not grow with the bag, and reading
+    is as slow as the consumer.
 
     Args:
         reader: The episode.
         embodiment: The robot it was recorded with.
         chunk: Number of actions a frame carries.
-        counts: Takes what was used and what was not, and is complete at the end.
+        counts: Counts used and unused ticks and messages; complete at the end.
         left_out: See :func:`read_frames`; by default a tenth of the bag's ticks may be left out.
-        listen: Called with the messages of further topics, by topic, as they come in the same pass. A frame comes out
-            up to ``chunk`` ticks after the messages that were received with it.
+        listen: By topic, called with the messages of further topics in the same pass. A frame is yielded up to
+            ``chunk`` ticks after the messages received at its time.
 
     Raises:
-        ClpError: At once: the bag lacks a topic. While reading: its clock jumps; an image cannot be decoded, see
-            :meth:`LeftOut.add`; or, at the end, no tick could be used.
+        ClpError: At the call, the bag lacks a topic. While reading, its clock jumps, or too many images cannot be
+            decoded (see :meth:`LeftOut.add`). At the end, no tick could be used.
     """
     check_topics(reader, embodiment)
     counts = TickCounts() if counts is None else counts
@@ -308,7 +307,7 @@ def read_episode(
 def read_frames(
     reader: BagReader, embodiment: Embodiment, ticks: Sequence[int], chunk: int, left_out: LeftOut | None = None
 ) -> Iterator[Frame]:
-    """Reads the frames at given control ticks, in their order. Holds at most ``chunk`` steps of the bag at a time.
+    """Reads the frames at given control ticks, in their order, with at most ``chunk`` steps of the bag in memory.
 
     A frame with an image that cannot be decoded is left out, where these are few.
 
@@ -317,18 +316,18 @@ def read_frames(
         embodiment: The robot it was recorded with.
         ticks: Ascending control ticks that :func:`usable_ticks` found, nanoseconds.
         chunk: Number of actions a frame carries.
-        left_out: Counts the frames left out, over all episodes that are given it; by default those of this one.
+        left_out: Counts the frames left out; may be shared by several episodes. By default, those of this episode.
 
     Raises:
         ClpError: See :meth:`LeftOut.add`.
-        ValueError: A tick is none that :func:`usable_ticks` found.
+        ValueError: A tick is not one of those from :func:`usable_ticks`.
     """
     return _frames(reader, embodiment, ticks, chunk, LeftOut(len(ticks)) if left_out is None else left_out)
 
 
 @dataclass
 class _Pending:
-    """A frame that waits for its actions."""
+    """A frame whose actions are not yet complete."""
 
     observation: Observation
     action_stamps: Mapping[str, int]
@@ -348,7 +347,7 @@ def _frames(
     counts: TickCounts | None = None,
     listen: Mapping[str, Callable[[Message], None]] | None = None,
 ) -> Iterator[Frame]:
-    """The frames at given ticks, or at all usable ones where ``ticks`` is None."""
+    """Yields the frames at given ticks; if ``ticks`` is None, at all usable ones."""
     wanted = None if ticks is None else deque(ticks)
     sampler = Sampler(embodiment)
     pending: deque[_Pending] = deque()
@@ -402,11 +401,11 @@ def make_frame(
     action_stamps: Mapping[str, int] | None = None,
     piece: int = 0,
 ) -> Frame:
-    """A frame of an observation and its actions, as far as they are known.
+    """Creates a frame from an observation and its known actions.
 
     Args:
-        observation: What the policy sees.
-        known: (action_size,) float32 a tick, None where the action is not known; may end early.
+        observation: The policy's inputs.
+        known: (action_size,) float32 for each tick, or None for an unknown action; may be shorter than the chunk.
         chunk: Number of actions a frame carries.
         action_stamps: See :class:`Frame`.
         piece: See :class:`Frame`.

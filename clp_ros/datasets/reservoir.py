@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames drawn from a live robot: a stream of unknown length, in bounded memory."""
+"""Draws frames from a live robot: a stream of unknown length, in bounded memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from clp_ros.robots.observation import NotReadyError
 
 @dataclass
 class _Drawn:
-    """A drawn control tick; its images stay as they came in until the end (a JPEG is a twentieth of its pixels)."""
+    """A drawn control tick. Its images are decoded at the end, because a JPEG has a twentieth of the size of its
+    pixels."""
 
     sample: Sample
     piece: int
@@ -27,30 +28,30 @@ class _Drawn:
 
 
 class FrameReservoir:
-    """Draws frames from messages as they come, each usable control tick as likely as any other (Algorithm R).
+    """Draws frames from arriving messages; all usable control ticks have the same probability (Algorithm R).
 
-    Ticks, observations and actions are those of :mod:`clp_ros.datasets.episodes`: a bag played into this gives the
-    frames that reading the bag gives. Not thread-safe.
+    Ticks, observations and actions are those of :mod:`clp_ros.datasets.episodes`: playing a bag gives the same frames
+    as reading it. Not thread-safe.
 
     Args:
         embodiment: The robot.
-        samples: Number of frames to draw, and the most that are held.
+        samples: Number of frames to draw, and the maximum number kept.
         chunk: Number of actions a frame carries.
         seed: Seed of the draw.
-        keep_states: Whether the state at every usable tick is kept (10 MB an hour), for statistics.
+        keep_states: Whether to keep the state at every usable tick for statistics (10 MB an hour).
 
     Attributes:
-        messages: Number of messages taken, by topic.
-        usable: Number of control ticks at which every input was there.
+        messages: Number of messages received, by topic.
+        usable: Number of control ticks with all inputs.
         unusable: Number of control ticks that could not be used, by "topic: reason".
-        steps: The states at all usable ticks, where they are kept.
+        steps: The states at all usable ticks, if they are kept.
     """
 
     def __init__(
         self, embodiment: Embodiment, samples: int, chunk: int, seed: int = 0, keep_states: bool = False
     ) -> None:
         if samples < 1:
-            raise ClpError(f"samples is {samples}", fix="calibrate on at least one frame")
+            raise ClpError(f"the number is {samples}", where="samples", hint="calibrate on at least one frame")
         self.embodiment = embodiment
         self.samples = samples
         self.messages: Counter[str] = Counter()
@@ -62,11 +63,11 @@ class FrameReservoir:
         self._sampler = Sampler(embodiment)
         self._drawn: list[_Drawn] = []
         self._left_out = LeftOut(samples)
-        self._open: list[_Drawn] = []  # those of _drawn that still wait for actions
+        self._open: list[_Drawn] = []  # the entries of _drawn whose actions are not yet complete
 
     @property
     def episodes(self) -> int:
-        """Number of episodes begun: one, and one more after every jump of the clock."""
+        """Number of episodes begun. Every jump of the clock begins another."""
         return self._sampler.pieces
 
     @property
@@ -81,10 +82,10 @@ class FrameReservoir:
         return messages | self._left_out.dropped
 
     def add(self, topic: str, message: Any, receive_ns: int) -> None:
-        """Takes one message in, after the control ticks that passed before it.
+        """Adds one message, after the control ticks that passed before it.
 
-        A receive stamp more than a second before or after the last one begins a new episode: a bag was played again,
-        or the robot was silent.
+        A receive stamp more than a second before or after the last one begins a new episode: a bag was played again, or
+        there were no messages.
 
         Raises:
             ClpError: See :meth:`Sampler.add`.
@@ -95,27 +96,31 @@ class FrameReservoir:
         self.messages[topic] += 1
 
     def end_episode(self) -> None:
-        """Ends the episode: frames that still wait for actions get no more."""
+        """Ends the episode. Frames without complete actions get no more."""
         for tick in self._sampler.end():
             self._take(tick)
         self._open.clear()
 
     def frames(self) -> Iterator[Frame]:
-        """Ends the episode and yields the drawn frames in the order they came, each decoded when it is its turn.
+        """Ends the episode, and yields the drawn frames in the order of time. Each is decoded when it is yielded.
 
-        A frame with an image that cannot be decoded is left out, where these are few.
+        Frames with an image that cannot be decoded are left out, unless there are too many.
 
         Raises:
-            ClpError: There is none, with the most frequent reason; or too many cannot be decoded.
+            ClpError: There is no frame (with the most frequent reason), or too many cannot be decoded.
         """
         self.end_episode()
         if not self._drawn:
             silent = [topic for topic in self.embodiment.demonstration_topics if not self.messages[topic]]
-            reason = silent[0] if silent else (self.unusable.most_common(1) or [(self.embodiment.name, 0)])[0][0]
+            if silent:
+                raise ClpError("no message came", where=silent[0], hint="check the topic's name and publisher")
+            # A key of `unusable` is "topic: reason".
+            most = self.unusable.most_common(1)
+            topic, _, reason = most[0][0].partition(": ") if most else (self.embodiment.name, "", "no tick was drawn")
             raise ClpError(
-                "a topic is silent" if silent else "no control tick has all inputs",
-                where=reason,
-                fix="check its name and publisher" if silent else "loosen that topic's sync in the embodiment",
+                f"no control tick has all inputs: {reason}",
+                where=topic,
+                hint="loosen the topic's sync in the embodiment",
             )
         self._left_out = LeftOut(len(self._drawn))
         for drawn in self._drawn:
@@ -154,7 +159,7 @@ class FrameReservoir:
             place = int(self._rng.integers(self.usable))
             if place >= self.samples:
                 return
-            # Dropped and appended, not replaced in place: the list stays in the order of time.
+            # A replaced entry is removed and the new one appended, so that the list stays in the order of time.
             replaced = self._drawn.pop(place)
             self._open = [drawn for drawn in self._open if drawn is not replaced]
         drawn = _Drawn(sample, self.episodes - 1)

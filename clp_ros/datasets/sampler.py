@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages in, control ticks out: what is seen and done at each, the same for a recorded bag and for a live robot."""
+"""Samples messages of a bag or a live robot at control ticks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Tick:
 
     Attributes:
         time_ns: When it is, nanoseconds on the clock the messages were received on.
-        begins: Whether it is the first of a piece: nothing before it belongs to the same motion.
+        begins: Whether it is the first of a piece of the recording.
     """
 
     time_ns: int
@@ -31,12 +31,12 @@ class Tick:
 
 @dataclass(frozen=True)
 class Sample:
-    """What serves at a control tick; the images are as they came in.
+    """The messages used at a control tick, with undecoded images.
 
     Attributes:
         time_ns: The tick.
-        selected: (stamp, message) by input topic, as :meth:`ObservationBuffer.select` gives it.
-        action_stamps: Stamp of the message that the action comes from, by topic; empty where it is the next state.
+        selected: (stamp, message) by input topic, from :meth:`ObservationBuffer.select`.
+        action_stamps: Stamps of the messages of the action, by topic; empty if it is the next state.
     """
 
     time_ns: int
@@ -50,14 +50,14 @@ class Sampler:
     Ticks begin with the first message and are one control period apart. A receive stamp more than a second before or
     after the newest one begins a new piece: the recording was paused, its clock jumped, or a bag was played again.
 
-    For each message, iterate over :meth:`ticks_before`, then call :meth:`add`; iterate over :meth:`end` at the end. At
-    each tick, and before the next is asked for, :meth:`select` and :meth:`target` say what is there. Not thread-safe.
+    For each message, iterate over :meth:`ticks_before`, then call :meth:`add`; at the end, iterate over :meth:`end`.
+    Call :meth:`select` and :meth:`target` for a tick before taking the next one. Not thread-safe.
 
     Args:
         embodiment: The robot.
 
     Attributes:
-        embodiment: The same.
+        embodiment: As the argument.
         pieces: Number of pieces begun.
         commanded: Whether actions come from topics. The action at a tick is then the :meth:`target` at that tick,
             otherwise the one at the next tick.
@@ -80,7 +80,7 @@ class Sampler:
         return self._buffer.dropped if self._commands is None else self._buffer.dropped + self._commands.dropped
 
     def ticks_before(self, receive_ns: int) -> Iterator[Tick]:
-        """The control ticks that pass before a message."""
+        """Yields the control ticks that pass before a message."""
         if self._newest_ns is None or abs(receive_ns - self._newest_ns) > MAX_CLOCK_JUMP_NS:
             yield from self.end()
             self.pieces += 1
@@ -90,7 +90,7 @@ class Sampler:
             yield self._pass()
 
     def add(self, topic: str, message: Any, receive_ns: int) -> None:
-        """Takes one message in, after the ticks before it.
+        """Adds one message, after the ticks before it.
 
         Raises:
             ClpError: See :meth:`ObservationBuffer.add` and :meth:`CommandBuffer.add`.
@@ -103,7 +103,7 @@ class Sampler:
             self._commands.add(topic, message, receive_ns)
 
     def end(self) -> Iterator[Tick]:
-        """The last tick of the piece; then everything is forgotten."""
+        """Yields the last tick of the piece, and then removes all messages."""
         if self._newest_ns is not None:
             yield self._pass()
         self._buffer.forget()
@@ -112,7 +112,7 @@ class Sampler:
         self._newest_ns = None
 
     def select(self, tick: Tick) -> Sample:
-        """What serves at a tick.
+        """Returns the messages to use at a tick.
 
         Raises:
             NotReadyError: An input, or the command of a joint, is missing or stale.
@@ -122,7 +122,7 @@ class Sampler:
         return Sample(tick.time_ns, selected, stamps)
 
     def state(self, tick: Tick) -> np.ndarray:
-        """The state vector at a tick: (action_size,) float32, in the policy's units.
+        """Returns the state vector at a tick: (action_size,) float32, in the policy's units.
 
         Raises:
             NotReadyError: A JointState is missing or stale.
@@ -130,7 +130,7 @@ class Sampler:
         return self._buffer.state(tick.time_ns)
 
     def target(self, tick: Tick) -> np.ndarray | None:
-        """What the robot was to do at a tick: the commands, or where it was; None where that is not known.
+        """Returns the action at a tick: the commands, or the measured state; None if unknown.
 
         Returns:
             (action_size,) float32, in the policy's units.
@@ -141,7 +141,7 @@ class Sampler:
             return None
 
     def decode(self, sample: Sample) -> Observation:
-        """The observation of what :meth:`select` gave, with its images decoded.
+        """Decodes the images of a result of :meth:`select`, and returns the observation.
 
         Raises:
             ClpError: An image cannot be decoded.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's Table 1, measured: size, work, time and memory of checkpoints, side by side in one run."""
+"""Measures the columns of the paper's Table 1: size, FLOPs, latency and memory of checkpoints, in one run."""
 
 from __future__ import annotations
 
@@ -34,35 +34,38 @@ def benchmark(
 ) -> dict[str, Any]:
     """Measures checkpoints.
 
-    Latency is that of one action chunk, from images and state to actions on the CPU. Each checkpoint runs in a process
-    of its own, so that its memory is its own; they take turns, so that a machine whose speed drifts does so for all.
+    Latency is that of one action chunk, from images and state to actions on the CPU. Each checkpoint runs in a separate
+    process, so that its memory can be measured. The checkpoints take turns, so that a drift of the machine's speed
+    affects all alike.
 
     Args:
-        folders: Checkpoint folders; the first is what the others are compared with.
-        device: Where to run.
-        runs: Timed runs of each.
-        warmup: Runs of each before those, whenever it was loaded.
-        train_step: Whether to time a training step (batch of 1, the optimizer lerobot trains this policy with) too.
-        progress: Told what is being done.
+        folders: Checkpoint folders. The others are compared with the first.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        runs: Number of timed runs of each checkpoint.
+        warmup: Number of untimed runs of each checkpoint after each loading.
+        train_step: Whether to time a training step too (batch of 1, with lerobot's optimizer for this policy).
+        progress: Called with each step's description.
         dtype: ``auto`` (as lerobot loads it) or ``float32``.
         compiled: Whether to compile the denoising step first (:func:`clp_ros.policies.compilation.compile_policy`).
-        alone: Whether to hold only one checkpoint in memory at a time: each is loaded anew for each of three turns.
-        run: Whether to run anything: without, only what takes no memory for weights is told.
+        alone: Whether to keep only one checkpoint in memory at a time. Each is then loaded three times.
+        run: Whether to run the policies. If not, only values that need no memory for weights are returned.
 
     Returns:
-        ``checkpoints``: one mapping each (path, family, layers, parameters, parameters_tied, trainable, gflops, bytes,
+        ``checkpoints``: one mapping for each (path, family, layers, parameters, parameters_tied, trainable, gflops,
+            bytes,
         dtype, and if run: device, device_name, threads, compile_s, latency_ms, latency_p90_ms, peak_memory,
-        train_step_ms); ``ratios``: one mapping each, of the first's value over its own, for those of :data:`RATIOS`.
+        train_step_ms); ``ratios``: one mapping for each, with the first checkpoint's value divided by its own, for the
+        keys of :data:`RATIOS`.
 
     Raises:
-        ClpError: A checkpoint does not load, or does not fit the memory.
+        ClpError: A checkpoint does not load, or needs too much memory.
     """
     from clp_ros.policies.loading import load_policy
 
     if not folders:
-        raise ClpError("no checkpoint to measure", fix="give one or more checkpoint folders")
+        raise ClpError("no checkpoint is given", where="checkpoints", hint="give one or more checkpoint folders")
     if runs < 1:
-        raise ClpError(f"runs is {runs}", fix="measure at least once")
+        raise ClpError(f"the number is {runs}", where="runs", hint="measure at least once")
     say = progress or (lambda _: None)
     results = []
     for folder in folders:
@@ -117,7 +120,7 @@ def _run(
                     times += worker.latencies(1)
             for worker, held in zip(workers, peaks, strict=True):
                 held.append(worker.peak_memory())
-            # The last first: for each, the memory was found to do beside the weights of those before it.
+            # In reverse order: the memory of each was checked next to the weights of those before it.
             for index, worker in reversed(list(enumerate(workers))):
                 train(index, worker)
                 worker.close()

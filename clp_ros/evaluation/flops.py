@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint costs before it runs: its parameters, and the work of one action chunk."""
+"""Counts a checkpoint's parameters, and the floating point operations of one action chunk."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     from clp_ros.policies.base import Policy
     from clp_ros.policies.lerobot_policy import LeRobotPolicy
 
-# An instruction that fills a tokenizer's 48 tokens, as the paper's measurements had them.
+# An instruction that fills a tokenizer's 48 tokens, as in the paper's measurements.
 INSTRUCTION = "Pick up the yellow block and place it on top of the orange square block. " * 4
 
 
 def describe(policy: LeRobotPolicy) -> dict[str, Any]:
-    """Counts a checkpoint's parameters and work.
+    """Counts a checkpoint's parameters and operations.
 
     Args:
         policy: With its weights or without.
 
     Returns:
         ``path``, ``family``, ``layers``, ``parameters``, ``parameters_tied`` and ``trainable`` (both of these without
-        the matrices that the published model ties and lerobot stores on their own), ``gflops`` of one chunk, ``bytes``
-        of all files, ``dtype`` (that of most parameters).
+        the matrices that the published model ties and lerobot stores separately), ``gflops`` of one chunk, ``bytes`` of
+        all files, ``dtype`` (that of most parameters).
     """
     checkpoint, tied = policy.checkpoint, policy.tied
-    weights = dict(policy.model.named_parameters())  # those that the model shares itself once
+    weights = dict(policy.model.named_parameters())  # shared parameters are listed once
     by_dtype: Counter[str] = Counter()
     for weight in weights.values():
         by_dtype[str(weight.dtype).removeprefix("torch.")] += weight.numel()
@@ -48,24 +48,25 @@ def describe(policy: LeRobotPolicy) -> dict[str, Any]:
 
 
 def needed_bytes(policy: Policy, train: bool) -> int:
-    """What the weights take in memory; to train, with gradients and Adam's two moments beside. Activations come on top.
+    """Returns the memory of the weights in bytes; for training, with gradients and Adam's two moments. Activations are
+    extra.
 
     Args:
         policy: With its weights or without.
-        train: Whether it is to be trained.
+        train: Whether the policy will be trained.
     """
     trained = 3 if train else 0
     return sum(weight.nbytes * (1 + trained * weight.requires_grad) for weight in policy.model.parameters())
 
 
 def count_gflops(policy: Policy) -> float:
-    """Floating point operations of one action chunk, in 10^9 (a multiply and an add are two).
+    """Counts the floating point operations of one action chunk, in 10^9 (a multiply and an add are two).
 
     Args:
-        policy: With its weights or without (``load_policy(..., weights=False)``): the count is the same.
+        policy: With its weights or without (``load_policy(..., weights=False)``): the count is equal.
 
     Raises:
-        ClpError: It has no weights, and what it does depends on their values.
+        ClpError: The policy has no weights, and its operations depend on their values.
     """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -82,7 +83,8 @@ def count_gflops(policy: Policy) -> float:
     by_index = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 
     class _MasksToIndices(TorchDispatchMode):
-        """Real masks that select from a fake tensor become indices: how many they select is then known."""
+        """Converts real masks that select from a fake tensor to indices, so that the number of selected elements is
+        known."""
 
         def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func in by_index and isinstance(args[0], FakeTensor):
@@ -94,20 +96,21 @@ def count_gflops(policy: Policy) -> float:
             return func(*args, **(kwargs or {}))
 
     batch = policy.batch(**random_observation(policy))
-    # The CPU's fused attention is not counted; the plain one is, and does the same work. Nor is compiled code.
+    # The counter ignores the CPU's fused attention and compiled code. Plain attention has the same operations.
     attention, eager = sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager")
     try:
         with torch.no_grad(), attention, eager, FlopCounterMode(display=False) as counter, _MasksToIndices():
             policy.predict_batch(batch)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise ClpError(
-            f"what {policy.family_name} computes depends on its weights ({error})", where=policy.path
+            f"the operations of {policy.family_name} depend on its weights, and cannot be counted ({error})",
+            where=policy.path,
         ) from error
     return counter.get_total_flops() / 1e9
 
 
 def random_observation(policy: Policy) -> dict[str, Any]:
-    """Arguments of :meth:`Policy.predict_chunk`: seeded noise for images, the mean state, a long instruction."""
+    """Returns arguments of :meth:`Policy.predict_chunk`: seeded noise as images, the mean state, a long instruction."""
     rng = np.random.default_rng(0)
     sizes = policy.camera_sizes
     return {

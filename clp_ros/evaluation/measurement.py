@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One checkpoint measured, in a process that holds nothing else: its time, and the memory it takes."""
+"""Measures the latency and memory of one checkpoint in a separate process."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Setting:
 
     Attributes:
         folder: The checkpoint.
-        device: Where it runs.
-        dtype: As :func:`clp_ros.policies.loading.load_policy` takes it.
-        warmup: Chunks before those that are timed.
+        device: Its device.
+        dtype: As in :func:`clp_ros.policies.loading.load_policy`.
+        warmup: Number of untimed chunks before the timed ones.
         compile: Whether its denoising step is compiled.
-        train: Whether a training step will be timed: then its memory must be there too.
+        train: Whether a training step will be timed, which needs more memory.
     """
 
     folder: Path
@@ -52,10 +52,10 @@ class Setting:
 
 
 class Measurement:
-    """A loaded checkpoint, and what it took before it was loaded.
+    """A loaded checkpoint, and the process's memory before loading.
 
     Raises:
-        ClpError: It does not load, or would not fit the memory that is free now.
+        ClpError: The checkpoint does not load, or needs more than the free memory.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -63,11 +63,11 @@ class Measurement:
         from clp_ros.policies.loading import load_policy, resolve_device
 
         device = resolve_device(setting.device)
-        _check_room(setting, device)  # imports all there is to import, too
+        _check_room(setting, device)  # also imports all modules, before the memory is measured
         gc.collect()
         self._before = _resident()
         self.policy = load_policy(setting.folder, device, setting.dtype)
-        self._observation = random_observation(self.policy)  # drawing the images takes as long as a small policy
+        self._observation = random_observation(self.policy)  # drawn once, because this takes as long as a small policy
         self.compile_seconds = compile_policy(self.policy, INSTRUCTION) if setting.compile else None
         self._reset_peak()
         for _ in range(setting.warmup):
@@ -86,15 +86,14 @@ class Measurement:
         }
 
     def latencies(self, runs: int) -> list[float]:
-        """Milliseconds of each of some action chunks, from images and state to actions on the CPU."""
+        """Returns the milliseconds of each of ``runs`` action chunks, from images and state to actions on the CPU."""
         return [_timed(self.policy, self._predict) for _ in range(runs)]
 
     def peak_memory(self) -> int | None:
-        """Most bytes held since the weights were loaded, them included.
+        """Returns the maximum number of bytes in use since the weights were loaded, including the weights.
 
-        On CUDA what torch's allocator had given out. On a CPU by how much the process's resident memory had grown
-        since before the checkpoint was loaded: VmHWM, which is set back in between, so that loading is not in it. None
-        where the system does not let a process set it back.
+        On CUDA, the maximum of PyTorch's allocator. On a CPU, the maximum resident memory (VmHWM) minus that before
+        loading; VmHWM is reset after loading. None if the system does not allow the reset.
         """
         if self.policy.device != "cpu":
             import torch
@@ -104,7 +103,8 @@ class Measurement:
         return None if peak is None or self._before is None else peak - self._before
 
     def train_step_ms(self) -> float:
-        """Median of three training steps after a first; batch of 1, the usual optimizer. Changes the weights."""
+        """Returns the median of three training steps after a first one, in milliseconds: batch of 1, usual optimizer.
+        Changes the weights."""
         import torch
 
         model = self.policy.model
@@ -133,17 +133,17 @@ class Measurement:
             torch.cuda.reset_peak_memory_stats(self.policy.device)
             return
         try:
-            (_PROC / "clear_refs").write_text("5")  # proc_pid_clear_refs(5): sets VmHWM to what is resident now
+            (_PROC / "clear_refs").write_text("5")  # proc_pid_clear_refs(5): sets VmHWM to the current resident size
         except OSError:
             self._before = None
 
 
 class Worker:
-    """A process that measures one checkpoint. A context manager: leaving it ends the process."""
+    """A process that measures one checkpoint. Leaving the context ends the process."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
-        # Started anew, not forked: a forked process would share this one's memory, and could not use CUDA.
+        # The process is spawned: a forked one would share this one's memory, and could not use CUDA.
         self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
 
     def __enter__(self) -> Worker:
@@ -157,19 +157,19 @@ class Worker:
         self._pool.shutdown(cancel_futures=True)
 
     def load(self) -> dict[str, Any]:
-        """Loads the checkpoint and warms it up; :meth:`Measurement.described`."""
+        """Loads the checkpoint, warms it up, and returns :meth:`Measurement.described`."""
         return self._call(_load, self._setting)
 
     def latencies(self, runs: int) -> list[float]:
-        """:meth:`Measurement.latencies`."""
+        """Calls :meth:`Measurement.latencies`."""
         return self._call(_measure, "latencies", runs)
 
     def peak_memory(self) -> int | None:
-        """:meth:`Measurement.peak_memory`."""
+        """Calls :meth:`Measurement.peak_memory`."""
         return self._call(_measure, "peak_memory")
 
     def train_step_ms(self) -> float:
-        """:meth:`Measurement.train_step_ms`."""
+        """Calls :meth:`Measurement.train_step_ms`."""
         return self._call(_measure, "train_step_ms")
 
     def _call(self, work: Callable[..., Any], *arguments: Any) -> Any:
@@ -177,17 +177,17 @@ class Worker:
             return self._pool.submit(work, *arguments).result()
         except BrokenProcessPool as error:
             raise ClpError(
-                "the process that measured it was killed, by a signal or for want of memory",
+                "the process that measured the checkpoint was killed, by a signal or for lack of memory",
                 where=self._setting.folder,
-                fix="measure one at a time (--alone), without training (--no-train-step), or only count (--no-run)",
+                hint="measure one at a time (--alone), without training (--no-train-step), or only count (--no-run)",
             ) from error
 
 
-_current: Measurement | None = None  # of the worker's process
+_current: Measurement | None = None  # in the worker's process
 
 
 def _end_with_parent() -> None:
-    """An interrupt ends this process at once and without a word; so does the end of the one that started it."""
+    """Ends this process silently at an interrupt, and when its parent process ends."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     parent = multiprocessing.parent_process()
@@ -211,18 +211,18 @@ def _measure(what: str, *arguments: Any) -> Any:
 
 
 def _check_room(setting: Setting, device: str) -> None:
-    """Refuses what the free memory cannot hold, before the system starts killing processes."""
+    """Refuses a measurement that needs more than the free memory, before the system kills processes."""
     from clp_ros.policies.loading import load_policy
 
     needed = needed_bytes(load_policy(setting.folder, dtype=setting.dtype, weights=False), setting.train)
     free = _free_memory(device)
     if free is not None and needed > free:
         what = "a training step's weights, gradients and Adam's moments" if setting.train else "its weights"
-        fix = "leave the training step out (--no-train-step)" if setting.train else "measure one at a time (--alone)"
+        hint = "leave the training step out (--no-train-step)" if setting.train else "measure one at a time (--alone)"
         raise ClpError(
-            f"{what} would take {needed / 1e9:.1f} GB, {device} has {free / 1e9:.1f} GB free",
+            f"{what} would take {needed / 1e9:.1f} GB, but {device} has {free / 1e9:.1f} GB free",
             where=setting.folder,
-            fix=f"{fix}, only count (--no-run), or use a larger machine",
+            hint=f"{hint}, only count (--no-run), or use a larger machine",
         )
 
 
@@ -258,7 +258,7 @@ def _cpu_name() -> str:
 
 
 def _timed(policy: Policy, work: Callable[[], Any]) -> float:
-    """Milliseconds of one call, with the device's queue empty before and after."""
+    """Returns the milliseconds of one call, with the device synchronised before and after."""
     _synchronize(policy)
     start = time.perf_counter()
     work()

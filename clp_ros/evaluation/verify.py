@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a checkpoint is what it says: stock lerobot loads it strictly, it runs, and its manifest is true."""
+"""Checks that stock lerobot loads a checkpoint strictly, that it runs, and that its manifest is correct."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from clp_ros.policies.lerobot_policy import LeRobotPolicy
 
 
-# Largest difference of an action of the compiled policy, as a share of the chunk's largest action, by weights' dtype.
-# Ten steps add up the rounding of kernels that sum in another order.
+# Allowed difference of the compiled policy's actions, relative to the chunk's largest action, by dtype of the weights.
+# Compiled kernels sum in another order, and ten steps accumulate the rounding errors.
 COMPILED_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
@@ -29,25 +29,27 @@ def verify(folder: str | Path, device: str = "cpu", compiled: bool = False) -> d
 
     Args:
         folder: The checkpoint.
-        device: Where to run.
-        compiled: Whether to compile the denoising step too, and hold its actions against the eager ones.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        compiled: Whether to also compile the denoising step and compare the actions.
 
     Returns:
         ``path``, ``family``, ``layers``, ``parameters``, ``pruned`` (whether it has a manifest), ``chunk`` (its shape)
-        and ``source`` (``unchanged``, ``changed``, ``absent`` or ``none``), ``cameras`` (those it was given),
-        ``left_out_cameras`` (those of its config that its statistics do not name, while they name others),
-        ``raw_features`` (state and action where lerobot has no statistics to normalise them by); if compiled,
+        and ``source`` (``unchanged``, ``changed``, ``absent`` or ``none``), ``cameras`` (those that were used),
+        ``left_out_cameras`` (those of its config without statistics, if others have them), ``raw_features`` (which of
+        state and action lerobot does not normalise, because statistics are missing); if compiled,
         ``compiled_difference`` (the largest, as a share of the largest action) and ``compiled_tolerance``.
 
     Raises:
-        ClpError: It does not hold; the message says what.
+        ClpError: A check fails. The message names it.
     """
     checkpoint = Checkpoint.open(folder)
     source = _check_manifest(checkpoint)
     policy = _load(checkpoint, device)
     chunk = _chunk(policy)
     if not np.isfinite(chunk).all():
-        raise ClpError("its action chunk is not finite", where=checkpoint.path, fix="the weights are damaged")
+        raise ClpError(
+            "the action chunk is not finite", where=checkpoint.path, hint="give an undamaged copy of the weights"
+        )
     return {
         "path": str(checkpoint.path),
         "family": checkpoint.family.name,
@@ -71,22 +73,22 @@ def _check_manifest(checkpoint: Checkpoint) -> str:
     promised, held = manifest["parameters"]["after"], checkpoint.parameters()
     if promised != held:
         raise ClpError(
-            f"the manifest says {promised} parameters, the weights hold {held}",
+            f"the manifest says {promised} parameters, but the weights hold {held}",
             where=where,
-            fix="prune the source again",
+            hint="prune the source again",
         )
     source = Path(manifest["source"]["path"])
     if not source.is_dir():
         return "absent"
     try:
         same = Checkpoint.open(source).fingerprint() == manifest["source"]["fingerprint"]
-    except ClpError:  # something else lies there now; that is no fault of this checkpoint's
+    except ClpError:  # the source's folder now holds something else, which is not an error of this checkpoint
         same = False
     return "unchanged" if same else "changed"
 
 
 def _same(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
-    """Whether two tensors are equal; a NaN is equal to a NaN."""
+    """Whether two tensors are equal; NaN equals NaN."""
     return mine.dtype == theirs.dtype and mine.shape == theirs.shape and bool(((mine == theirs) | (mine != mine)).all())
 
 
@@ -97,42 +99,42 @@ def _load(checkpoint: Checkpoint, device: str) -> LeRobotPolicy:
     from clp_ros.policies.loading import load_policy
     from clp_ros.policies.quiet import quiet
 
-    # Ours first: its errors name the tensor. Then lerobot's own way, as a user's lerobot-train takes it. Ours stays
-    # mapped, so that the two together take the memory of one.
+    # First with load_policy, whose errors name the tensor; then with lerobot's loader, as in lerobot-train. The first
+    # stays memory-mapped, so that both together need the memory of one.
     ours = load_policy(checkpoint.path, device, mapped=True)
     if WEIGHTS_FILE not in checkpoint.files:
         raise ClpError(
-            f"stock lerobot does not load it: it reads one {WEIGHTS_FILE}, not shards",
+            f"stock lerobot does not load the checkpoint: it reads one {WEIGHTS_FILE}, not shards",
             where=checkpoint.path,
-            fix="what `clp prune` makes of it loads; or merge the shards into one file",
+            hint="merge the shards into one file, or prune the checkpoint with `clp prune`, which merges them",
         )
-    fix = "a moved checkpoint finds its VLM again after `clp prune` or with --policy.vlm_model_name"
+    hint = "a moved checkpoint finds its VLM again after `clp prune` or with --policy.vlm_model_name"
     try:
         with quiet():
             config = PreTrainedConfig.from_pretrained(checkpoint.path)
             config.device = ours.device
             if hasattr(config, "compile_model"):
-                config.compile_model = False  # what compiling changes is asked for with --compile
+                config.compile_model = False  # compilation is checked with --compile
             stock = get_policy_class(config.type).from_pretrained(checkpoint.path, config=config, strict=True)
-    except Exception as error:  # lerobot, draccus, transformers and the hub each have exceptions of their own
-        # It loads the VLM's own weights first, which ours does without.
+    except Exception as error:  # lerobot, draccus, transformers and the Hub raise many kinds
+        # lerobot first loads the VLM's weights, which load_policy does not need.
         if missing := missing_repository(error, checkpoint.config):
-            raise ClpError(
-                f"stock lerobot does not load it: {missing.what}", where=checkpoint.path, fix=missing.fix
-            ) from error
-        raise ClpError(f"stock lerobot does not load it ({error})", where=checkpoint.path, fix=fix) from error
+            raise missing.at(checkpoint.path, "stock lerobot does not load the checkpoint: ") from error
+        raise ClpError(
+            f"stock lerobot does not load the checkpoint ({error})", where=checkpoint.path, hint=hint
+        ) from error
     mine, theirs = ours.policy.state_dict(), stock.state_dict()
     if list(mine) != list(theirs):
-        raise ClpError("stock lerobot's model has other tensors", where=checkpoint.path, fix=fix)
+        raise ClpError("stock lerobot's model has other tensors", where=checkpoint.path, hint=hint)
     differing = [name for name in mine if not _same(mine[name], theirs[name])]
     if differing:
-        raise ClpError(f"stock lerobot loads other values of {differing[0]!r}", where=checkpoint.path, fix=fix)
+        raise ClpError(f"stock lerobot loads other values of {differing[0]!r}", where=checkpoint.path, hint=hint)
     ours.policy = stock
     return ours
 
 
 def _chunk(policy: Policy) -> np.ndarray:
-    """A chunk from noise that is the same whenever it is called."""
+    """Predicts a chunk from fixed noise."""
     from clp_ros.evaluation.flops import random_observation
     from clp_ros.policies.random_weights import seeded
 
@@ -142,11 +144,11 @@ def _chunk(policy: Policy) -> np.ndarray:
     except ClpError:
         raise
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        # A field of config.json that lerobot does not check when it builds the model.
+        # The cause is a field of config.json that lerobot does not check when it builds the model.
         raise ClpError(
-            f"stock lerobot loads it, and fails to predict ({type(error).__name__}: {error})",
+            f"stock lerobot loads the checkpoint, but fails to predict ({type(error).__name__}: {error})",
             where=policy.path,
-            fix="check config.json",
+            hint="check config.json",
         ) from error
 
 
@@ -160,8 +162,8 @@ def _compiled(policy: Policy, eager: np.ndarray) -> dict[str, float]:
     difference = float(np.abs(_chunk(policy) - eager).max() / np.abs(eager).max())
     if not difference <= tolerance:
         raise ClpError(
-            f"compiled, its actions differ by {difference:.1e} of the largest, more than {tolerance:.0e}",
+            f"compiled, the actions differ by {difference:.1e} of the largest, more than {tolerance:.0e}",
             where=policy.path,
-            fix="run it without compiling",
+            hint="run without compiling",
         )
     return {"compiled_difference": difference, "compiled_tolerance": tolerance}

@@ -33,8 +33,8 @@ class BenchmarkResult(Result):
     """The measurements.
 
     Attributes:
-        checkpoints: One mapping a checkpoint.
-        ratios: One mapping a checkpoint: the first one's value over its own.
+        checkpoints: One mapping for each checkpoint.
+        ratios: One mapping for each checkpoint: the first checkpoint's value divided by its own.
     """
 
     checkpoints: list[dict[str, Any]]
@@ -45,7 +45,7 @@ def run(request: BenchmarkRequest, progress: Progress = SILENT) -> BenchmarkResu
     """Measures the checkpoints.
 
     Raises:
-        ClpError: A checkpoint does not load, or does not fit the memory.
+        ClpError: A checkpoint does not load, or needs too much memory.
     """
     from clp_ros.evaluation.benchmark import benchmark
 

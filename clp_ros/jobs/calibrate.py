@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a policy on demonstrations and compares the hidden states of its layers: bags become a calibration folder."""
+"""Runs a policy on demonstrations, compares the hidden states of its layers, and writes a calibration folder."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class CalibrateRequest(Request):
     """Asks for a calibration.
 
     Attributes:
-        checkpoint: Checkpoint folder, or a repository on the hub.
+        checkpoint: Checkpoint folder, or a Hub repository.
         output: Calibration folder to write.
         embodiment: The robot: a name under config/embodiments, or a YAML file.
         task: The instruction: a name under config/tasks, a YAML file, or the sentence itself.
-        bags: rosbag2 recordings, an episode each. Empty: ``live`` of :func:`run` gives the frames.
+        bags: rosbag2 recordings, one episode each. Empty: ``live`` of :func:`run` provides the frames.
         samples: Number of frames.
-        seed: Draws the frames, and each frame's noise and time.
+        seed: Seed of the drawn frames, and of each frame's noise and time.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``auto`` (as lerobot loads it) or ``float32``.
         statistics: A LeRobotDataset's folder, or ``bags``; None: the checkpoint's own statistics.
-        tf_prefix: Put before the name of every joint.
-        topics: Topics that are not where the embodiment has them, by their entry.
-        command: The next step, which the report shows; None: ``clp prune …`` of this checkpoint.
+        tf_prefix: Prefix for the name of every joint.
+        topics: Other topic names, by their entry in the embodiment.
+        command: The next command, shown in the report; None: ``clp prune …`` for this checkpoint.
         overwrite: Whether an output folder that is not empty is replaced.
     """
 
@@ -63,8 +63,8 @@ class CalibrateResult(Result):
     Attributes:
         output: Its folder, absolute.
         meta: calibration.json.
-        suggested: 0-based layers that pruning removes without further options, by module.
-        command: The next step.
+        suggested: 0-based layers that pruning removes by default, by layer stack.
+        command: The next command.
         calibration: The scores: :class:`clp_ros.calibration.calibration_file.Calibration`.
         plan: The removal sets: :class:`clp_ros.pruning.plan.Plan`.
     """
@@ -77,7 +77,7 @@ class CalibrateResult(Result):
     plan: Any = Field(default=None, exclude=True)
 
     def to_json(self) -> dict[str, Any]:
-        """The output folder, all of calibration.json, and what pruning would remove."""
+        """Returns the output folder, all of calibration.json, and the layers that pruning would remove."""
         return {"output": str(self.output), **self.meta, "suggested": {k: list(v) for k, v in self.suggested.items()}}
 
     @classmethod
@@ -92,13 +92,13 @@ def run(
     progress: Progress = SILENT,
     live: Callable[[LeRobotPolicy, Embodiment, str, Statistics | str | None], Calibration] | None = None,
 ) -> CalibrateResult:
-    """Calibrates, in each of the processes that torchrun or accelerate started; the first one writes the folder.
+    """Calibrates in all processes that torchrun or accelerate started. The first process writes the folder.
 
     Args:
-        request: What to do.
-        progress: Where to report. It is silent in all processes but the first.
-        live: Calibrates on frames of a live robot, where the request has no bags: called with the policy, the robot,
-            the instruction and the statistics.
+        request: The request.
+        progress: Receives the progress, in the first process only.
+        live: Calibrates on frames of a live robot if the request has no bags. Called with the policy, the robot, the
+            instruction and the statistics.
 
     Raises:
         ClpError: The checkpoint, the bags and the robot do not fit each other, or the output folder is not empty.
@@ -127,7 +127,7 @@ def _run(
     check_output_folder(request.output, request.overwrite)
     embodiment = load_embodiment(request.embodiment, request.tf_prefix, request.topics)
     task = load_task(request.task, embodiment).instruction
-    for bag in request.bags:  # before the policy is loaded, which takes long
+    for bag in request.bags:  # checked before the policy is loaded, which takes long
         check_topics(open_bag(bag), embodiment)
     statistics = given_statistics(request.statistics)
     progress.stage("loading the policy")

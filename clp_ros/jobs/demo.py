@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole way on the recorded demonstration: calibrate, prune, verify, drive, compare."""
+"""Runs all steps on the recorded demonstration: calibrate, prune, verify, drive, compare."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from clp_ros.jobs.request import FilePath, Request, Result
 EMBODIMENT = "aloha_bimanual"
 TASK = "transfer_cube"
 SAMPLES = 24
-# How long the rehearsal is given to end the policy node.
+# Seconds that the rehearsal has to end the policy node.
 _END_S = 30.0
 
 
@@ -33,8 +33,8 @@ class DemoRequest(Request):
     """Asks for the demo.
 
     Attributes:
-        output: The folder in which ``base``, ``calibration`` and ``pruned`` appear.
-        overwrite: Whether what an earlier demo left there may be replaced.
+        output: The folder for ``base``, ``calibration`` and ``pruned``.
+        overwrite: Whether results of an earlier demo may be replaced.
     """
 
     output: FilePath
@@ -42,11 +42,11 @@ class DemoRequest(Request):
 
 
 class DriveResult(Result):
-    """What the policy node sent while the demonstration was played.
+    """The trajectories that the policy node sent while the demonstration was played.
 
     Attributes:
-        seconds: Length of the demonstration; None where ROS is not installed, and nothing was driven.
-        controllers: By controller, its number of ``trajectories`` and the most ``points`` of one.
+        seconds: Length of the demonstration; None if ROS is not installed and the step was skipped.
+        controllers: By controller, the number of ``trajectories`` and the maximum number of ``points``.
     """
 
     seconds: float | None
@@ -54,14 +54,14 @@ class DriveResult(Result):
 
 
 class DemoResult(Result):
-    """All that the demo made and measured.
+    """The results of all steps.
 
     Attributes:
         output: The folder.
         calibration: The calibration.
-        pruned: What was removed.
-        drive: What the policy node sent.
-        comparison: The base beside the pruned checkpoint.
+        pruned: The removed layers.
+        drive: The trajectories that the policy node sent.
+        comparison: The measurements of the base and the pruned checkpoint.
     """
 
     output: Path
@@ -122,8 +122,8 @@ def _drive(checkpoint: Path, bag: Path) -> DriveResult:
     if importlib.util.find_spec("rclpy") is None:
         return DriveResult(seconds=None)
     environment = dict(os.environ)
-    # A domain of its own on this machine alone: a demo must not talk to a robot in the house.
-    # Up to 101, above which DDS would use ports that Linux gives to any program.
+    # A separate domain on this machine only, because a demo must not command a robot in the network. Up to 101, because
+    # higher domains use ports that Linux assigns to other programs.
     environment["ROS_DOMAIN_ID"] = str(60 + secrets.randbelow(42))
     environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     command = [sys.executable, "-m", "clp_ros.nodes.rehearsal", "--checkpoint", str(checkpoint.absolute())]
@@ -131,16 +131,19 @@ def _drive(checkpoint: Path, bag: Path) -> DriveResult:
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         printed, log = process.communicate()
-    except BaseException:  # Ctrl-C, and to this process alone: not killed, for it has to end the policy node
+    except BaseException:  # such as Ctrl-C; the process is terminated, not killed, because it must end the policy node
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(_END_S)
         raise
     if process.returncode:
         said = (log.strip().splitlines() or ["it said nothing"])[-1]
-        raise ClpError(f"the policy node could not be driven: {said.removeprefix('error: ')}")
+        raise ClpError(
+            f"the policy node could not be driven: {said.removeprefix('error: ')}",
+            where=checkpoint,
+        )
     result = json.loads(printed.strip().splitlines()[-1])
     driven = DriveResult(seconds=result["seconds"], controllers=result["controllers"])
     if not all(sent["trajectories"] for sent in driven.controllers.values()):
-        raise ClpError("a controller got no trajectory", where="/policy", fix=f"see its log: {log[-2000:]}")
+        raise ClpError("a controller received no trajectory", where="/policy", hint=f"read its log: {log[-2000:]}")
     return driven

@@ -21,7 +21,7 @@ class MakeCheckpointRequest(Request):
         family: Name of the family.
         size: ``tiny`` for tests, ``full`` for measurements.
         output: Checkpoint folder to write.
-        embodiment: The robot whose cameras and joints the policy takes: a name or a YAML file. None: LIBERO's, as in
+        embodiment: The robot for the policy's cameras and joints: a name or a YAML file. None: LIBERO's features, as in
             the paper.
         seed: Seed of the weights.
         overwrite: Whether an output folder that is not empty is replaced.
@@ -36,7 +36,7 @@ class MakeCheckpointRequest(Request):
 
 
 class MakeCheckpointResult(Result):
-    """The checkpoint that was made.
+    """The new checkpoint.
 
     Attributes:
         output: Its folder, absolute.
@@ -74,19 +74,21 @@ def run(request: MakeCheckpointRequest, progress: Progress = SILENT) -> MakeChec
     try:
         with atomic_folder(final, request.overwrite) as folder, quiet():
             family.make_checkpoint(request.size, folder, final, features, request.seed)
-    except SafetensorError as error:  # what safetensors makes of a full disk
+    except SafetensorError as error:  # safetensors raises it for a full disk
         raise ClpError(
-            f"cannot write the checkpoint ({error})", where=final, fix="make room on the disk, or give another --output"
+            f"the checkpoint cannot be written ({error})",
+            where=final,
+            hint="free some disk space, or give another --output",
         ) from error
     made = Checkpoint.open(final)
     return MakeCheckpointResult(output=final, family=family.name, parameters=made.parameters(), bytes=made.bytes)
 
 
 def embodiment_features(embodiment: Embodiment) -> PolicyFeatures:
-    """The features of a policy made for this robot.
+    """Returns the features of a policy for this robot.
 
-    Its statistics are those of positions spread over the middle of each joint's range, so that what an untrained policy
-    gives is a position the robot has.
+    The statistics are those of positions in the middle of each joint's range, so that an untrained policy predicts
+    positions within the limits.
     """
     means, deviations = [], []
     for joint in embodiment.joints:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a job reports while it works: the command line prints it, a node puts it on /diagnostics."""
+"""The progress of a job, which the command line prints and a node shows on /diagnostics."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from typing import Any
 
 
 class Progress:
-    """Receives what a job reports. Each method does nothing; a caller overrides those that it shows.
+    """Receives a job's progress. The methods do nothing; a caller overrides those that it needs.
 
-    A method may raise to cancel the job, which then removes what it has begun to write.
+    A method may raise to cancel the job, which then removes its unfinished output.
     """
 
     def stage(self, title: str, unit: str = "") -> None:
         """A new stage begins.
 
         Args:
-            title: What is done in it, e.g. ``calibrating``.
-            unit: What :meth:`advance` counts, e.g. ``frame``, ``B`` or ``s``; empty where it is not called.
+            title: Its name, e.g. ``calibrating``.
+            unit: Unit of :meth:`advance`, e.g. ``frame``, ``B`` or ``s``; empty if :meth:`advance` is not called.
         """
 
     def advance(self, done: int, total: int) -> None:
         """``done`` of ``total`` units of the stage are done."""
 
     def note(self, text: str) -> None:
-        """A sentence that the user should know."""
+        """Receives a note for the user, one sentence."""
 
     def warn(self, text: str) -> None:
-        """A sentence about something that works, but perhaps not as the user meant."""
+        """Receives a warning, one sentence."""
 
     def request(self, request: Any) -> None:
-        """The Request of a job that is now run as a part of this one."""
+        """Receives the Request of a job that this job starts."""
 
     def result(self, result: Any) -> None:
-        """The Result of a job that was run as a part of this one."""
+        """Receives the Result of a job that this job has run."""
 
 
 SILENT = Progress()

@@ -137,7 +137,7 @@ def plan_from_calibration(
     else:
         plan = default_plan(found, source, criterion, seed)
     if not any(plan.removal.values()):
-        raise ClpError("nothing would be removed", where=calibration, fix="raise the budget or lower the threshold")
+        raise ClpError("nothing would be removed", where=calibration, hint="raise the budget or lower the threshold")
     return plan
 
 

@@ -19,13 +19,14 @@ class RecordRequest(Request):
     """Asks for recordings.
 
     Attributes:
-        embodiment: One of the robots that can be simulated: a name or a YAML file.
+        embodiment: A robot that can be simulated: a name or a YAML file.
         output: Folder to write; None: ``recorded_`` and the robot's name.
-        episodes: Number of episodes, a bag each in the output folder; None: one, the output folder itself.
-        seed: Draws starts and delays.
+        episodes: Number of episodes, one bag each in the output folder; None: one episode, whose bag is the output
+            folder.
+        seed: Seed of starts and delays.
         camera_rate, joint_state_rate: Messages a second, Hz.
-        size: Width and height of the pictures, pixels; None: the embodiment's.
-        quality: Of the JPEGs.
+        size: Width and height of the images, pixels; None: the embodiment's.
+        quality: JPEG quality, 1 to 100.
         overwrite: Whether an output folder that is not empty is replaced.
     """
 
@@ -56,8 +57,8 @@ class RecordResult(Result):
         output: The folder, absolute.
         embodiment: The robot's name.
         seed: The seed.
-        solved: Number of episodes, all of them solved.
-        tries: Number of starts drawn; those that were not solved are left out.
+        solved: Number of recorded episodes; all are solved.
+        tries: Number of starts drawn. Unsolved ones are not recorded.
         bytes: Size of all bags.
         episodes: Each episode's recording.
     """
@@ -72,7 +73,7 @@ class RecordResult(Result):
 
 
 def run(request: RecordRequest, progress: Progress = SILENT) -> RecordResult:
-    """Records.
+    """Records the episodes.
 
     Raises:
         ClpError: The robot cannot be simulated, the output folder is not empty, or an episode is not solved.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that stock lerobot loads a checkpoint strictly, that it runs, and that its manifest is true."""
+"""Checks that stock lerobot loads a checkpoint strictly, that it runs, and that its manifest is correct."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from clp_ros.jobs.request import FilePath, Request, Result
 
 
 class VerifyRequest(Request):
-    """Asks whether a checkpoint is what it says.
+    """Asks for the verification of a checkpoint.
 
     Attributes:
-        checkpoint: Checkpoint folder, or a repository on the hub.
+        checkpoint: Checkpoint folder, or a Hub repository.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        compiled: Whether to compile it too, and compare its actions.
+        compiled: Whether to also compile the policy and compare its actions.
     """
 
     checkpoint: FilePath
@@ -24,7 +24,7 @@ class VerifyRequest(Request):
 
 
 class VerifyResult(Result):
-    """What was found; the fields are those of :func:`clp_ros.evaluation.verify.verify`."""
+    """The results of the checks. The fields are those of :func:`clp_ros.evaluation.verify.verify`."""
 
     path: str
     family: str
@@ -40,7 +40,7 @@ class VerifyResult(Result):
     compiled_tolerance: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The result; without the fields about compiling where it was not asked for."""
+        """Returns the result, without the fields about compilation if it was not requested."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
@@ -48,7 +48,7 @@ def run(request: VerifyRequest, progress: Progress = SILENT) -> VerifyResult:
     """Verifies the checkpoint.
 
     Raises:
-        ClpError: It does not hold; the message says what.
+        ClpError: A check fails. The message names it.
     """
     from clp_ros.evaluation.verify import verify
 

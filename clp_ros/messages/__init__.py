@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ROS messages hold, without ROS: images, joint states and stamps."""
+"""Reads images, joint states and stamps from ROS messages, without ROS."""
 
 import lazy_loader as _lazy
 

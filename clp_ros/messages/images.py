@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ROS image messages to RGB arrays, the same from a bag and from a live topic; and RGB arrays to JPEG."""
+"""Converts ROS image messages, from a bag or a live topic, to RGB arrays; and RGB arrays to JPEG."""
 
 import logging
 import re
@@ -31,7 +31,7 @@ _ENCODINGS: dict[str, tuple[int, str | None]] = {
 }
 # The same with 16 bits a channel.
 _DEEP = {name[:-1] + "16": name for name in _ENCODINGS if name.endswith("8")}
-# sensor_msgs' names since ROS 2 Iron, for which it deprecated those above.
+# sensor_msgs' names since ROS 2 Iron, which deprecated the names above.
 _RENAMED = {"uyvy": "yuv422", "yuyv": "yuv422_yuy2"}
 # 4:2:0: a plane of luma, then half as many rows of chroma, interleaved (nv12, nv21) or as two planes (i420).
 _SUBSAMPLED = {"nv12": "COLOR_YUV2RGB_NV12", "nv21": "COLOR_YUV2RGB_NV21", "i420": "COLOR_YUV2RGB_I420"}
@@ -59,21 +59,21 @@ def decode_image(msg: Any, topic: str | None = None) -> np.ndarray:
     (yuv422), yuyv (yuv422_yuy2), nv12, nv21, i420. Rows may be padded at their ends; alpha is left out; 16 bits are
     scaled to 8 as cv_bridge scales them.
 
-    Compressed images: JPEG, PNG, TIFF and WebP of 8 or 16 bits, told by their content. The ``format`` says what was
-    compressed, and is understood as compressed_image_transport's subscriber does: ``bayer_rggb8; png compressed `` is
-    a mosaic, ``rgb8; jpeg compressed rgb8`` has red and blue exchanged within the JPEG, and one word (``jpeg``) or
-    nothing is a colour or grey picture.
+    Compressed images: JPEG, PNG, TIFF and WebP of 8 or 16 bits, recognised by their content. The ``format`` is
+    interpreted as by compressed_image_transport's subscriber: ``bayer_rggb8; png compressed `` is a Bayer image,
+    ``rgb8; jpeg compressed rgb8`` has red and blue exchanged within the JPEG, and one word (``jpeg``) or nothing is a
+    colour or grey image.
 
     Args:
         msg: The message, from either bag backend or a live rclpy subscription.
-        topic: Where it came from, for the error.
+        topic: The message's topic, for errors.
 
     Returns:
-        (height, width, 3) uint8 RGB, contiguous, its own memory.
+        (height, width, 3) uint8 RGB, contiguous, in new memory.
 
     Raises:
-        ClpError: Unknown encoding or format, sizes that contradict each other, data cut off or not decodable. (A bit
-            error in the middle of a JPEG's coded data decodes to a wrong picture, and cannot be told.)
+        ClpError: The encoding or format is unknown, sizes contradict each other, or the data is truncated or damaged.
+            (A bit error within a JPEG's coded data gives a wrong picture, and cannot be detected.)
     """
     data = np.frombuffer(msg.data, np.uint8) if len(msg.data) else np.empty(0, np.uint8)
     if hasattr(msg, "format"):
@@ -82,7 +82,7 @@ def decode_image(msg: Any, topic: str | None = None) -> np.ndarray:
 
 
 def encode_jpeg(picture: np.ndarray, quality: int = 80) -> np.ndarray:
-    """A picture as the data of a ``sensor_msgs/CompressedImage`` with :data:`JPEG_FORMAT`.
+    """Encodes an image as the data of a ``sensor_msgs/CompressedImage`` with :data:`JPEG_FORMAT`.
 
     Args:
         picture: (height, width, 3) uint8 RGB.
@@ -126,7 +126,8 @@ def _decode_subsampled(
     import cv2
 
     rows = height + height // 2
-    # The luma's bytes a row. Some drivers write as step a pixel's bytes times the width: their rows have no padding.
+    # Bytes of luma in a row. Some drivers give the bytes of a pixel times the width as step: their rows have no
+    # padding.
     stride = step if encoding != "i420" and step >= width and data.size == step * rows else width
     if not height or not width or data.size != stride * rows:
         raise _contradiction(data, encoding, height, width, step, topic)
@@ -135,7 +136,7 @@ def _decode_subsampled(
 
 
 def _check_cells(encoding: str, name: str, height: int, width: int, topic: str | None) -> None:
-    """Refuses sizes that cut a cell of pixels in two: chroma samples span two pixels, a Bayer cell is two by two."""
+    """Refuses odd sizes: a chroma sample covers two pixels, a Bayer cell two by two."""
     fault = ""
     if encoding in _SUBSAMPLED and (height % 2 or width % 2):
         fault = "width and height are even"
@@ -157,7 +158,7 @@ def _contradiction(data: np.ndarray, encoding: str, height: int, width: int, ste
 
 
 def _to_rgb(pixels: np.ndarray, encoding: str) -> np.ndarray:
-    """RGB of 8 bits of an array in one of ``_ENCODINGS`` or ``_DEEP``: new memory."""
+    """Converts an array in one of ``_ENCODINGS`` or ``_DEEP`` to 8-bit RGB in new memory."""
     name = _DEEP.get(encoding, encoding)
     if _ENCODINGS[name][1] is None:
         pixels = pixels.copy()
@@ -186,7 +187,7 @@ def _decode_compressed(data: np.ndarray, image_format: str, topic: str | None) -
     picture = None
     if whole:
         try:
-            picture = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)  # as in image_transport: as it is, unturned by EXIF
+            picture = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)  # like image_transport, without the EXIF rotation
         except cv2.error as error:
             _logger.debug("OpenCV: %s", error)
     if picture is None:
@@ -202,10 +203,10 @@ def _decode_compressed(data: np.ndarray, image_format: str, topic: str | None) -
 
 
 def _decoded_encoding(picture: np.ndarray, kind: str, image_format: str) -> tuple[str | None, str]:
-    """What OpenCV's array of a compressed image holds: its encoding, or None and why it cannot be told.
+    """Returns the encoding of OpenCV's array of a compressed image; or None and why the encoding is unknown.
 
     The rules are those of compressed_image_transport (compressed_publisher.cpp, compressed_subscriber.cpp). OpenCV's
-    array is BGR where what was compressed was. Without "compressed bgr" after a colour encoding, another order went in.
+    array is BGR if the publisher compressed BGR, which "compressed bgr" after a colour encoding says.
     """
     source, semicolon, rest = (part.strip() for part in image_format.lower().partition(";"))
     target = found[1] if (found := re.search(r"compressed\s+(\w+)", rest)) else ""
@@ -232,7 +233,7 @@ def _decoded_encoding(picture: np.ndarray, kind: str, image_format: str) -> tupl
         target.startswith("rgb") or source in ("rgb8", "bgr8", "rgba8", "bgra8", "rgb16", "bgr16", "rgba16", "bgra16")
     )
     if exchanged and kind == "TIFF" and source.startswith("bgr") and not target:
-        # The publisher leaves it BGR, and the subscriber takes it for RGB.
+        # The publisher compresses BGR, and the subscriber reads it as RGB.
         return None, "image_transport itself mistakes red for blue here"
     return f"{'rgb' if exchanged else 'bgr'}{'a' if channels == 4 else ''}{bits}", ""
 
@@ -250,17 +251,17 @@ def _is_whole(kind: str, coded: bytes) -> bool:
         return _PNG_END in coded
     if kind != "JPEG" or coded.endswith(_JPEG_END):
         return bool(coded)
-    # Some cameras pad a JPEG, so its end need not be last; but where it was cut off there is none after the last scan,
-    # and not every OpenCV release refuses it then: some fill what is missing with grey.
+    # Some cameras append padding, so the end marker need not be last. A truncated JPEG has no end marker after its last
+    # scan. Some OpenCV releases do not refuse it, but fill the missing part with grey.
     return coded.rfind(_JPEG_END) > coded.rfind(_JPEG_SCAN) >= 0
 
 
 @cache
 def _converter() -> Callable[[np.ndarray, str], np.ndarray]:
-    """The function from (pixels, encoding) to RGB: cv_bridge's where it works, else OpenCV's own."""
+    """Returns the function from (pixels, encoding) to RGB: cv_bridge's if it works, otherwise OpenCV's."""
     try:
         return _cv_bridge_converter()
-    # A cv_bridge built for another NumPy or OpenCV fails in any of these ways, some only at the first conversion.
+    # A cv_bridge built for another NumPy or OpenCV raises any of these, sometimes only at the first conversion.
     except (ImportError, AttributeError, SystemError, RuntimeError, TypeError, ValueError) as error:
         _logger.debug("cv_bridge is not used: %s", error)
         return _opencv_converter
@@ -278,7 +279,7 @@ def _cv_bridge_converter() -> Callable[[np.ndarray, str], np.ndarray]:
     bridge = CvBridge()
 
     def convert(pixels: np.ndarray, encoding: str) -> np.ndarray:
-        # Always rows without padding: cv_bridge shears rows whose step is no multiple of the pixel size.
+        # Rows are passed without padding: cv_bridge shears an image whose step is not a multiple of the pixel size.
         height, width = pixels.shape[:2]
         image = SimpleNamespace(
             encoding=encoding, height=height, width=width, step=pixels.nbytes // height, is_bigendian=0, data=pixels
@@ -291,5 +292,5 @@ def _cv_bridge_converter() -> Callable[[np.ndarray, str], np.ndarray]:
     return convert
 
 
-def _fault(what: str, topic: str | None, fix: str) -> ClpError:
-    return ClpError(what, where=topic, fix=fix)
+def _fault(what: str, topic: str | None, hint: str) -> ClpError:
+    return ClpError(what, where=topic, hint=hint)

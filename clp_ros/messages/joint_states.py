@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A robot's joints out of the JointStates of one topic."""
+"""Reads the positions of a robot's joints from the JointStates of one topic."""
 
 from __future__ import annotations
 
@@ -9,30 +9,27 @@ from typing import Any
 import numpy as np
 
 from clp_ros.core.errors import ClpError
+from clp_ros.core.renamed import renamed
 from clp_ros.messages.stamps import Stream
 
 _ORDERS_KEPT = 64
 
 
 class OtherJointsError(ClpError):
-    """A JointState has none of the joints looked for: it may be of a mobile base, or of another arm."""
-
-
-OtherJoints = OtherJointsError
-"""Old name of :class:`OtherJointsError`; it goes with the next release."""
+    """A JointState has none of the selector's joints. It may be that of a mobile base or another arm."""
 
 
 class JointSelector:
-    """Picks some joints out of JointStates, by name, and converts their positions: (position - offset) / scale.
+    """Selects joints of JointStates by name, and converts their positions: (position - offset) / scale.
 
     Args:
-        joints: Names of the joints to pick, in the order wanted.
-        offset: (joints,), the positions that become 0; by default all 0.
-        scale: (joints,), the distance in position that becomes 1; by default all 1.
+        joints: Names of the joints to select, in the order of the result.
+        offset: (joints,) float64, rad or m; default 0. The converted position is (position - offset) / scale.
+        scale: (joints,) float64, rad or m for each converted unit; default 1.
 
     Attributes:
-        joints: The same.
-        names: All names that JointStates had, in the order they came.
+        joints: As the argument.
+        names: All joint names received, in the order of their arrival.
     """
 
     def __init__(
@@ -45,14 +42,14 @@ class JointSelector:
         self._orders: dict[tuple[str, ...], tuple[tuple[int, ...], np.ndarray]] = {}
 
     def select(self, message: Any) -> tuple[tuple[int, ...], np.ndarray]:
-        """Positions of the joints that a JointState has.
+        """Returns the positions of those joints that a JointState has.
 
         Returns:
-            Which of :attr:`joints` they are, and their converted positions, float64.
+            Indices into :attr:`joints`, and the converted positions of these joints, float64.
 
         Raises:
-            OtherJointsError: It has none of the joints.
-            ClpError: It has one of them twice, or one without a finite position.
+            OtherJointsError: The message has none of the joints.
+            ClpError: A joint is in the message twice, or its position is not finite.
         """
         names = tuple(message.name)
         if names not in self._orders:
@@ -62,12 +59,12 @@ class JointSelector:
         part, order = self._orders[names]
         if not part:
             raise OtherJointsError(
-                f"joint {self.joints[0]!r} is not in the JointState",
-                fix=f"it has {', '.join(names) or 'no names'}; name the joints in the embodiment as the robot does",
+                f"joint {self.joints[0]!r} is not in the JointState, which has {', '.join(names) or 'no names'}",
+                hint="name the joints in the embodiment as the robot does",
             )
         positions = np.asarray(message.position, dtype=float)
         if len(positions) != len(names):
-            raise ClpError(f"a JointState has {len(names)} names but {len(positions)} positions")
+            raise ClpError(f"the JointState has {len(names)} names but {len(positions)} positions")
         chosen = positions[order]
         if not np.isfinite(chosen).all():
             joint = self.joints[part[int(np.flatnonzero(~np.isfinite(chosen))[0])]]
@@ -85,16 +82,16 @@ class JointSelector:
 
 
 class JointStream:
-    """The newest position of every joint of one topic, whose messages may each hold some of the joints only.
+    """Keeps the newest position of every joint of one topic. Each message may have only some of the joints.
 
-    An arm and its gripper often have drivers of their own that publish on one topic, and so may a mobile base. Messages
-    with the same joints are taken for those of one publisher, which has a clock of its own.
+    An arm, its gripper and a mobile base often have separate drivers that publish on one topic. Messages with the same
+    joints are treated as those of one publisher, with its own clock.
 
     Args:
-        selector: Picks the joints.
+        selector: Selects the joints.
 
     Attributes:
-        selector: The same.
+        selector: As the argument.
     """
 
     def __init__(self, selector: JointSelector) -> None:
@@ -107,12 +104,12 @@ class JointStream:
         return max((stream.newest for stream in self._parts.values() if stream.newest is not None), default=None)
 
     def add(self, stamp: int, part: tuple[int, ...], positions: np.ndarray, receive_ns: int) -> bool:
-        """Takes what :meth:`JointSelector.select` gave, and says whether it did.
+        """Adds the result of :meth:`JointSelector.select`, and returns whether it was accepted.
 
-        Its stamp must be newer than the last with its joints.
+        The stamp must be newer than that of the last message with these joints.
 
         Raises:
-            ClpError: See :meth:`clp_ros.messages.stamps.Clock.check`; it names the joint, where there are others.
+            ClpError: See :meth:`clp_ros.messages.stamps.Clock.check`. The message names the joint if there are others.
         """
         stream = self._parts.get(part)
         if stream is None:
@@ -121,10 +118,10 @@ class JointStream:
         return stream.add(stamp, positions, receive_ns, whose)
 
     def at(self, tick_ns: int) -> tuple[int, np.ndarray] | None:
-        """Every joint's newest position at a tick, and the stamp of the oldest of them.
+        """Returns every joint's newest position at a tick, and the stamp of the oldest of these positions.
 
         Returns:
-            (stamp, positions), positions (joints,) float64, converted as the selector does; None where one is missing.
+            (stamp in ns, (joints,) float64 converted positions); None if a joint has no position yet.
         """
         positions = np.full(len(self.selector.joints), np.nan)
         stamps: dict[int, int] = {}
@@ -134,10 +131,11 @@ class JointStream:
         return (min(stamps.values()), positions) if len(stamps) == len(positions) else None
 
     def oldest(self, tick_ns: int) -> tuple[str | None, int | None]:
-        """Of the message that gives a tick's oldest position: whose it is, and the steady lag of its stamps.
+        """Returns the publisher of a tick's oldest position, and the steady lag of its stamps.
 
         Returns:
-            The joint, or None where all positions are as old; see :attr:`clp_ros.messages.stamps.Clock.steady_lag_ns`.
+            A joint of this publisher, or None if all positions are equally old; and
+            :attr:`clp_ros.messages.stamps.Clock.steady_lag_ns`.
         """
         stamps = {place: (stamp, part) for stamp, _, part in self._found(tick_ns) for place in part}
         if not stamps:
@@ -147,7 +145,7 @@ class JointStream:
         return self.selector.joints[place] if is_alone else None, self._parts[stamps[place][1]].steady_lag_ns
 
     def missing(self, tick_ns: int) -> tuple[str, str] | None:
-        """Why a tick lacks a joint's position, where it has another's; None where it has all or none.
+        """Returns why a tick has the positions of some joints only; None if it has all or none.
 
         Returns:
             The reason, and the reason without its numbers.
@@ -170,6 +168,9 @@ class JointStream:
         return None
 
     def _found(self, tick_ns: int) -> list[tuple[int, np.ndarray, tuple[int, ...]]]:
-        """The entry of every part at a tick, with its joints' places; the oldest first."""
+        """Returns every publisher's entry at a tick, with the indices of its joints; the oldest first."""
         found = [(*entry, part) for part, stream in self._parts.items() if (entry := stream.at(tick_ns))]
         return sorted(found, key=lambda entry: entry[0])
+
+
+__getattr__ = renamed(__name__, {"OtherJoints": "messages.joint_states:OtherJointsError"})

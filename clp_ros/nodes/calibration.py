@@ -97,7 +97,8 @@ class CalibrationNode(Node):
             if not self.context.ok():
                 return  # a signal has ended ROS between a check and a publish
             if type(error).__name__ == "OutOfMemoryError":  # torch's
-                self.get_logger().error(f"{str(error).splitlines()[0]}, the GPU, set the parameter device to cpu")
+                fault = ClpError(str(error).splitlines()[0], where="the GPU", hint="set the parameter device to cpu")
+                self.get_logger().error(str(fault))
                 return
             self.get_logger().fatal(traceback.format_exc())
             self.exit_code = 1
@@ -166,7 +167,11 @@ class CalibrationNode(Node):
     def _finish(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         try:
             if self._live is None:
-                raise ClpError("not listening", fix="finish ends the listening to live topics")
+                raise ClpError(
+                    "the node does not listen to live topics",
+                    where="finish",
+                    hint="call it while the node listens, which needs the parameter bag to be empty",
+                )
             frames = self._live.finish()
         except ClpError as error:
             response.message = str(error)

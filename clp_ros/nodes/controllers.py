@@ -101,7 +101,7 @@ def check(controller: Controller, facts: ControllerFacts) -> None:
         raise ClpError(
             "interpolation_method is none: the controller jumps from point to point",
             where=node_name(controller.topic),
-            fix="set interpolation_method: splines in the controllers' YAML",
+            hint="set interpolation_method: splines in the controllers' YAML",
         )
     if facts.joints is None:
         return
@@ -116,7 +116,7 @@ def check(controller: Controller, facts: ControllerFacts) -> None:
     raise ClpError(
         what,
         where=node_name(controller.topic),
-        fix="name its joints in the embodiment, or give tf_prefix, or another topic of the controller in topics",
+        hint="name its joints in the embodiment, or give tf_prefix, or another topic of the controller in topics",
     )
 
 
@@ -142,7 +142,7 @@ class ControllerNodes:
         self._wait_s = node.get_parameter("controller_wait").value
         if not 0 <= self._wait_s < float("inf"):
             raise ClpError(
-                f"the parameter controller_wait is {self._wait_s}", where=node.get_name(), fix="give 0 or seconds"
+                f"the parameter controller_wait is {self._wait_s}", where=node.get_name(), hint="give 0 or seconds"
             )
         self._looked_s = time.monotonic() + self._wait_s
         group = ReentrantCallbackGroup()

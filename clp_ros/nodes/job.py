@@ -62,7 +62,7 @@ class Job:
             CancelledError: The node shuts down.
         """
         if not self._busy.acquire(blocking=False):
-            raise ClpError("already running", fix="wait until it is done")
+            raise ClpError("earlier work is still running", where=self._node.get_name(), hint="wait until it is done")
         try:
             self._started = time.monotonic()
             self.step(step)

@@ -80,9 +80,11 @@ class LiveFrames:
         """
         with self._lock:
             if self._ended.is_set():
-                raise ClpError("not listening any more", fix="see /diagnostics for what is being done")
+                raise ClpError(
+                    "the node does not listen any more", where="finish", hint="read the current step in /diagnostics"
+                )
             if not self._reservoir.held:
-                raise ClpError("no frame has been drawn yet", fix="move the robot, or play a bag")
+                raise ClpError("no frame has been drawn yet", where="finish", hint="move the robot, or play a bag")
             self._ended.set()
             self._reservoir.end_episode()  # this may draw one more frame
             return self._reservoir.held

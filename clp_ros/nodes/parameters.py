@@ -67,23 +67,23 @@ def check_known(node: Node, names: Sequence[str]) -> None:
     """
     for name in given_parameters(node):
         if not node.has_parameter(name) and not name.startswith("qos_overrides."):
-            raise ClpError(f"unknown parameter {name!r}", where=node.get_name(), fix=did_you_mean(name, list(names)))
+            raise ClpError(f"unknown parameter {name!r}", where=node.get_name(), hint=did_you_mean(name, list(names)))
 
 
-def given_text(node: Node, name: str, fix: str) -> str:
+def given_text(node: Node, name: str, hint: str) -> str:
     """Returns a text parameter.
 
     Args:
         node: The node.
         name: Its name.
-        fix: What to give, for the hint.
+        hint: What to give, for the error.
 
     Raises:
         ClpError: It is empty.
     """
     value = node.get_parameter(name).value
     if not value.strip():
-        raise ClpError(f"the parameter {name} is empty", where=node.get_name(), fix=f"give {fix}")
+        raise ClpError(f"the parameter {name} is empty", where=node.get_name(), hint=f"give {hint}")
     return value
 
 
@@ -100,7 +100,7 @@ def checkpoint_folder(node: Node) -> Path:
     """
     value = node.get_parameter("checkpoint").value
     if not value:
-        raise ClpError("the parameter checkpoint is empty", where=node.get_name(), fix="give the checkpoint's folder")
+        raise ClpError("the parameter checkpoint is empty", where=node.get_name(), hint="give the checkpoint's folder")
     if is_repository(value):
         node.get_logger().info(f"{value}: from the hub's cache, or downloaded")
     return local_folder(Path(value).expanduser()).absolute()
@@ -128,7 +128,9 @@ def embodiment_parameters(node: Node) -> tuple[str, str, dict[str, str]]:
         entry, sign, topic = text.partition(":=")
         if not sign:
             raise ClpError(
-                f"the parameter topics has {text!r}", where=node.get_name(), fix="write ENTRY:=TOPIC, cameras.top:=/top"
+                f"the parameter topics has {text!r}",
+                where=node.get_name(),
+                hint="write ENTRY:=TOPIC, cameras.top:=/top",
             )
         renamed[entry.strip()] = topic.strip()
     return name, tf_prefix, renamed

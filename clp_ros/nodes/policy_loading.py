@@ -58,7 +58,7 @@ def compile_for_node(policy: Policy, mode: str, instruction: str) -> None:
         raise ClpError(
             "a compiled policy cannot continue its last chunk",
             where="policy",
-            fix="set mode to replace or ensemble, or compile to false",
+            hint="set mode to replace or ensemble, or compile to false",
         )
     compile_policy(policy, instruction, cuda_graphs=False)  # the worker's thread cannot replay CUDA graphs
 

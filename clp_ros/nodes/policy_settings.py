@@ -86,7 +86,7 @@ def replan_config(node: Node, task: Task, chunk_size: int) -> ReplanConfig:
         raise ClpError(
             f"a new chunk every {steps} control steps by {source}, but the policy's chunks have {chunk_size}",
             where=node.get_parameter("checkpoint").value,
-            fix=f"set replan_steps to at most {chunk_size}, or use a checkpoint of longer chunks",
+            hint=f"set replan_steps to at most {chunk_size}, or use a checkpoint of longer chunks",
         )
     return ReplanConfig(steps, _number(node, "rate_hz", 0), _number(node, "max_latency", above=0))
 
@@ -139,15 +139,15 @@ def run_log(node: Node) -> RunLog:
 def _number(node: Node, name: str, least: float = -math.inf, above: float = -math.inf) -> Any:
     value = node.get_parameter(name).value
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ClpError(f"the parameter {name} is {value!r}", where="policy", fix="give a number")
+        raise ClpError(f"the parameter {name} is {value!r}", where="policy", hint="give a number")
     if not (least <= value < math.inf and value > above):
         bound = f"above {above:g}" if above > -math.inf else f"of at least {least:g}"
-        raise ClpError(f"the parameter {name} is {value}", where="policy", fix=f"give a number {bound}")
+        raise ClpError(f"the parameter {name} is {value}", where="policy", hint=f"give a number {bound}")
     return value
 
 
 def _choice(node: Node, name: str, choices: tuple[str, ...]) -> Any:
     value = node.get_parameter(name).value
     if value not in choices:
-        raise ClpError(f"the parameter {name} is {value!r}", where="policy", fix=did_you_mean(value, list(choices)))
+        raise ClpError(f"the parameter {name} is {value!r}", where="policy", hint=did_you_mean(value, list(choices)))
     return value

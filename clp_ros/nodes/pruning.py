@@ -87,7 +87,7 @@ class PruningNode(Node):
             raise ClpError(
                 "there is no calibration",
                 where="pruning",
-                fix="set the parameter calibration, or run the calibration node",
+                hint="set the parameter calibration, or run the calibration node",
             )
         calibration = Path(calibration).expanduser().absolute()
         request = PruneRequest(

@@ -43,12 +43,12 @@ class Replay:
 
     def __init__(self, node: Node, reader: BagReader, rate: float = 1.0, clock: bool = False) -> None:
         if not 0 < rate < float("inf"):
-            raise ClpError(f"the rate is {rate}", fix="give a finite rate above 0")
+            raise ClpError(f"the rate is {rate}", where="rate", hint="give a finite rate above 0")
         topics = {
             topic.name: topic.type for topic in reader.topics.values() if topic.type in INPUT_TYPES and not topic.fault
         }
         if not topics:
-            raise ClpError("the bag has no camera and no JointState", where=reader.path, fix="give a demonstration")
+            raise ClpError("the bag has no camera and no JointState", where=reader.path, hint="give a demonstration")
         self._node = node
         self._reader = reader
         self._rate = rate

@@ -41,7 +41,7 @@ class RobotDescriptions:
         self._wait = node.get_parameter("robot_description_wait").value
         if not 0 <= self._wait < float("inf"):
             raise ClpError(
-                f"the parameter robot_description_wait is {self._wait}", where=node.get_name(), fix="give 0 or seconds"
+                f"the parameter robot_description_wait is {self._wait}", where=node.get_name(), hint="give 0 or seconds"
             )
         self._deadline = time.monotonic() + self._wait
         self._topics = {name: states.description_topic for name, states in embodiment.joint_states.items()}

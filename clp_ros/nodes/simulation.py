@@ -73,11 +73,13 @@ class SimulationNode(Node):
         self._rate = self._positive("rate")
         clock = self.get_parameter("clock").value
         if self._rate != 1 and not clock:
-            raise ClpError(f"the parameter rate is {self._rate:g}", where="simulation", fix="set clock to true as well")
+            raise ClpError(
+                f"the parameter rate is {self._rate:g}", where="simulation", hint="set clock to true as well"
+            )
         self._plain = self._choice("pictures", PICTURES) == "plain"
         self._seed = self.get_parameter("seed").value
         if self._seed < 0:
-            raise ClpError(f"the parameter seed is {self._seed}", where="simulation", fix="give a seed of at least 0")
+            raise ClpError(f"the parameter seed is {self._seed}", where="simulation", hint="give a seed of at least 0")
         self.robot = SimulatedRobot(self._embodiment, self._seed)
         for name, camera in self._embodiment.cameras.items():
             self._picture(name, camera)  # raises now if rendering fails, and creates the renderer
@@ -185,8 +187,8 @@ class SimulationNode(Node):
         try:
             return self.robot.picture(name, camera.height, camera.width)
         except ClpError as error:
-            fix = f"{error.fix}, or the parameter pictures to plain"
-            raise ClpError(error.what, where=error.where, fix=fix) from error
+            hint = f"{error.hint}, or the parameter pictures to plain"
+            raise ClpError(error.what, where=error.where, hint=hint) from error
 
     def _reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._seed += 1
@@ -197,14 +199,14 @@ class SimulationNode(Node):
     def _positive(self, name: str) -> float:
         value = self.get_parameter(name).value
         if not 0 < value < float("inf"):
-            raise ClpError(f"the parameter {name} is {value}", where="simulation", fix="give a number above 0")
+            raise ClpError(f"the parameter {name} is {value}", where="simulation", hint="give a number above 0")
         return value
 
     def _choice(self, name: str, choices: Sequence[str]) -> str:
         value = self.get_parameter(name).value
         if value not in choices:
             raise ClpError(
-                f"the parameter {name} is {value!r}", where="simulation", fix=did_you_mean(value, list(choices))
+                f"the parameter {name} is {value!r}", where="simulation", hint=did_you_mean(value, list(choices))
             )
         return value
 

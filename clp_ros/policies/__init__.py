@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a policy family is; reading a checkpoint of one and running it; a folder a family."""
+"""Policy families, one folder each; reading and running their checkpoints."""
 
 import lazy_loader as _lazy
 

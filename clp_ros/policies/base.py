@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What calibration, evaluation, benchmark and nodes need of a running policy, whatever library runs it."""
+"""The interface of a running policy for calibration, evaluation, benchmark and nodes, independent of the library."""
 
 from __future__ import annotations
 
@@ -23,29 +23,28 @@ if TYPE_CHECKING:
 
 
 class Modality(IntEnum):
-    """What a token of a layer stack stands for."""
+    """The kind of input that a token of a layer stack represents."""
 
     PADDING = 0
-    """Nothing: padded words, absent cameras, actions after the end of an episode. It does not count."""
+    """Padding: of the instruction, for absent cameras, for actions after the end of an episode. Not counted."""
     IMAGE = 1
     """A patch of a camera's image, or a special token that encloses an image."""
     LANGUAGE = 2
-    """A piece of the instruction and of the text around it."""
+    """A part of the instruction or of the text around it."""
     STATE = 3
-    """The robot's state, where it has tokens of its own."""
+    """The robot's state, if it has separate tokens."""
     ACTION = 4
     """A step of the action chunk."""
     LEARNED = 5
-    """A learned token that stands for no input."""
+    """A learned token without an input."""
 
 
 def token_modalities(mask: torch.Tensor, *runs: tuple[Modality, int | None]) -> torch.Tensor:
-    """What the tokens of a stack stand for, from runs of tokens that stand for the same.
+    """Returns the modality of every token of a stack, given the lengths of its runs.
 
     Args:
         mask: Which tokens are not padding: bool (batch, tokens).
-        *runs: A modality and a number of tokens, in order; for one of them the number is None: all that the others
-            leave.
+        *runs: A modality and a number of tokens, in order. The number of one run may be None: the remaining tokens.
 
     Returns:
         int8 (batch, tokens), values of :class:`Modality`.
@@ -60,11 +59,11 @@ def token_modalities(mask: torch.Tensor, *runs: tuple[Modality, int | None]) -> 
 
 @dataclass
 class HiddenStates:
-    """What the layers of one stack put out for one batch.
+    """The outputs of the layers of one stack for one batch.
 
     Attributes:
         layers: The states after each layer, in order: float (batch, tokens, dim) each.
-        modalities: What each token stands for: int8 (batch, tokens), values of :class:`Modality`.
+        modalities: The modality of each token: int8 (batch, tokens), values of :class:`Modality`.
     """
 
     layers: list[torch.Tensor]
@@ -79,10 +78,10 @@ class HiddenStates:
 class Policy(ABC):
     """A policy that is loaded and ready to run.
 
-    A subclass gives the abstract members. The others have defaults: a policy that takes exactly its cameras and sizes,
-    brings its own statistics, and can be neither trained, compiled, nor asked for real-time chunking.
+    A subclass implements the abstract members. The defaults of the others describe a policy that needs exactly its
+    cameras and sizes, has its own statistics, and supports neither training, compilation nor real-time chunking.
 
-    Images go by the policy's own names for its cameras (feature keys such as ``observation.images.cam_high``).
+    Cameras are named by the policy's feature keys, such as ``observation.images.cam_high``.
 
     Attributes:
         device: Where it runs: ``cpu``, ``cuda`` or ``cuda:N``.
@@ -90,7 +89,7 @@ class Policy(ABC):
 
     device: str
 
-    # ------------------------------------------------------------------------------------------------ what it is
+    # ------------------------------------------------------------------------------------------------ identity
 
     @property
     @abstractmethod
@@ -104,7 +103,7 @@ class Policy(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash of what it was loaded from: a calibration is refused for another policy."""
+        """A hash of the checkpoint's content, by which a calibration of another policy is refused."""
 
     @property
     @abstractmethod
@@ -123,15 +122,16 @@ class Policy(ABC):
 
     @property
     def tied(self) -> Mapping[str, str]:
-        """Parameters that the published model ties to another and this one stores apart, with that other."""
+        """Parameters that the published model ties and this one stores separately: name -> name of the tied
+        parameter."""
         return {}
 
-    # ------------------------------------------------------------------------------------------------ its features
+    # ------------------------------------------------------------------------------------------------ features
 
     @property
     @abstractmethod
     def camera_sizes(self) -> Mapping[str, tuple[int, int]]:
-        """All cameras that it knows, in its own order, with the (height, width) it works at; other sizes fit too."""
+        """All its cameras, in its own order, with the (height, width) to which it resizes images."""
 
     @property
     @abstractmethod
@@ -150,24 +150,24 @@ class Policy(ABC):
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """The cameras whose images it must be given, in its own order."""
+        """The cameras whose images :meth:`batch` needs, in the policy's order."""
         return tuple(self.camera_sizes)
 
     @property
     def left_out_cameras(self) -> tuple[str, ...]:
-        """The cameras that it knows and runs without."""
+        """The cameras of the policy that are left out."""
         return tuple(camera for camera in self.camera_sizes if camera not in self.cameras)
 
     def check_features(self, cameras: Collection[str], action_size: int, whose: str) -> list[str]:
-        """Refuses a robot that does not fit the policy, with both sides named.
+        """Refuses a robot that does not fit the policy. The error names the features of both.
 
         Args:
-            cameras: The features that the robot's cameras feed.
+            cameras: The feature keys of the robot's cameras.
             action_size: Number of the robot's joints.
             whose: The robot, for the error.
 
         Returns:
-            What the user should know: a sentence each.
+            Notes for the user, a sentence each.
 
         Raises:
             ClpError: The cameras or the sizes differ.
@@ -178,51 +178,53 @@ class Policy(ABC):
                 f"the policy's state has {self.state_size} and its action {self.action_size} components; "
                 f"{whose} has {action_size} joints",
                 where=self.path,
-                fix="use a checkpoint that was trained for this embodiment",
+                hint="use a checkpoint that was trained for this embodiment",
             )
         return notes
 
     def check_cameras(self, cameras: Collection[str], whose: str) -> list[str]:
-        """The part of :meth:`check_features` that is about cameras."""
+        """Checks the cameras alone, as :meth:`check_features` does."""
         if set(cameras) != set(self.camera_sizes):
             raise ClpError(
                 f"the policy's cameras are {', '.join(sorted(self.camera_sizes)) or 'none'}; "
                 f"{whose} has {', '.join(sorted(cameras)) or 'none'}",
                 where=self.path,
-                fix="give each camera the policy's feature that it feeds, in the embodiment",
+                hint="write the policy's feature of each camera into the embodiment",
             )
         return []
 
-    # ------------------------------------------------------------------------------------------------ its statistics
+    # ------------------------------------------------------------------------------------------------ statistics
 
     @property
     def raw_features(self) -> tuple[str, ...]:
-        """Which of state and actions it takes raw, for want of statistics, though it was trained on normalised ones."""
+        """Which of state and action are not normalised, because statistics are missing, although training normalised
+        them."""
         return ()
 
     @property
     def has_statistics(self) -> bool:
-        """Whether it has statistics of its own, for the state or the actions."""
+        """Whether it has statistics for the state or the actions."""
         return len(self.raw_features) < len((STATE, ACTION))
 
     def normalise_by(self, statistics: Statistics) -> None:
         """Normalises state and actions by other statistics than the policy's own.
 
         Raises:
-            ClpError: They do not fit, or the policy takes none.
+            ClpError: The statistics do not fit, or the policy uses none.
         """
         raise ClpError(
-            f"a {self.family_name} takes no statistics",
+            f"{self.family_name} takes no statistics",
             where=self.path,
-            fix="calibrate it without --statistics",
+            hint="calibrate it without --statistics",
         )
 
     def describe_statistics(self) -> dict[str, Any]:
-        """Where its statistics come from, for JSON: ``source`` (``checkpoint``, ``dataset``, ``bags`` or ``none``)."""
+        """Returns the origin of its statistics, for JSON: ``source`` (``checkpoint``, ``dataset``, ``bags`` or
+        ``none``)."""
         return {"source": "checkpoint"}
 
     def check_normalised(self) -> None:
-        """Refuses a policy that would be given raw joint positions, and whose actions would be taken for raw ones.
+        """Refuses a policy whose states and actions would not be normalised.
 
         Raises:
             ClpError: It has no statistics for the state or the actions.
@@ -231,10 +233,10 @@ class Policy(ABC):
             raise ClpError(
                 raw_values(self.raw_features),
                 where=self.path,
-                fix="fine-tune it with lerobot-train --policy.path=…, which saves the data set's statistics with it",
+                hint="fine-tune it with lerobot-train --policy.path=…, which saves the data set's statistics with it",
             )
 
-    # ------------------------------------------------------------------------------------------------ running it
+    # ------------------------------------------------------------------------------------------------ inference
 
     @abstractmethod
     def batch(
@@ -245,7 +247,7 @@ class Policy(ABC):
         actions: np.ndarray | None = None,
         action_is_pad: np.ndarray | None = None,
     ) -> Any:
-        """One sample as a batch of the policy's own, normalised and on its device.
+        """Returns one sample as a normalised batch on the policy's device.
 
         Args:
             images: (height, width, 3) uint8 RGB, by camera; all of :attr:`cameras`.
@@ -255,12 +257,12 @@ class Policy(ABC):
             action_is_pad: (chunk_size,) bool; True for actions after the end of the episode.
 
         Raises:
-            ClpError: A camera is missing, or statistics that it cannot do without.
+            ClpError: A camera or necessary statistics are missing.
         """
 
     @abstractmethod
     def predict_batch(self, batch: Any) -> torch.Tensor:
-        """The network's work for one chunk: (batch, chunk_size, width) float, before it is turned into actions."""
+        """Runs the network for one chunk. Returns (batch, chunk_size, width) float, before unnormalisation."""
 
     @abstractmethod
     def predict_chunk(
@@ -279,15 +281,16 @@ class Policy(ABC):
             images: As :meth:`batch` takes them.
             state: As :meth:`batch` takes it.
             task: The instruction.
-            noise: Where a flow or diffusion starts, in the policy's own shape; drawn when not given.
-            elapsed_steps: After :meth:`enable_rtc`: continue the last chunk, of which so many steps have passed.
-            delay_steps: Steps of it that will have been executed by the time this chunk is there: they are kept.
+            noise: Initial noise of a flow or diffusion, in the policy's shape; drawn if None.
+            elapsed_steps: After :meth:`enable_rtc`: number of steps of the last chunk that have passed. The new chunk
+                continues it.
+            delay_steps: Steps of the last chunk that will be executed before the new chunk is ready. They are kept.
 
         Returns:
             (chunk_size, action_size) float32, in the policy's units.
 
         Raises:
-            ClpError: A camera is missing, or the policy cannot make actions of what it predicts.
+            ClpError: A camera is missing, or the prediction does not fit the robot's actions.
         """
 
     @abstractmethod
@@ -295,40 +298,42 @@ class Policy(ABC):
         """Runs the training-time graph once and reads the output of every layer that may be removed.
 
         Args:
-            batch: From :meth:`batch`, with actions.
-            rng: Source of whatever the graph draws, such as a flow's noise and time.
+            batch: A result of :meth:`batch` with actions.
+            rng: Source of random values in the graph, such as a flow's noise and time.
 
         Returns:
-            By name of the layer stack.
+            The hidden states by name of the layer stack.
         """
 
     def warm_up(self, task: str = "warm up") -> None:
-        """Predicts one chunk from black images: the first chunk takes several times as long as the next."""
+        """Predicts one chunk from black images, because the first chunk takes several times as long as the next."""
         import numpy as np
 
         images = {camera: np.zeros((*self.camera_sizes[camera], 3), dtype=np.uint8) for camera in self.cameras}
         self.predict_chunk(images, np.zeros(self.state_size, dtype=np.float32), task)
 
     def enable_rtc(self, horizon: int) -> None:
-        """Lets the policy continue its last chunk: real-time chunking (arXiv 2506.07339).
+        """Enables real-time chunking (arXiv 2506.07339): the policy continues its last chunk.
 
         Args:
-            horizon: Steps of the last chunk that guide the next, at least.
+            horizon: Minimum number of steps of the last chunk that guide the next.
 
         Raises:
-            ClpError: The policy cannot.
+            ClpError: The policy does not support it.
         """
-        raise ClpError(f"{self.family_name} has no real-time chunking", fix="use mode replace or ensemble")
+        raise ClpError(
+            f"{self.family_name} has no real-time chunking", where=self.path, hint="use mode replace or ensemble"
+        )
 
-    # ------------------------------------------------------------------------------------------------ changing it
+    # ------------------------------------------------------------------------------------------------ training
 
     @property
     def denoising_step(self) -> str:
-        """Path, below :attr:`model`, of what runs once a denoising step and is worth compiling; empty: nothing is."""
+        """Attribute path in :attr:`model` of the denoising step, which can be compiled; empty if there is none."""
         return ""
 
     def training_loss(self, batch: Any) -> torch.Tensor:
-        """The loss of a batch with actions, for a training step.
+        """Returns the training loss of a batch with actions.
 
         Raises:
             ClpError: The policy cannot be trained here.
@@ -336,7 +341,7 @@ class Policy(ABC):
         raise self._not_trained()
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer that the policy is usually trained with, over its trainable parameters.
+        """Returns the policy's usual optimizer, over its trainable parameters.
 
         Raises:
             ClpError: The policy cannot be trained here.
@@ -345,13 +350,13 @@ class Policy(ABC):
 
     def _not_trained(self) -> ClpError:
         return ClpError(
-            f"a {self.family_name} cannot be trained here",
+            f"{self.family_name} has no training step",
             where=self.path,
-            fix="leave the training step out (--no-train-step)",
+            hint="leave the training step out (--no-train-step)",
         )
 
 
 def raw_values(features: Collection[str]) -> str:
-    """The sentence for features that a policy does not normalise, though it was trained on normalised ones."""
+    """Returns the message for features that are not normalised although training normalised them."""
     names = " and ".join(features)
     return f"no statistics for {names}: lerobot uses raw values, which the policy was not trained on"

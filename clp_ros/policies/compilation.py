@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch.compile for inference: the denoising step, which runs ten times a chunk, as compiled kernels."""
+"""Compiles the denoising step, which runs about ten times a chunk, with torch.compile."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 
 
 def compile_policy(policy: Policy, task: str, cuda_graphs: bool = True) -> float:
-    """Compiles a policy's denoising step, in place, and predicts chunks so that no later one waits for it.
+    """Compiles a policy's denoising step in place, and predicts chunks until the compilation is complete.
 
-    lerobot's own ``compile_model`` compiles the whole sampling loop, ten steps unrolled, which takes many minutes and
-    does not exist for every family. The encoding of the images and the instruction, once a chunk and bound by its
-    matrix products, stays as it is.
+    lerobot's ``compile_model`` compiles the whole sampling loop with its steps unrolled, which takes many minutes and
+    does not exist for every family. The encoder of images and instruction is not compiled: it runs once a chunk, and
+    its time is that of its matrix products.
 
     Args:
-        policy: Any family's. Its actions change in their last digits (``clp verify --compile`` says by how much).
-        task: The instruction. One of another length may have to be compiled anew, at its first chunk.
-        cuda_graphs: Whether the step is, on CUDA, recorded as a graph, whose replay costs one launch instead of
-            hundreds. torch replays it only in the thread that imported it first, as a rule the main one
+        policy: The policy. Its actions change in their last digits (``clp verify --compile`` measures this).
+        task: The instruction. An instruction of another length may cause another compilation at its first chunk.
+        cuda_graphs: Whether to record the step as a CUDA graph, which costs one launch instead of hundreds. PyTorch
+            replays a graph only in the thread that first imported torch, usually the main thread
             (github.com/pytorch/pytorch/issues/123177).
 
     Returns:
-        Seconds it took.
+        Duration in seconds.
 
     Raises:
-        ClpError: The step cannot be compiled, here or at all.
+        ClpError: The policy has no such step, or torch.compile fails.
     """
     import torch
 
@@ -39,9 +39,9 @@ def compile_policy(policy: Policy, task: str, cuda_graphs: bool = True) -> float
     start = time.perf_counter()
     if not policy.denoising_step:
         raise ClpError(
-            f"a {policy.family_name} has no denoising step to compile",
+            f"{policy.family_name} has no denoising step to compile",
             where=policy.path,
-            fix="run it without compiling",
+            hint="run without compiling",
         )
     owner, _, name = policy.denoising_step.rpartition(".")
     module = policy.model.get_submodule(owner)
@@ -49,14 +49,14 @@ def compile_policy(policy: Policy, task: str, cuda_graphs: bool = True) -> float
     setattr(module, name, torch.compile(step, mode="reduce-overhead" if cuda_graphs else "default"))
     try:
         with quiet():
-            for _ in range(3):  # compiles; on CUDA runs once more, then records the graph
+            for _ in range(3):  # compiles, runs once more on CUDA, then records the graph
                 policy.warm_up(task)
-    except Exception as error:  # dynamo, inductor, triton and the C++ compiler each have exceptions of their own
+    except Exception as error:  # dynamo, inductor, triton and the C++ compiler raise many kinds
         setattr(module, name, step)
         why = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
         raise ClpError(
             f"torch.compile fails on {policy.family_name}'s denoising step ({type(error).__name__}: {why})",
             where=policy.path,
-            fix="run it without compiling; where torch lacks a compiler, install one (on a CPU: g++)",
+            hint="run without compiling, or install the compiler that PyTorch needs (on a CPU: g++)",
         ) from error
     return time.perf_counter() - start

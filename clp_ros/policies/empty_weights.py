@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Building a model without its weights: parameters that take no memory until a checkpoint's are put in their place."""
+"""Builds a model whose parameters use no memory until a checkpoint's weights replace them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def empty_weights() -> Iterator[None]:
-    """Within the block, parameters of new modules are on the meta device; buffers are real, as are all other tensors.
+    """Puts the parameters of modules created in the block on the meta device. Buffers and other tensors are real.
 
-    accelerate's ``init_empty_weights`` does the same, but makes a new parameter whenever one is registered again, so
-    that tied matrices come apart, and leaves a model that moves itself to a device (as lerobot's do) to fail. Here
-    ``nn.Module.to`` changes the dtype and leaves the device as it is. Not for several threads at a time.
+    accelerate's ``init_empty_weights`` does the same, but unties matrices, because it makes a new parameter at each
+    registration, and fails for models that move themselves to a device, as lerobot's do. Here ``nn.Module.to`` changes
+    the dtype only. Not thread-safe.
     """
     import torch
     from torch import nn
@@ -45,11 +45,11 @@ def empty_weights() -> Iterator[None]:
 
 
 def fake_weights(model: nn.Module) -> None:
-    """Puts stand-ins in the place of a model's parameters: with them it can run, and nothing is computed.
+    """Replaces a model's parameters by fake tensors: the model can run, but nothing is computed.
 
-    They are torch's fake tensors: meta tensors that say they are on the CPU. What depends on a weight comes out fake
-    too; all else (masks, positions, times) is real, and so decides as always what the model does next. On plain meta
-    tensors models fail there, and where they ask which device a tensor is on.
+    PyTorch's fake tensors are meta tensors that report the CPU as their device. Results that depend on a weight are
+    fake; all others (masks, positions, times) are real, and control the model's branches as usual. With plain meta
+    tensors these branches, and queries of a tensor's device, would fail.
     """
     import torch
 
@@ -62,12 +62,12 @@ def fake_weights(model: nn.Module) -> None:
 
 
 def assign_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], copy: bool) -> None:
-    """Puts tensors in the place of a model's parameters, in the parameters' own dtype.
+    """Replaces a model's parameters by these tensors, converted to the parameters' dtype.
 
     Args:
-        model: Its parameters are replaced, tied ones under all of their names; its buffers are overwritten.
-        weights: By name in the model's state dict. The shapes must fit.
-        copy: Whether to copy tensors that have the right dtype already.
+        model: The model. Tied parameters are replaced under all their names; buffers are overwritten.
+        weights: Tensors by name in the model's state dict, with the model's shapes.
+        copy: Whether to copy tensors that already have the right dtype.
     """
     from torch import nn
 

@@ -135,7 +135,7 @@ def check_depth(layers: object, what: str) -> int:
         ClpError: It is none; ``what`` names it.
     """
     if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
-        raise ClpError(f"{what} is {layers!r}", where="config.json", fix="write the number of layers there")
+        raise ClpError(f"{what} is {layers!r}", where="config.json", hint="write the number of layers there")
     return layers
 
 
@@ -178,8 +178,9 @@ def check_lerobot(family: Family) -> None:
     installed = version("lerobot")
     if family.lerobot and not SpecifierSet(family.lerobot).contains(installed, prereleases=True):
         raise ClpError(
-            f"{family.name} needs lerobot {family.lerobot}, installed is {installed}",
-            fix=f'pip install "lerobot{family.lerobot}", in an environment of its own',
+            f"{family.name} needs lerobot {family.lerobot}, but {installed} is installed",
+            where="lerobot",
+            hint=f'run `pip install "lerobot{family.lerobot}"` in a separate environment',
         )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a policy takes and gives: its cameras, its state and action vectors and their statistics."""
+"""Describes a policy's inputs and outputs: cameras, state, action and their statistics."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PolicyFeatures:
-    """Cameras, state and action of a policy, with the mean and deviation its processors normalise by.
+    """Cameras, state and action of a policy, with the mean and standard deviation for its processors.
 
     Attributes:
-        cameras: Image size (height, width) by slot, e.g. ``observation.images.cam_high``.
+        cameras: Image size (height, width) by feature, e.g. ``observation.images.cam_high``.
         state_size: Length of ``observation.state``.
         action_size: Length of one action.
-        state_mean, state_std, action_mean, action_std: Statistics, one number a component.
+        state_mean, state_std, action_mean, action_std: Statistics, one number for each component.
     """
 
     cameras: dict[str, tuple[int, int]]
@@ -34,12 +34,12 @@ class PolicyFeatures:
         """The ``input_features`` and ``output_features`` of a lerobot policy config."""
         from lerobot.configs.types import FeatureType, PolicyFeature
 
-        inputs = {slot: PolicyFeature(type=FeatureType.VISUAL, shape=(3, *size)) for slot, size in self.cameras.items()}
+        inputs = {name: PolicyFeature(type=FeatureType.VISUAL, shape=(3, *size)) for name, size in self.cameras.items()}
         inputs["observation.state"] = PolicyFeature(type=FeatureType.STATE, shape=(self.state_size,))
         return inputs, {"action": PolicyFeature(type=FeatureType.ACTION, shape=(self.action_size,))}
 
     def lerobot_statistics(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Statistics as lerobot's processors take them; the quantiles, for π0.5, are a normal distribution's."""
+        """Statistics for lerobot's processors. The quantiles, which π0.5 needs, are those of a normal distribution."""
         import torch
 
         def statistics(mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, torch.Tensor]:

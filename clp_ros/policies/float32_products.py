@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear layers in bfloat16 on a CPU that cannot multiply it."""
+"""Computes bfloat16 linear layers in float32 on CPUs without bfloat16 instructions."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from clp_ros.core.compat.torch import multiplies_bfloat16
 
 @contextlib.contextmanager
 def fast_products(device: str) -> Iterator[None]:
-    """Makes linear layers in bfloat16 as fast as the device can; for large inputs, as calibration has them.
+    """Makes bfloat16 linear layers as fast as the device allows, for large inputs such as calibration's.
 
-    Without instructions for bfloat16 (AVX512-BF16, AMX) torch multiplies it on a CPU in plain loops: four times as
-    slow as widening the inputs and one layer's weights at a time to float32, of which nothing stays. Either way
-    products are summed in float32, and the sum rounded to bfloat16.
+    On a CPU without bfloat16 instructions (AVX512-BF16, AMX), PyTorch multiplies in plain loops. It is four times as
+    fast to convert the inputs and one layer's weights at a time to float32. In both cases products are summed in
+    float32 and the sum is rounded to bfloat16.
 
     Args:
-        device: Where the policy is.
+        device: The policy's device.
     """
     import torch
     from torch.nn import functional

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading the output of every layer of a torch model while it runs."""
+"""Records the output of every layer of a PyTorch model while it runs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def recorded_states(model: nn.Module, stacks: Collection[LayerStack]) -> Iterator[dict[str, list[Any]]]:
-    """Records, within the block, the output of every layer: the input of the next one, and of the norm after the last.
+    """Records the output of every layer in the block: the input of the next layer, or of the norm after the last.
 
     Args:
         model: The model that holds the stacks.
-        stacks: Its layer stacks. Where a stack has no ``probe``, its layers' own outputs are taken.
+        stacks: Its layer stacks. If a stack has no ``probe``, the outputs of its layers are recorded.
 
     Yields:
-        By stack: one (batch, tokens, dim) tensor a layer, in order; None before the layer has run.
+        By stack, one (batch, tokens, dim) tensor for each layer, in order; None before the layer has run.
     """
     states: dict[str, list[Any]] = {stack.name: [None] * stack.layers for stack in stacks}
     with contextlib.ExitStack() as handles:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a policy of lerobot's takes and gives: its cameras, its sizes, and the statistics it is normalised by."""
+"""The inputs and outputs of a lerobot policy: cameras, sizes and statistics."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,15 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class LeRobotFeatures(Policy):
-    """The part of a policy of lerobot's that says what it takes and gives, and what it is normalised by.
+    """The part of a lerobot policy that describes its inputs, outputs and normalisation.
 
     Attributes:
-        checkpoint: What it was loaded from.
+        checkpoint: The checkpoint.
         policy: lerobot's policy, in evaluation mode.
-        preprocessor: lerobot's pipeline of observations and actions into batches.
-        postprocessor: lerobot's pipeline of the model's actions into the robot's.
-        device: Where it runs, e.g. ``cpu`` or ``cuda``.
-        statistics: Those given with :meth:`normalise_by`; None while they are the checkpoint's own.
+        preprocessor: lerobot's pipeline from observations and actions to batches.
+        postprocessor: lerobot's pipeline from the model's actions to the robot's.
+        device: Its device, e.g. ``cpu`` or ``cuda``.
+        statistics: The statistics given to :meth:`normalise_by`; None: the checkpoint's.
     """
 
     checkpoint: Checkpoint
@@ -44,7 +45,7 @@ class LeRobotFeatures(Policy):
 
     @property
     def family(self) -> Family:
-        """The family the checkpoint belongs to."""
+        """The checkpoint's family."""
         return self.checkpoint.family
 
     @property
@@ -63,7 +64,7 @@ class LeRobotFeatures(Policy):
 
     @cached_property
     def normalisation(self) -> Normalisation:
-        """What its processors normalise by."""
+        """How its processors normalise."""
         return read_normalisation(
             self.preprocessor, self.postprocessor, self.policy.config, rename_map(self.checkpoint)
         )
@@ -72,40 +73,47 @@ class LeRobotFeatures(Policy):
     @override
     def camera_sizes(self) -> Mapping[str, tuple[int, int]]:
         features = self.policy.config.image_features
-        return {name: tuple(features[name].shape[1:]) for name in self.image_slots}
+        return {name: tuple(features[name].shape[1:]) for name in self.image_features}
+
+    @property
+    def image_features(self) -> tuple[str, ...]:
+        """All camera features of its config, in the config's order, without lerobot's empty cameras."""
+        return tuple(name for name in self.policy.config.image_features if ".empty_camera_" not in name)
 
     @property
     def image_slots(self) -> tuple[str, ...]:
-        """All camera features of its config, in its own order, without those that lerobot itself leaves empty."""
-        return tuple(name for name in self.policy.config.image_features if ".empty_camera_" not in name)
+        """Old name of :attr:`image_features`."""
+        warnings.warn("LeRobotPolicy.image_slots is now image_features", DeprecationWarning, stacklevel=2)
+        return self.image_features
 
     @property
     @override
     def cameras(self) -> tuple[str, ...]:
-        """The camera features it is given, in its own order.
+        """The camera features that it needs, in the config's order.
 
-        From :meth:`check_features` on those that the robot has; before, those that have statistics, since it was
-        trained on them, or else all.
+        After :meth:`check_features`, those of the robot. Before, those with statistics, with which it was trained; if
+        there are none, all.
         """
         trained = self._trained_cameras
-        return self._given_cameras or tuple(name for name in self.image_slots if not trained or name in trained)
+        return self._given_cameras or tuple(name for name in self.image_features if not trained or name in trained)
 
     @property
     @override
     def left_out_cameras(self) -> tuple[str, ...]:
-        """Camera features of its config that it is not given: lerobot's model runs without them."""
-        return tuple(name for name in self.image_slots if name not in self.cameras)
+        """Camera features of its config that are left out; lerobot's model runs without them."""
+        return tuple(name for name in self.image_features if name not in self.cameras)
 
     @property
     @override
     def state_size(self) -> int:
-        """Length of ``observation.state``: that of its statistics, since fine-tuning keeps the base's config entry."""
+        """Length of ``observation.state``, from its statistics, because fine-tuning keeps the base model's config
+        entry."""
         return self.normalisation.sizes.get(STATE) or feature_size(self.policy.config, STATE, self.checkpoint.path)
 
     @property
     @override
     def action_size(self) -> int:
-        """Length of one action: that of its statistics, or else of ``output_features``."""
+        """Length of one action, from its statistics, otherwise from ``output_features``."""
         return self.normalisation.sizes.get(ACTION) or feature_size(self.policy.config, ACTION, self.checkpoint.path)
 
     @property
@@ -115,21 +123,21 @@ class LeRobotFeatures(Policy):
 
     @property
     def _trained_cameras(self) -> frozenset[str]:
-        """The cameras of the data set it was trained on; none where that is not known, or it cannot run without one."""
+        """The cameras of its training data; empty if unknown, or if the model needs all cameras."""
         if not self.family.skips_absent_cameras:
             return frozenset()
-        return self.normalisation.cameras & frozenset(self.image_slots)
+        return self.normalisation.cameras & frozenset(self.image_features)
 
     @override
     def check_features(self, cameras: Collection[str], action_size: int, whose: str) -> list[str]:
-        """As :meth:`Policy.check_features`; from then on the policy is given the robot's cameras.
+        """As :meth:`Policy.check_features`. Afterwards, the policy expects the robot's cameras.
 
-        A camera of the policy's that the robot does not have is left out as lerobot leaves it out: where the family's
-        model can run without, and the robot has at least one of the others. The user is told of each, and of each
-        that the policy was not trained on.
+        A camera of the policy that the robot lacks is left out as in lerobot, if the family's model can run without it
+        and the robot has at least one of the others. The notes name these cameras, and those that the policy was not
+        trained with.
         """
         notes = self.check_cameras(cameras, whose)
-        # Without statistics the state's size is the base model's, which lerobot pads, and never looks at.
+        # Without statistics, the size of the state is the base model's, which lerobot pads and never checks.
         padded = STATE not in self.normalisation.sizes and action_size <= getattr(
             self.policy.config, "max_state_dim", 0
         )
@@ -138,23 +146,23 @@ class LeRobotFeatures(Policy):
                 f"the policy's state has {self.state_size} and its action {self.action_size} components; "
                 f"{whose} has {action_size} joints",
                 where=self.checkpoint.path,
-                fix="use a checkpoint that was trained for this embodiment"
+                hint="use a checkpoint that was trained for this embodiment"
                 if not self.normalisation.missing
-                else "fine-tune it for this robot first; to calibrate it as it is, give --statistics",
+                else "fine-tune it for this robot, or give --statistics to calibrate it as it is",
             )
         return notes
 
     @override
     def check_cameras(self, cameras: Collection[str], whose: str) -> list[str]:
-        absent, unknown = set(self.image_slots) - set(cameras), set(cameras) - set(self.image_slots)
+        absent, unknown = set(self.image_features) - set(cameras), set(cameras) - set(self.image_features)
         if unknown or not cameras or (absent and not self.family.skips_absent_cameras):
             raise ClpError(
-                f"the policy's cameras are {', '.join(sorted(self.image_slots)) or 'none'}; "
+                f"the policy's cameras are {', '.join(sorted(self.image_features)) or 'none'}; "
                 f"{whose} has {', '.join(sorted(cameras)) or 'none'}",
                 where=self.checkpoint.path,
-                fix="give each camera the policy's feature that it feeds, in the embodiment",
+                hint="write the policy's feature of each camera into the embodiment",
             )
-        self._given_cameras = tuple(name for name in self.image_slots if name in cameras)
+        self._given_cameras = tuple(name for name in self.image_features if name in cameras)
         trained, notes = self._trained_cameras, []
         for name in self.left_out_cameras:
             known = ", though the policy was trained with it" if name in trained else ""
@@ -176,7 +184,7 @@ class LeRobotFeatures(Policy):
         """Normalises state and actions by other statistics than the checkpoint's, which may have none.
 
         Raises:
-            ClpError: They lack what the policy normalises by, do not fit its size, or its processors take none.
+            ClpError: The statistics lack what the policy needs or do not fit its size, or its processors use none.
         """
         config, where = self.policy.config, self.checkpoint.path
         for feature, width in ((STATE, "max_state_dim"), (ACTION, "max_action_dim")):
@@ -186,23 +194,25 @@ class LeRobotFeatures(Policy):
                 raise ClpError(
                     f"the statistics of {feature} have {size} components, the policy takes at most {most}",
                     where=where,
-                    fix="use the statistics of this robot's data, or another checkpoint",
+                    hint="use the statistics of this robot's data, or another checkpoint",
                 )
         if not normalise_by(self.preprocessor, self.postprocessor, config, statistics):
             raise ClpError(
-                f"{self.family.name}'s processors take no statistics",
+                f"the processors of {self.family.name} take no statistics",
                 where=where,
-                fix="calibrate it without --statistics",
+                hint="calibrate it without --statistics",
             )
         self.statistics = statistics
-        vars(self).pop("normalisation", None)  # read anew
+        vars(self).pop("normalisation", None)  # to read it again
         self.check_complete()
 
     @override
     def describe_statistics(self) -> dict[str, Any]:
-        """Where its statistics come from, for JSON: ``source`` (``checkpoint``, ``dataset``, ``bags`` or ``none``).
+        """Returns the origin of its statistics, for JSON: ``source`` (``checkpoint``, ``dataset``, ``bags`` or
+        ``none``).
 
-        With ``raw``, the features that lerobot does not normalise for want of them, and the ``values`` of those given.
+        ``raw`` lists features that lerobot does not normalise, because statistics are missing; ``values`` has given
+        statistics.
         """
         if self.statistics is not None:
             return self.statistics.describe()
@@ -215,23 +225,23 @@ class LeRobotFeatures(Policy):
         super().check_normalised()
 
     def check_complete(self) -> None:
-        """Refuses statistics that lack what the policy normalises by: lerobot fails on them.
+        """Refuses incomplete statistics, with which lerobot would fail.
 
         Raises:
-            ClpError: Some are missing; it names them.
+            ClpError: Statistics are missing. The message names them.
         """
         for feature, lacking in self.normalisation.incomplete.items():
             raise ClpError(
                 f"{self.normalisation.modes[feature]} needs the statistics {', '.join(lacking)} of {feature}, "
-                "which are not there",
+                "which are missing",
                 where=self.checkpoint.path,
-                fix="add them to the data set (lerobot's augment_dataset_quantile_stats.py); "
-                "calibrating goes without with --statistics bags",
+                hint="add them to the data set (lerobot's augment_dataset_quantile_stats.py), "
+                "or calibrate with --statistics bags",
             )
 
 
 def feature_size(config: Any, feature: str, where: Path) -> int:
-    """The size of the state or the action in a policy's config.
+    """Returns the size of the state or the action in a policy's config.
 
     Args:
         config: lerobot's config of the policy.
@@ -247,8 +257,8 @@ def feature_size(config: Any, feature: str, where: Path) -> int:
     }[feature]
     if found is None or not found.shape:
         raise ClpError(
-            f"there is no {feature} among its {field}",
+            f"{field} has no {feature}",
             where=where / CONFIG_FILE,
-            fix="write it there, with its type and shape",
+            hint=f"write {feature} there, with its type and shape",
         )
     return found.shape[0]

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A policy of lerobot's that is loaded: action chunks out of observations, hidden states out of layers."""
+"""A loaded lerobot policy, which predicts action chunks and returns hidden states."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, override
 
 from clp_ros.checkpoints.layer_stack import LayerStack
 from clp_ros.core.errors import ClpError
+from clp_ros.core.renamed import renamed
 from clp_ros.policies.base import HiddenStates
 from clp_ros.policies.hidden_state_hooks import recorded_states
 from clp_ros.policies.lerobot_features import LeRobotFeatures
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class LeRobotPolicy(LeRobotFeatures):
-    """A policy of lerobot's, with its processors; made by :func:`clp_ros.policies.loading.load_policy`."""
+    """A lerobot policy with its processors, created by :func:`clp_ros.policies.loading.load_policy`."""
 
     _rtc: RealTimeChunking | None = field(default=None, init=False, repr=False)
 
@@ -42,7 +42,8 @@ class LeRobotPolicy(LeRobotFeatures):
 
     @property
     def modules(self) -> tuple[LayerStack, ...]:
-        """The old name of :attr:`layer_stacks`, for one release."""
+        """Old name of :attr:`layer_stacks`."""
+        warnings.warn("LeRobotPolicy.modules is now layer_stacks", DeprecationWarning, stacklevel=2)
         return self.layer_stacks
 
     @property
@@ -70,7 +71,9 @@ class LeRobotPolicy(LeRobotFeatures):
         self.check_complete()
         missing = sorted(set(self.cameras) - set(images))
         if missing:
-            raise ClpError(f"no image for {missing[0]}", where=self.checkpoint.path, fix="connect that camera")
+            raise ClpError(
+                f"the observation has no image for {missing[0]}", where=self.checkpoint.path, hint="connect this camera"
+            )
         sample: dict[str, Any] = {"task": [task]}
         for name in self.cameras:
             pixels = torch.from_numpy(np.ascontiguousarray(images[name])).permute(2, 0, 1)
@@ -90,7 +93,7 @@ class LeRobotPolicy(LeRobotFeatures):
         try:
             self._rtc = RealTimeChunking(self.policy, self.preprocessor, self.postprocessor, horizon, self.family.name)
         except ClpError as error:
-            raise ClpError(error.what, where=self.checkpoint.path, fix=error.fix) from error
+            raise error.at(self.checkpoint.path) from error
 
     @override
     def predict_batch(self, batch: dict[str, Any]) -> torch.Tensor:
@@ -108,8 +111,8 @@ class LeRobotPolicy(LeRobotFeatures):
     ) -> np.ndarray:
         import torch
 
-        given: dict[str, Any] = {} if noise is None else {"noise": noise}  # not every policy takes one
-        # Not inference_mode with real-time chunking, whose guidance takes gradients.
+        given: dict[str, Any] = {} if noise is None else {"noise": noise}  # not every policy accepts noise
+        # Real-time chunking needs gradients for its guidance, so inference_mode is not used with it.
         with torch.inference_mode() if self._rtc is None else torch.no_grad():
             batch = self.batch(images, state, task)
             if self._rtc is not None and elapsed_steps is not None:
@@ -123,12 +126,12 @@ class LeRobotPolicy(LeRobotFeatures):
             return actions[0].to("cpu", torch.float32).numpy()
 
     def _check_actions(self, width: int) -> None:
-        """Refuses what lerobot 0.4 made of a base model's checkpoint: the base's ``output_features`` stayed."""
+        """Refuses fine-tuned checkpoints of lerobot 0.4, which kept the base model's ``output_features``."""
         if self.normalisation.output_size not in (None, width):
             raise ClpError(
-                f"its actions have {width} components, their statistics {self.normalisation.output_size}",
+                f"the actions have {width} components, their statistics {self.normalisation.output_size}",
                 where=self.checkpoint.path,
-                fix="write the statistics' number into the shape of output_features in config.json",
+                hint="correct the shape of the action in output_features of config.json",
             )
 
     @override
@@ -155,21 +158,14 @@ class LeRobotPolicy(LeRobotFeatures):
         return self.policy.config.get_optimizer_preset().build(trainable)
 
 
-# The class's old name, for one release.
-LoadedPolicy = LeRobotPolicy
-
-
-# Names that were here, with the module that has them now; for one release.
-_MOVED = {
-    **dict.fromkeys(("build_model", "load_policy", "resolve_device"), "loading"),
-    "quiet": "quiet",
-    "raw_values": "base",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MOVED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = f"clp_ros.policies.{_MOVED[name]}"
-    warnings.warn(f"{name} is now in {module}", DeprecationWarning, stacklevel=2)
-    return getattr(import_module(module), name)
+__getattr__ = renamed(
+    __name__,
+    {
+        "LoadedPolicy": "policies.lerobot_policy:LeRobotPolicy",
+        "build_model": "policies.loading:build_model",
+        "load_policy": "policies.loading:load_policy",
+        "quiet": "policies.quiet:quiet",
+        "raw_values": "policies.base:raw_values",
+        "resolve_device": "policies.loading:resolve_device",
+    },
+)

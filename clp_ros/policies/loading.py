@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from clp_ros.checkpoints.hub import missing_repository
 from clp_ros.checkpoints.tensor_check import check_tensors
-from clp_ros.core.errors import ClpError, NotHereError
+from clp_ros.core.errors import ClpError
 from clp_ros.core.json_object import read_json_object
 from clp_ros.policies.checkpoint import CONFIG_FILE, PROCESSORS, Checkpoint
 from clp_ros.policies.family import Family, check_lerobot
@@ -40,10 +40,12 @@ def resolve_device(device: str) -> str:
     except RuntimeError:
         wanted = None
     if wanted is None or wanted.type not in ("cpu", "cuda"):
-        raise ClpError(f"unknown device {device!r}", fix="use auto, cpu, cuda or cuda:N")
+        raise ClpError(f"unknown device {device!r}", where="device", hint="use auto, cpu, cuda or cuda:N")
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise ClpError(
-            f"the device {device!r} is not there", fix="use a GPU that is there (with a CUDA build of torch), or cpu"
+            f"this machine has no device {device!r}",
+            where="device",
+            hint="use cpu, or one of its GPUs with a CUDA build of PyTorch",
         )
     return device
 
@@ -72,7 +74,7 @@ def load_policy(
     check_lerobot(checkpoint.family)
     device = resolve_device(device) if weights else "cpu"
     if dtype not in ("auto", "float32"):
-        raise ClpError(f"unknown dtype {dtype!r}", fix="use auto or float32")
+        raise ClpError(f"unknown dtype {dtype!r}", where="dtype", hint="use auto or float32")
     with quiet():
         policy = build_model(checkpoint.family, checkpoint.path, device)
         feature_size(policy.config, ACTION, checkpoint.path)  # lerobot's models ask for it with every chunk
@@ -126,7 +128,7 @@ def _read_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
 
 @contextlib.contextmanager
-def _reported(what: str, where: object, fix: str, *files: Path) -> Iterator[None]:
+def _reported(what: str, where: object, hint: str, *files: Path) -> Iterator[None]:
     """Reports whatever a library finds wrong with the files it is given as a ClpError.
 
     ``files`` are the JSON files that may name what is missing.
@@ -137,5 +139,5 @@ def _reported(what: str, where: object, fix: str, *files: Path) -> Iterator[None
         raise
     except Exception as error:  # lerobot, draccus, transformers and the hub each have exceptions of their own
         if missing := missing_repository(error, *map(read_json_object, files)):
-            raise NotHereError(missing.what, where=where, fix=missing.fix) from error
-        raise ClpError(f"{what} ({type(error).__name__}: {error})", where=where, fix=fix) from error
+            raise missing.at(where) from error
+        raise ClpError(f"{what} ({type(error).__name__}: {error})", where=where, hint=hint) from error

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a policy's processors normalise by, and whether they have the statistics for it.
+"""Reads how a policy's processors normalise, and whether they have the necessary statistics.
 
-lerobot's normaliser steps leave a value as it is where they hold no statistics for its feature: the model then sees raw
-joint positions, and what it gives is taken for joint positions. Nothing in lerobot says so.
+Without statistics for a feature, lerobot's normaliser steps return its values unchanged and without a warning. The
+model then receives raw joint positions, and its outputs are used as joint positions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from clp_ros.policies.statistics import ACTION, STATE, Statistics
 
-# The statistics that lerobot's normalisation modes go by.
+# The statistics that each of lerobot's normalisation modes needs.
 MODE_STATISTICS = {
     "MEAN_STD": ("mean", "std"),
     "MIN_MAX": ("min", "max"),
@@ -31,14 +31,13 @@ class Normalisation:
     """How a policy's processors treat its state and its actions.
 
     Attributes:
-        modes: lerobot's normalisation mode by feature (``observation.state``, ``action``); ``IDENTITY`` takes values as
-            they are, on purpose.
-        sizes: Number of components of a feature's statistics, by feature; no entry where there are none.
-        missing: Features whose mode asks for statistics that a step does not have: lerobot uses their raw values.
-        incomplete: Features that have statistics, but not those of their mode, with the ones they lack: lerobot fails.
-        output_size: Number of components an action must have for the postprocessor; None where it takes any.
-        cameras: The image features that have statistics: those of the data set the policy was trained on. Empty where
-            none has.
+        modes: lerobot's normalisation mode by feature (``observation.state``, ``action``); ``IDENTITY`` uses raw values
+            by design.
+        sizes: Number of components of the statistics by feature; no entry for a feature without statistics.
+        missing: Features whose mode needs statistics that a step does not have; lerobot uses raw values.
+        incomplete: Features with statistics, but not all that their mode needs, and the missing ones; lerobot fails.
+        output_size: Number of components that the postprocessor needs in an action; None: any.
+        cameras: The image features with statistics, which are those of the training data. Empty if there are none.
     """
 
     modes: Mapping[str, str]
@@ -51,24 +50,24 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class _Found:
-    """What one step does to one feature."""
+    """How one step treats one feature."""
 
     mode: str
     statistics: Mapping[str, Any]
-    ignored: bool = False  # the step has statistics, and does not use them
-    strict: bool = True  # they must have as many components as the values
+    ignored: bool = False  # the step has statistics but does not use them
+    strict: bool = True  # statistics and values must have equally many components
 
 
 def read_normalisation(
     preprocessor: Any, postprocessor: Any, config: Any, rename_map: Mapping[str, str]
 ) -> Normalisation:
-    """Reads it out of a policy's processors.
+    """Reads the normalisation of a policy's processors.
 
     Args:
-        preprocessor: lerobot's pipeline of observations and actions into batches.
-        postprocessor: lerobot's pipeline of the model's actions into the robot's.
-        config: The policy's lerobot config, whose ``normalization_mapping`` counts where a step has none.
-        rename_map: What the checkpoint's preprocessor renames: statistics are under the data set's own names.
+        preprocessor: lerobot's pipeline from observations and actions to batches.
+        postprocessor: lerobot's pipeline from the model's actions to the robot's.
+        config: The policy's lerobot config. Its ``normalization_mapping`` applies to steps without a mapping.
+        rename_map: The renaming of the checkpoint's preprocessor, because statistics have the data set's names.
     """
     found = {
         STATE: list(_find(preprocessor, STATE, config)),
@@ -79,7 +78,7 @@ def read_normalisation(
         if not steps:
             steps = [_Found(_configured_mode(config, _KINDS[feature]), {})]
         modes[feature] = next((step.mode for step in steps if step.mode != "IDENTITY"), "IDENTITY")
-        # The last step's count: an action is what the postprocessor gives.
+        # The last step's size applies: the postprocessor returns the action.
         for size in (_size(step) for step in steps):
             if size is not None:
                 sizes[feature] = size
@@ -103,13 +102,13 @@ def read_normalisation(
 
 
 def normalise_by(preprocessor: Any, postprocessor: Any, config: Any, statistics: Statistics) -> bool:
-    """Gives the normaliser steps of both pipelines these statistics, in place, as ``lerobot-train --policy.path`` does.
+    """Sets the statistics of both pipelines' normaliser steps in place, as ``lerobot-train --policy.path`` does.
 
-    Statistics that the steps have for other features stay. Steps saved with ``features: {}``, as those of pi0_base,
-    get the policy's features: without, lerobot normalises no observation.
+    Statistics of other features stay. Steps saved with ``features: {}``, as in pi0_base, get the policy's features;
+    otherwise lerobot would not normalise observations.
 
     Returns:
-        Whether each of the two has a step that takes them.
+        Whether each pipeline has a step that uses statistics.
     """
     import torch
 
@@ -129,12 +128,12 @@ def normalise_by(preprocessor: Any, postprocessor: Any, config: Any, statistics:
             if hasattr(step, "norm_map"):
                 step.features = features
                 step.norm_map = {_kind(name): mode for name, mode in config.normalization_mapping.items()}
-                step.to(device=step.device)  # makes the tensors it computes with
+                step.to(device=step.device)  # creates the tensors that the step computes with
     return True
 
 
 def _normalisers(pipeline: Any) -> Iterator[Any]:
-    """lerobot's (un)normaliser steps, and GR00T's, which scale by minimum and maximum while they pack and unpack."""
+    """Yields lerobot's (un)normaliser steps, and GR00T's packing steps, which scale by minimum and maximum."""
     for step in pipeline.steps:
         if hasattr(step, "stats") and (hasattr(step, "norm_map") or hasattr(step, "normalize_min_max")):
             yield step
@@ -144,7 +143,7 @@ def _find(pipeline: Any, feature: str, config: Any) -> Iterator[_Found]:
     for step in _normalisers(pipeline):
         statistics = (step.stats or {}).get(feature, {})
         if not hasattr(step, "norm_map"):
-            # A GR00T N1.7 may have statistics of its own in groups instead, which name no component count here.
+            # A GR00T N1.7 may have grouped statistics instead, whose size is not known here.
             grouped = bool(getattr(step, "raw_stats", None))
             yield _Found("MIN_MAX" if step.normalize_min_max and not grouped else "IDENTITY", statistics, strict=False)
             continue

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attributes of a library's object or module, patched for a while."""
+"""Patches attributes of a library's object or module temporarily."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 @contextmanager
 def patched(target: Any, **attributes: Any) -> Iterator[None]:
-    """Within the block, ``target`` has these attributes; afterwards, those it had. Not for several threads at a time.
+    """Sets attributes of ``target`` in the block, and restores them afterwards. Not thread-safe.
 
-    On an instance, an attribute hides the class's method of that name.
+    An attribute of an instance hides the class's method of the same name.
     """
     own = {name: vars(target)[name] for name in attributes if name in vars(target)}
     try:

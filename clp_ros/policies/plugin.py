@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The LeRobot plugin with the policy types of pruned π0 and GR00T, a distribution of its own: lerobot_policy_clp/."""
+"""Registers the LeRobot plugin lerobot_policy_clp, a separate distribution with policy types for pruned π0 and
+GR00T."""
 
 from __future__ import annotations
 
@@ -22,13 +23,14 @@ def register_plugin() -> None:
         if error.name != PLUGIN:
             raise
         raise _not_installed() from error
-    # A namespace of that name is the folder around the package, in a checkout on the path.
+    # If it is a namespace package, the folder around the package in a checkout was imported.
     if importlib.import_module(PLUGIN).__file__ is None:
         raise _not_installed()
 
 
 def _not_installed() -> ClpError:
     return NotHereError(
-        f"the LeRobot plugin {PLUGIN} is not installed",
-        fix=f"pip install ./{PLUGIN}, in the checkout of clp_ros",
+        "the LeRobot plugin is not installed",
+        where=PLUGIN,
+        hint=f"run `pip install ./{PLUGIN}` in the checkout of clp_ros",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint's processors, loaded without letting it choose what code runs."""
+"""Loads a checkpoint's processors without running code chosen by the checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clp_ros.policies.family import Family
 from clp_ros.policies.normalisation import MODE_STATISTICS
 from clp_ros.policies.statistics import ACTION
 
-# It loads a model by name, and runs the code that comes with it.
+# This step loads a model by name and runs the model's code.
 _REWARD_CLASSIFIER = "reward_classifier_processor"
 _RENAME = "rename_observations_processor"
 # Steps that only some versions of lerobot have.
@@ -26,12 +26,12 @@ _STEPS_ELSEWHERE = {"delta_actions_processor": ">=0.5.1,<0.6", "relative_actions
 
 
 def load_processors(checkpoint: Checkpoint, device: str) -> tuple[Any, Any]:
-    """The pre- and the postprocessor that lie beside a checkpoint's weights, as lerobot's pipelines.
+    """Loads a checkpoint's preprocessor and postprocessor as lerobot's pipelines.
 
-    What the preprocessor renames is not renamed: see :func:`rename_map`.
+    The preprocessor's renaming is disabled: see :func:`rename_map`.
 
     Raises:
-        ClpError: One is missing, or has a step that would run code of the checkpoint's choice.
+        ClpError: A processor is missing, or has a step that would run code chosen by the checkpoint.
     """
     from lerobot.processor import PolicyProcessorPipeline
     from lerobot.processor.converters import (
@@ -48,7 +48,7 @@ def load_processors(checkpoint: Checkpoint, device: str) -> tuple[Any, Any]:
             raise ClpError(
                 f"{name} is missing",
                 where=checkpoint.path,
-                fix="save the policy's processors beside it (lerobot 0.4 and later do)",
+                hint="save the policy together with its processors, as lerobot 0.4 and later do",
             )
     with _local_files(checkpoint) as folder:
         preprocessor = PolicyProcessorPipeline.from_pretrained(
@@ -71,12 +71,13 @@ def load_processors(checkpoint: Checkpoint, device: str) -> tuple[Any, Any]:
 
 
 def rename_map(checkpoint: Checkpoint) -> dict[str, str]:
-    """What a checkpoint's preprocessor renames, by the data set's name: ``lerobot-train --rename_map`` saves it there.
+    """Returns the renaming that ``lerobot-train --rename_map`` saved in the preprocessor: data set's name -> policy's
+    name.
 
-    Our observations have the policy's names already. Renamed once more, cameras would be exchanged, or get lost.
+    Observations here already have the policy's names. Another renaming would exchange or drop cameras.
 
     Raises:
-        ClpError: It is not an object of names.
+        ClpError: It does not map names to names.
     """
     path = checkpoint.path / PROCESSORS[0]
     names: dict[str, str] = {}
@@ -84,14 +85,14 @@ def rename_map(checkpoint: Checkpoint) -> dict[str, str]:
         if step.get("registry_name") == _RENAME:
             given = step.get("config", {}).get("rename_map") or {}
             if not isinstance(given, dict) or not all(isinstance(name, str) for name in given.values()):
-                raise ClpError("rename_map is not an object of names", where=path, fix="save the policy again")
+                raise ClpError("rename_map does not map names to names", where=path, hint="save the policy again")
             names |= given
     return names
 
 
 @contextlib.contextmanager
 def _local_files(checkpoint: Checkpoint) -> Iterator[Path]:
-    """The processors' files, with the paths in them rewritten for where the checkpoint lies now."""
+    """Yields the processors' files, with their paths rewritten for the checkpoint's current folder."""
     documents = {name: read_json_object(checkpoint.path / name) for name in PROCESSORS}
     checkpoint.family.rewrite_local_paths(documents, checkpoint.path, checkpoint.path)
     with tempfile.TemporaryDirectory() as temporary:
@@ -109,12 +110,12 @@ def _local_files(checkpoint: Checkpoint) -> Iterator[Path]:
 
 
 def _check_steps(document: Mapping[str, Any], path: Path, family: Family) -> None:
-    """Refuses steps with which a checkpoint would choose the code that lerobot runs.
+    """Refuses steps that would make lerobot run code chosen by the checkpoint.
 
-    lerobot imports a step without ``registry_name`` by the Python path under ``class``, be it ``subprocess.Popen``, and
-    calls it with the checkpoint's arguments. Its action tokenizer runs Python files that come with the tokenizer,
-    unless told not to; its reward classifier those that come with a model. So do steps of some policies: each family
-    sees to those of its own, and has no use for another's.
+    lerobot imports a step without ``registry_name`` by the Python path in ``class``, even ``subprocess.Popen``, and
+    calls it with the checkpoint's arguments. Its action tokenizer runs Python files of the tokenizer unless disabled,
+    and its reward classifier those of a model. Steps of some policies do the same: each family checks its own, and
+    other families' steps are refused.
 
     Raises:
         ClpError: There is such a step.
@@ -126,9 +127,9 @@ def _check_steps(document: Mapping[str, Any], path: Path, family: Family) -> Non
     for step in document["steps"]:
         if "registry_name" not in step:
             raise ClpError(
-                f"a step would import and run {step.get('class')!r}",
+                f"a step would import and run the class {step.get('class')!r}",
                 where=path,
-                fix="only steps by the registry_name of an installed lerobot are loaded; remove it",
+                hint="remove the step: only steps with a registry_name of the installed lerobot are loaded",
             )
         name = step["registry_name"]
         if name not in ProcessorStepRegistry.list():
@@ -138,33 +139,33 @@ def _check_steps(document: Mapping[str, Any], path: Path, family: Family) -> Non
         foreign = package.startswith("lerobot.policies.") and package.split(".")[2] != (family.policy or family.name)
         if foreign or name == _REWARD_CLASSIFIER:
             raise ClpError(
-                f"the step {name} is none of {family.name}'s, and might run code of the checkpoint's choice",
+                f"{family.name} does not use the step {name}, which might run code chosen by the checkpoint",
                 where=path,
-                fix="remove it",
+                hint="remove the step",
             )
         by_default = getattr(registered, "trust_remote_code", False)
         if step.get("config", {}).get("trust_remote_code", by_default):
             raise ClpError(
                 f"the step {name} would run code that comes with its tokenizer",
                 where=path,
-                fix="set trust_remote_code to false in its config",
+                hint="set trust_remote_code to false in the step's config",
             )
 
 
 def _check_statistics(document: Mapping[str, Any], folder: Path) -> None:
-    """Refuses normalisation statistics that would make every action NaN: a data set with one NaN in it has such.
+    """Refuses normalisation statistics with NaN or Inf, which would make every action NaN.
 
-    Statistics that no feature is normalised by may be anything.
+    Unused statistics are not checked.
 
     Raises:
-        ClpError: A statistic is not finite; it names the file and the key.
+        ClpError: A statistic is not finite. The message names the file and the key.
     """
     from safetensors import safe_open
 
     for step in document["steps"]:
         path = folder / step.get("state_file", "")
         if not path.is_file():
-            continue  # the step has none, or lerobot tells that it is missing
+            continue  # the step has no statistics, or lerobot reports the missing file
         config = step.get("config", {})
         with safe_open(path, framework="pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118 - no mapping
@@ -172,15 +173,15 @@ def _check_statistics(document: Mapping[str, Any], folder: Path) -> None:
                     raise ClpError(
                         f"the statistic {key!r} is not finite",
                         where=path,
-                        fix="compute the data set's statistics again without what is NaN or Inf, and save the policy",
+                        hint="compute the data set's statistics again without NaN and Inf, and save the policy",
                     )
 
 
 def _is_used(key: str, config: Mapping[str, Any]) -> bool:
-    """Whether a step goes by a statistic, ``<feature>.<statistic>``; one that has no modes may go by any."""
+    """Whether a step uses a statistic, ``<feature>.<statistic>``. A step without modes may use any."""
     if "norm_map" not in config:
         return True
     feature, _, statistic = key.rpartition(".")
-    # Actions are normalised even where they are none of the features.
+    # Actions are normalised even if they are not among the features.
     kind = "ACTION" if feature == ACTION else config.get("features", {}).get(feature, {}).get("type")
     return statistic in MODE_STATISTICS.get(config["norm_map"].get(kind), ())

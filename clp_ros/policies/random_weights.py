@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What checkpoints made at random share: a tokenizer that needs no corpus, seeding, layers that differ in weight."""
+"""Helpers for random checkpoints: a tokenizer without a corpus, seeding, layers of different influence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def byte_level_tokenizer(special_tokens: Mapping[str, str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with no merges: it encodes every string, one token a byte.
+    """Returns a byte-level BPE tokenizer without merges: it encodes every string, with one token for each byte.
 
     Args:
         special_tokens: Further special tokens by attribute name, e.g. ``{"image_token": "<image>"}``.
@@ -44,7 +44,7 @@ def byte_level_tokenizer(special_tokens: Mapping[str, str]) -> PreTrainedTokeniz
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Runs a block with torch's CPU generator seeded, and puts its state back afterwards."""
+    """Seeds PyTorch's CPU generator in the block, and restores its state afterwards."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -55,15 +55,15 @@ def seeded(seed: int) -> Iterator[None]:
 def vary_layers(policy: nn.Module, stacks: Collection[LayerStack], projections: Sequence[str], seed: int) -> None:
     """Scales each layer's output projections, in place, so that some layers change their input little.
 
-    All layers of a freshly initialised stack do about the same; then there is nothing to find. Here the layers of a
-    group share one seeded gain (:func:`layer_gains`). Layers of small gain come out redundant, early ones less so: what
-    they add to is still small itself.
+    All layers of a newly initialised stack have similar scores, so that a calibration would find nothing. Here the
+    layers of a group share one seeded gain (:func:`layer_gains`). Layers of small gain are redundant; early ones less
+    so, because their input is still small.
 
     Args:
         policy: The policy that holds the stacks.
         stacks: Its layer stacks.
         projections: Names, within a layer, of the matrices whose products the layer adds to its input.
-        seed: Draws the gains.
+        seed: Seed of the gains.
     """
     import torch
 
@@ -83,12 +83,12 @@ def layer_gains(layers: int, period: int, seed: int) -> list[float]:
     rng = np.random.default_rng(seed)
     runs = -(-(layers - 1) // period)
     per_run = np.exp(rng.uniform(np.log(2.0), np.log(80.0), runs))
-    # Layer 0 never goes: the runs start at layer 1, as the removable ones do.
+    # Layer 0 is never removed, so the runs start at layer 1.
     return [1.0, *np.repeat(per_run, period)[: layers - 1].tolist()]
 
 
 def projection_gains(stacks: Collection[LayerStack], projections: Sequence[str], seed: int) -> dict[str, float]:
-    """The gains of :func:`vary_layers` for :func:`draw_tensor`: factor of the output projections, by tensor name."""
+    """Returns the gains of :func:`vary_layers` for :func:`draw_tensor`, by tensor name of the output projections."""
     return {
         stack.layer_prefix.format(layer=layer) + projection: gain
         for stack in stacks
@@ -107,17 +107,17 @@ def draw_tensor(
     biases: tuple[str, ...] = (".bias",),
     inputs_last_but_one: tuple[str, ...] = (),
 ) -> None:
-    """Draws a tensor of a policy's, in place: the same for a seed and a name, whatever else is drawn.
+    """Fills a tensor of a policy in place with values that depend only on the seed and the tensor's name.
 
     Args:
-        policy: Where the tensor belongs.
+        policy: The policy that has the tensor.
         gains: Factors by name; 1 for all others.
-        seed: Draws the values.
-        name: In the policy's state dict.
-        tensor: Takes the values.
-        biases: Endings of the names of biases, which are zero.
-        inputs_last_but_one: Endings of the names of weights whose inputs are their last axis but one, instead of all
-            axes after the first, as in a linear or convolutional layer.
+        seed: Seed of the values.
+        name: Name in the policy's state dict.
+        tensor: The tensor to fill.
+        biases: Suffixes of the names of biases, which become zero.
+        inputs_last_but_one: Suffixes of the names of weights whose input axis is the last but one. In other weights, as
+            of linear and convolutional layers, the input axes are all but the first.
     """
     import torch
     from torch import nn
@@ -127,7 +127,7 @@ def draw_tensor(
     if name.endswith(biases):
         tensor.zero_()
     elif tensor.ndim == 1:
-        tensor.fill_(1.0)  # all that is left are norms
+        tensor.fill_(1.0)  # the remaining tensors are norms
     elif isinstance(owner, nn.Embedding):
         tensor.normal_(std=0.02, generator=generator)
     else:
@@ -137,10 +137,10 @@ def draw_tensor(
 
 
 def write_weights(model: nn.Module, path: Path, fill: Callable[[str, torch.Tensor], None]) -> None:
-    """Writes a model's weights as safetensors does, tensor by tensor: there is memory for the largest one only.
+    """Writes a model's weights as a safetensors file, tensor by tensor, with memory for one tensor at a time.
 
     Args:
-        model: Built within :func:`clp_ros.policies.empty_weights.empty_weights`. Of tied tensors, one is stored.
+        model: Built within :func:`clp_ros.policies.empty_weights.empty_weights`. One of several tied tensors is stored.
         path: The file.
         fill: ``fill(name, tensor)`` puts the values of a tensor of the model's state dict into it.
     """
@@ -148,7 +148,7 @@ def write_weights(model: nn.Module, path: Path, fill: Callable[[str, torch.Tenso
 
     from clp_ros.checkpoints.safetensors_header import TensorInfo, encode_header
 
-    # Wide elements first, so that every tensor starts at a multiple of its element's size.
+    # Larger elements first, so that every tensor is aligned to its element size.
     ordered = sorted(model.state_dict(keep_vars=True).items(), key=lambda item: (-item[1].element_size(), item[0]))
     first: dict[int, str] = {}
     stored_as = {name: first.setdefault(id(empty), name) for name, empty in ordered}
@@ -167,9 +167,9 @@ def write_weights(model: nn.Module, path: Path, fill: Callable[[str, torch.Tenso
 
 
 def _safetensors_dtype(dtype: torch.dtype) -> str:
-    """The name of a dtype in a safetensors header: bfloat16's is BF16. The library tells it by writing a header."""
+    """Returns the name of a dtype in a safetensors header, such as BF16, by letting the library write a header."""
     import torch
     from safetensors.torch import save
 
-    header = save({"tensor": torch.empty(0, dtype=dtype)})[8:]  # behind its length; there is no data
+    header = save({"tensor": torch.empty(0, dtype=dtype)})[8:]  # after the length; there is no data
     return json.loads(header)["tensor"]["dtype"]

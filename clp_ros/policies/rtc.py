@@ -51,15 +51,15 @@ class RealTimeChunking:
         from lerobot.processor import NormalizerProcessorStep, RelativeActionsProcessorStep
 
         if not supports_rtc(policy):
-            raise ClpError(f"lerobot has no real-time chunking for {family}", fix="use mode replace or ensemble")
+            raise ClpError(f"lerobot has no real-time chunking for {family}", hint="use mode replace or ensemble")
         # lerobot would predict such a chunk without any guidance, and say so on its own log only.
         is_relative = getattr(policy.config, "use_relative_actions", False) or any(
             getattr(step, "use_relative_action", False) for step in postprocessor.steps
         )
         if is_relative and not hasattr(policy, "init_rtc_processor"):
             raise ClpError(
-                f"lerobot has no real-time chunking for a {family} of relative actions",
-                fix="use mode replace or ensemble",
+                f"lerobot has no real-time chunking for {family} with relative actions",
+                hint="use mode replace or ensemble",
             )
         steps = preprocessor.steps
         self._relative = next(

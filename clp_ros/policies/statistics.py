@@ -52,39 +52,39 @@ def read_dataset_statistics(folder: str | Path) -> Statistics:
     """
     folder = Path(folder)
     path = folder / DATASET_STATISTICS
-    fix = "give the folder of a LeRobotDataset (v2.0 or v3), or `bags` for the calibration bags' own statistics"
+    hint = "give the folder of a LeRobotDataset (v2.0 or v3), or `bags` for the calibration bags' own statistics"
     if not path.is_file():
         if (folder / _STATISTICS_V21).is_file():
             raise ClpError(
-                "this is a LeRobotDataset v2.1, which has statistics of each episode only",
+                "the folder is a LeRobotDataset v2.1, which has only statistics of each episode",
                 where=folder,
-                fix="convert it: python -m lerobot.scripts.convert_dataset_v21_to_v30 --help; or use `bags`",
+                hint="convert it (python -m lerobot.scripts.convert_dataset_v21_to_v30 --help), or use `bags`",
             )
         what = f"there is no {DATASET_STATISTICS}" if folder.is_dir() else "there is no such folder"
-        raise ClpError(what, where=folder, fix=fix)
+        raise ClpError(what, where=folder, hint=hint)
     try:
         document = read_json_object(path)
     except OSError as error:
-        raise ClpError(f"cannot be read ({error.strerror or error})", where=path, fix=fix) from error
+        raise ClpError(f"the file cannot be read ({error.strerror or error})", where=path, hint=hint) from error
     values = {feature: _vectors(document.get(feature), feature, path) for feature in (STATE, ACTION)}
     return Statistics(values, {"source": "dataset", "path": str(folder.resolve())})
 
 
 def _vectors(found: Any, feature: str, path: Path) -> dict[str, tuple[float, ...]]:
-    fix = "compute the dataset's statistics again, or use `bags`"
+    hint = "compute the dataset's statistics again, or use `bags`"
     if not isinstance(found, dict):
-        raise ClpError(f"there are no statistics of {feature}", where=path, fix=fix)
+        raise ClpError(f"the file has no statistics of {feature}", where=path, hint=hint)
     vectors = {name: found[name] for name in _NAMES if name in found}
     for name, vector in vectors.items():
         if not isinstance(vector, list) or not all(type(one) in (int, float) and math.isfinite(one) for one in vector):
-            raise ClpError(f"{name} of {feature} is not a list of finite numbers", where=path, fix=fix)
+            raise ClpError(f"{name} of {feature} is not a list of finite numbers", where=path, hint=hint)
     if not vectors or len({len(vector) for vector in vectors.values()}) > 1 or not min(map(len, vectors.values())):
-        raise ClpError(f"the statistics of {feature} are missing or differ in length", where=path, fix=fix)
+        raise ClpError(f"the statistics of {feature} are missing or differ in length", where=path, hint=hint)
     for low, high in (("min", "max"), ("q01", "q99"), ("q10", "q90")):
         if any(one > other for one, other in zip(vectors.get(low, ()), vectors.get(high, ()), strict=False)):
-            raise ClpError(f"{low} of {feature} is above {high}", where=path, fix=fix)
+            raise ClpError(f"{low} of {feature} is above {high}", where=path, hint=hint)
     if min(vectors.get("std", [0])) < 0:
-        raise ClpError(f"std of {feature} is negative", where=path, fix=fix)
+        raise ClpError(f"std of {feature} is negative", where=path, hint=hint)
     return {name: tuple(map(float, vector)) for name, vector in vectors.items()}
 
 

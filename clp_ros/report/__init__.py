@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a person looks at: heatmaps, tables for the terminal, the calibration's HTML page."""
+"""Heatmaps, tables for the terminal, and the calibration's HTML page."""
 
 import lazy_loader as _lazy
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The calibration folder as a whole: the numbers, a heatmap a module and the page, or nothing at all."""
+"""Writes a calibration folder with numbers, heatmaps and page, completely or not at all."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class ModulePlan(TypedDict, total=False):
-    """What would be removed from a module. Every key may be missing.
+    """The planned removal from a layer stack. Every key may be missing.
 
     Attributes:
         threshold: τ, or None.
-        blocks: The layers of each block, 0-based, its anchor first.
-        removed: The 0-based layers that would go.
-        scores: ``(L-1,)`` the mean of the group, where that selects and not the module's own adjacent score.
+        blocks: The 0-based layers of each block; the first one is its anchor, which stays.
+        removed: The 0-based layers that would be removed.
+        scores: ``(L-1,)`` the mean score of the group, if the selection uses it instead of the stack's adjacent scores.
     """
 
     threshold: float | None
@@ -41,21 +41,21 @@ def write_calibration(
 ) -> Path:
     """Writes a calibration folder: ``calibration.json``, ``cka.npz``, heatmaps and ``report.html``.
 
-    The folder appears when all of it is written; on any failure, Ctrl-C too, nothing is left behind.
+    The folder appears when it is complete. After a failure or Ctrl-C, nothing is left.
 
     Args:
-        calibration: What was measured.
+        calibration: The calibration.
         output: The folder to write.
-        plan: What would be removed, a module; a module it does not name is shown without.
-        command: The line to type next, for the page.
-        overwrite: Whether a folder that is not empty may be replaced.
+        plan: The planned removal by layer stack. Other layer stacks are shown without one.
+        command: The next command, for the page.
+        overwrite: Whether to replace a folder that is not empty.
 
     Returns:
         The folder.
 
     Raises:
         ClpError: The output is not empty, not a folder, or cannot be written.
-        ValueError: The plan names a module that was not calibrated.
+        ValueError: The plan names a layer stack that was not calibrated.
     """
     unknown = sorted(set(plan) - set(calibration.matrices))
     if unknown:
@@ -66,9 +66,9 @@ def write_calibration(
             _write(calibration, folder, plan, command)
     except OSError as error:
         raise ClpError(
-            f"cannot write the calibration ({error.strerror or error})",
+            f"the calibration cannot be written ({error.strerror or error})",
             where=error.filename or output,
-            fix="make room on the disk, or give another --output",
+            hint="free some disk space, or give another --output",
         ) from error
     return output
 
@@ -91,6 +91,6 @@ def _write(calibration: "Calibration", folder: Path, plan: Mapping[str, ModulePl
         measured = {"adjacent": adjacent[name], "mse": calibration.mse[name], "cosine": calibration.cosine[name]}
         modules.append({"name": name, **calibration.meta["modules"][name], **measured, **module_plan})
     meta = dict(calibration.meta)
-    if "statistics" in meta:  # some hundred numbers, which calibration.json has
+    if "statistics" in meta:  # left out: some hundred numbers, which are in calibration.json
         meta["statistics"] = {key: value for key, value in meta["statistics"].items() if key != "values"}
     write_report(folder, {"meta": meta, "modules": modules, "command": command})

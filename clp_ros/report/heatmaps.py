@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One picture a module: the CKA of all layer pairs in the paper's manner (Figure 2), and below it what selects.
+"""Draws one image for each layer stack: the CKA of all layer pairs as in the paper's Figure 2, and the adjacent scores.
 
-The upper part is the L×L matrix, dark red where two layers hold the same representation, with τ's blocks outlined along
-the diagonal. The lower part is its adjacent scores ``s_ℓ = CKA(H_{ℓ-1}, H_ℓ)`` on the same horizontal axis, with τ as a
-line. Layers that would go carry a cross and a hatched cell, so the picture also reads in grey.
+The upper part is the L×L matrix. Dark red means equal representations; the blocks of τ are outlined along the diagonal.
+The lower part has the adjacent scores ``s_ℓ = CKA(H_{ℓ-1}, H_ℓ)`` on the same horizontal axis, with τ as a line. Layers
+that would be removed have a cross and a hatched cell, so that the image can be read without colours.
 """
 
 import math
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 DPI = 150
 WIDTH_IN, HEIGHT_IN = 7.8, 9.6
-# Inches from the figure's left and bottom edge. Fixed, not laid out automatically: both parts share their columns, and
-# the picture has one size whatever it shows.
+# Inches from the figure's left and bottom edge. The layout is fixed, so that both parts have equal columns and all
+# images have one size.
 _MATRIX = (0.95, 3.05, 5.6, 5.6)
 _SCORES = (0.95, 0.95, 5.6, 1.45)
 _COLOUR_BAR = (6.7, 3.05, 0.18, 5.6)
@@ -28,7 +28,7 @@ _COLOUR_MAP = "RdBu_r"
 _REMOVED = "#b00020"
 _KEPT = "#1f4e79"
 _CROSS = "×"
-# Scores above it are drawn here: further nines of a CKA are rounding.
+# Larger scores are drawn here: further nines of a CKA are rounding errors.
 _TOP = 1.0 - 1e-7
 
 
@@ -42,30 +42,32 @@ def draw_heatmap(
     path: Path | None,
     scores: Sequence[float] | np.ndarray | None = None,
 ) -> "Figure":
-    """Draws a module's heatmap with its adjacent scores, and writes it as a PNG.
+    """Draws a layer stack's heatmap with its adjacent scores, and writes it as a PNG.
 
-    Equal input gives equal bytes on one machine. Nothing global of matplotlib is touched: it can run in any thread.
+    Equal input gives equal bytes on one machine. matplotlib's global state is not used, so that it can run in any
+    thread.
 
     Args:
         matrix: ``(L, L)`` float, CKA of layer i and layer j, finite.
-        module: The module's name, for the title.
-        threshold: τ, or None where none was chosen.
-        blocks: The layers of each block, 0-based, consecutive, its anchor first. Blocks of one layer are not outlined.
-        removed: The 0-based layers that would go.
-        path: Where the PNG goes, or None to write none.
-        scores: ``(L-1,)`` what selects, where that is not the module's own adjacent score (coupled modules: the mean
-            of the group). Drawn beside the module's own. NaN where a layer has none.
+        module: The layer stack's name, for the title.
+        threshold: τ, or None if there is none.
+        blocks: The 0-based, consecutive layers of each block; the first one is its anchor. Blocks of one layer are not
+            outlined.
+        removed: The 0-based layers that would be removed.
+        path: The PNG to write, or None.
+        scores: ``(L-1,)`` the scores of the selection, if they are not the stack's adjacent scores (for coupled stacks:
+            the mean of the group). Both are drawn. NaN for a layer without a score.
 
     Returns:
         The matplotlib figure.
 
     Raises:
-        ValueError: The matrix is not square or not finite, or a layer is not one of its own.
+        ValueError: The matrix is not square or not finite, or a layer is outside it.
     """
     matrix, scores = _checked(matrix, blocks, removed, scores)
     figure = _figure(matrix, module, threshold, blocks, frozenset(removed), scores)
     if path is not None:
-        # Without Software=None matplotlib's version is written into the file.
+        # Without Software=None, matplotlib would write its version into the file.
         figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
     return figure
 
@@ -79,7 +81,7 @@ def heatmap_rgb(
     removed: Collection[int],
     scores: Sequence[float] | np.ndarray | None = None,
 ) -> np.ndarray:
-    """The picture of :func:`draw_heatmap` as ``(H, W, 3)`` uint8 RGB, C-contiguous, as a ROS Image wants it."""
+    """Returns the image of :func:`draw_heatmap` as ``(H, W, 3)`` uint8 RGB, C-contiguous, for a ROS Image."""
     figure = draw_heatmap(
         matrix,
         module=module,
@@ -95,19 +97,20 @@ def heatmap_rgb(
 
 
 def colour_floor(matrix: np.ndarray) -> float:
-    """Where the colour range starts: at 1 less the largest distance from 1, rounded up to one digit: 0.3, 0.95, 0.998.
+    """Returns the start of the colour range: 1 minus the largest distance from 1, rounded up to one digit: 0.3, 0.95,
+    0.998.
 
-    The range always ends at 1. Starting at 0 would make many modules one red square: their layers are that alike. It is
-    never narrower than 0.001, so that rounding errors do not look like structure.
+    The range ends at 1. If it started at 0, many stacks would be one red square, because their layers are similar. The
+    range is at least 0.001, so that rounding errors do not look like structure.
     """
     distance = max(1.0 - float(np.min(matrix)), 1e-3)
     digit = math.floor(math.log10(distance) + 1e-9)
-    # The tiny term keeps 0.3, whose distance is 7.000…1 tenths, where it is.
+    # The small term prevents rounding up of 0.3, whose distance is 7.000…1 tenths.
     return round(1.0 - math.ceil(distance / 10**digit - 1e-9) * 10**digit, 3)
 
 
 def format_threshold(threshold: float) -> str:
-    """τ with the decimals that tell it from 1: four, or six from 0.999 on."""
+    """Returns τ with four decimals, or six from 0.999 on."""
     return f"{threshold:.4f}" if threshold < 0.999 else f"{threshold:.6f}"
 
 
@@ -199,7 +202,7 @@ def _draw_blocks(axes: "Axes", blocks: Sequence[Sequence[int]]) -> None:
             continue
         outline = Rectangle((block[0] - 0.5, block[0] - 0.5), len(block), len(block), fill=False, edgecolor="black")
         outline.set(linewidth=2.2, gid=f"block {block[0]}-{block[-1]}", zorder=4, clip_on=False)
-        # White beside black: seen on dark red and on dark blue.
+        # A white and a black line, visible on dark red and on dark blue.
         outline.set_path_effects([Stroke(linewidth=4.6, foreground="white"), Normal()])
         axes.add_patch(outline)
 
@@ -214,7 +217,8 @@ def _draw_removed_cells(axes: "Axes", removed: Collection[int]) -> None:
 
 
 def _label_layers(axes: "Axes", num_layers: int, removed: Collection[int], vertical: bool) -> None:
-    """Every layer's index on the horizontal axis, and on the vertical one; a removed one with a cross, bold and red."""
+    """Labels every layer's index on the horizontal axis and, if asked, the vertical one; removed layers bold and red
+    with a cross."""
     size = 10 if num_layers <= 20 else 8 if num_layers <= 28 else 6.8
     marked = [f"{layer}\n{_CROSS}" if layer in removed else str(layer) for layer in range(num_layers)]
     axes.set_xticks(range(num_layers), marked, fontsize=size)
@@ -242,17 +246,19 @@ def _draw_scores(
     adjacent = np.minimum(adjacent, _TOP)
     selecting = adjacent if scores is None else np.minimum(scores, _TOP)
     layers = np.arange(1, len(adjacent) + 1)
-    goes = np.isin(layers, list(removed))
+    is_removed = np.isin(layers, list(removed))
     for block in blocks:
         if len(block) >= 2:
             axes.axvspan(block[0] - 0.44, block[-1] + 0.44, color="0.92", zorder=0, linewidth=0)
     if scores is not None:
         axes.plot(layers, adjacent, color="0.55", linewidth=1.0, linestyle=":", marker=".", zorder=2)
     axes.plot(layers, selecting, color="0.45", linewidth=1.0, zorder=2)
-    axes.plot(layers[~goes], selecting[~goes], "o", color=_KEPT, markersize=5.5, zorder=3, gid="kept scores")
     axes.plot(
-        layers[goes],
-        selecting[goes],
+        layers[~is_removed], selecting[~is_removed], "o", color=_KEPT, markersize=5.5, zorder=3, gid="kept scores"
+    )
+    axes.plot(
+        layers[is_removed],
+        selecting[is_removed],
         "x",
         color=_REMOVED,
         markersize=7,
@@ -287,9 +293,9 @@ def _draw_scores(
 
 
 def _stretch_towards_one(axes: "Axes", shown: np.ndarray) -> None:
-    """Scales the vertical axis by the number of nines: 0.99 and 0.999 are as far apart as 0.9 and 0.99.
+    """Scales the vertical axis by the number of nines: the distance from 0.99 to 0.999 equals that from 0.9 to 0.99.
 
-    Most scores are near 1 and a few far from it; on an even axis those that go and those that stay would be one line.
+    Most scores are near 1. On a linear axis, scores of removed and kept layers could not be distinguished.
     """
 
     def nines(score: np.ndarray | float) -> np.ndarray:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MISSING = "–"
+_REMOVED = "× removed"
 
 
 def layers_table(
@@ -41,9 +42,9 @@ def layers_table(
     table.add_column("block", justify="left")
     table.add_column("", justify="left")
     for row in layer_rows(scores, blocks, removed):
-        goes = row["fate"] == "× goes"
+        is_removed = row["fate"] == _REMOVED
         cells = (str(row["layer"]), row["score"], row["block"], row["fate"])
-        table.add_row(*(Text(cell) for cell in cells), style="bold red" if goes else None)
+        table.add_row(*(Text(cell) for cell in cells), style="bold red" if is_removed else None)
     return table
 
 
@@ -57,7 +58,7 @@ def layer_rows(
         block = block_of.get(layer)
         standing = MISSING if block is None else format_block(block) + (" anchor" if layer == block[0] else "")
         if layer in removed:
-            fate = "× goes"
+            fate = _REMOVED
         elif block is not None and layer != block[0]:
             fate = "candidate, stays"
         else:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A robot as a policy sees it: its topics, its joints, observations and trajectories."""
+"""A robot's topics and joints, observations and trajectories."""
 
 import lazy_loader as _lazy
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a demonstration's actions come from: the next measured state, or topics with commands."""
+"""The source of a demonstration's actions: the next measured state, or topics with commands."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class ActionJoint(Settings):
     """One joint of a topic with commands.
 
     Attributes:
-        joint: The embodiment's joint that it is for; ``CONTROLLER/JOINT`` where several controllers have that name.
-        name: What the topic's messages call it, as a leader arm's may; by default as the embodiment does.
-        zero, one: For a joint whose unit is ``normalised``: the topic's positions where the policy sees 0 and 1; by
-            default the joint's own. A leader's gripper often has another range than its follower's.
+        joint: The embodiment's joint; ``CONTROLLER/JOINT`` if several controllers have a joint of that name.
+        name: Its name in the topic's messages, which may differ for a leader arm; by default the embodiment's name.
+        zero, one: For a joint with the unit ``normalised``: the topic's positions for the policy's 0 and 1; by default
+        the joint's own. A leader's gripper often has another range than its follower's.
     """
 
     joint: str = Field(min_length=1)
@@ -38,10 +38,10 @@ class ActionTopic(Settings):
     """A topic with commands.
 
     Attributes:
-        topic: Where it is.
-        type: Of its messages: a JointTrajectory is sampled as the controller that follows it does; a JointState (of a
-            leader arm) gives its positions; a Float64MultiArray has one position a joint, as a
-            forward_command_controller takes them.
+        topic: Its name.
+        type: Its message type. A JointTrajectory is sampled as by the controller that follows it. A JointState (of a
+            leader arm) gives its positions. A Float64MultiArray has one position for each joint, as for a
+            forward_command_controller.
         controllers: The controllers whose joints it commands; all of them if left out.
         joints: The joints it commands, each a name or an :class:`ActionJoint`, for a Float64MultiArray in the order of
             its data; those of ``controllers``, in their order, if left out.
@@ -74,7 +74,7 @@ class ActionTopic(Settings):
         if self.has_names:
             return self
         if self.sync.stamp == "header":
-            raise ValueError("a Float64MultiArray has no header: set its sync stamp to receive")
+            raise ValueError("a Float64MultiArray has no header: set sync.stamp to receive")
         if not self.controllers and not self.joints:
             raise ValueError("a Float64MultiArray has no names: give joints, in the order of its data")
         if named := [joint.joint for joint in self.joints if joint.name is not None]:
@@ -83,12 +83,12 @@ class ActionTopic(Settings):
 
 
 class Actions(Settings):
-    """Where a demonstration's actions come from.
+    """The source of a demonstration's actions.
 
     Attributes:
         source: ``next_state``: the action at a control tick is the state measured at the next one. ``topics``: it is
-            what the topics command at the tick. By default ``topics`` where there are any.
-        topics: The topics with commands, by a name of your choice; each joint is commanded by one of them.
+            the topics' command at the tick. By default ``topics`` if any are declared.
+        topics: The topics with commands, under names of your choice. Each joint is commanded by one of them.
     """
 
     source: ActionSource
@@ -110,13 +110,13 @@ class Actions(Settings):
 
 @dataclass(frozen=True)
 class CommandedJoint:
-    """A joint as a topic commands it: the policy sees (position - offset) / scale.
+    """A joint commanded by a topic. The policy's value is (position - offset) / scale.
 
     Attributes:
-        index: Its place in the action vector.
-        name: What the topic's messages call it.
-        offset: The topic's position where the policy sees 0.
-        scale: The difference in the topic's position that the policy sees as 1.
+        index: Its index in the action vector.
+        name: Its name in the topic's messages.
+        offset: The topic's position for the policy's 0.
+        scale: The difference in the topic's position for a difference of 1 in the policy's value.
     """
 
     index: int
@@ -126,14 +126,14 @@ class CommandedJoint:
 
 
 def commanded_joints(entry: ActionTopic, controllers: Mapping[str, Controller]) -> list[CommandedJoint]:
-    """The joints that a topic commands, in the order of its data.
+    """Returns the joints that a topic commands, in the order of its data.
 
     Args:
         entry: The topic.
         controllers: The embodiment's, in vector order.
 
     Raises:
-        ValueError: It names a controller or a joint that there is not, or one that several controllers have.
+        ValueError: It names a controller or joint that does not exist, or a joint that several controllers have.
     """
     for name in entry.controllers:
         if name not in controllers:
@@ -169,6 +169,6 @@ def _commanded(index: int, joint: Joint, given: ActionJoint) -> CommandedJoint:
     scale = (joint.offset + joint.scale if given.one is None else given.one) - offset
     if scale == 0:
         raise ValueError(f"joint {given.joint}: zero and one must differ")
-    # As they are, where nothing is given: a sum and a difference would round.
+    # Without `zero` and `one`, the joint's own values are used: a sum and a difference would round.
     own = given.zero is None and given.one is None
     return CommandedJoint(index, given.name or joint.name, offset, joint.scale if own else scale)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An embodiment: which topics a robot's cameras and joints are on, and how they map to a policy's features."""
+"""An embodiment: the topics of a robot's cameras and joints, and how they map to a policy's features."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from clp_ros.robots.topics import JOINT_STATE_TYPE, JOINT_TRAJECTORY_TYPE, Posit
 
 _logger = logging.getLogger(__name__)
 
-# Of what a joint may report to be beyond its limits: the share of its range, and the least, rad or m. The unit of the
-# controller is not known of a normalised joint: the smaller number.
+# How far a joint may report to be beyond its limits: a share of its range, and a minimum in rad or m. The controller's
+# unit of a normalised joint is unknown, so the smaller minimum applies.
 _TOLERANCE_SHARE = 0.05
 _LEAST_TOLERANCE = {"rad": 0.05, "m": 0.005, "normalised": 0.005}
 
@@ -50,7 +50,7 @@ class Camera(Settings):
 
     @property
     def slot(self) -> str:
-        """Old name of :attr:`feature`; it goes with the next release."""
+        """Old name of :attr:`feature`, removed in the next release."""
         return self.feature
 
 
@@ -60,7 +60,7 @@ class JointStates(Settings):
     Attributes:
         topic: Where it is.
         sync: How it is sampled.
-        robot_description: Where the URDF of its joints is; by default ``robot_description`` beside ``topic``.
+        robot_description: Topic of the URDF of its joints; by default ``robot_description`` beside ``topic``.
     """
 
     topic: TopicName
@@ -69,7 +69,7 @@ class JointStates(Settings):
 
     @property
     def description_topic(self) -> str:
-        """Where the URDF of its joints is, if the robot publishes one."""
+        """Topic of the URDF of its joints, if the robot publishes one."""
         return self.robot_description or f"{self.topic.rpartition('/')[0]}/robot_description"
 
 
@@ -77,12 +77,12 @@ class Joint(Settings):
     """One joint of a controller.
 
     Attributes:
-        name: As the JointState and the controller name it.
+        name: Its name in the JointState and the controller.
         lower, upper: Position limits, in the controller's unit (rad or m).
         velocity: Velocity limit, in that unit per second.
-        acceleration: Acceleration limit, in that unit per second squared; None where there is none.
-        unit: What the policy sees: ``rad`` or ``m`` as they are, or ``normalised``, 0 at ``zero`` and 1 at ``one``.
-        zero, one: For ``normalised``, and None otherwise; by default lower and upper.
+        acceleration: Acceleration limit, in that unit per second squared; None: no limit.
+        unit: Unit of the policy's value: ``rad``, ``m``, or ``normalised``: 0 at ``zero`` and 1 at ``one``.
+        zero, one: Positions for ``normalised``, by default lower and upper; None for other units.
         tolerance: How far beyond its limits the joint may report to be, in the controller's unit; see
             :attr:`measured_tolerance` for the default.
     """
@@ -111,8 +111,8 @@ class Joint(Settings):
     def measured_tolerance(self) -> float:
         """How far beyond its limits the joint may report to be, in the controller's unit.
 
-        Unless ``tolerance`` says otherwise: a share of its range, for calibration is never perfect, but 0.05 rad or
-        5 mm at least, for a finger's mechanics give more than a share of its short stroke.
+        The default is a share of the range, because calibration is never perfect, but at least 0.05 rad or 5 mm,
+        because a finger's mechanical play exceeds a share of its short stroke.
         """
         if self.tolerance is not None:
             return self.tolerance
@@ -127,14 +127,14 @@ class Joint(Settings):
 
     @property
     def scale(self) -> float:
-        """The controller's way for a step of 1 in the policy's value: position = offset + scale * value."""
+        """The change of the controller's position for 1 in the policy's value: position = offset + scale * value."""
         if self.unit != "normalised":
             return 1.0
         return (self.upper if self.one is None else self.one) - self.offset
 
 
 class Controller(Settings):
-    """A joint_trajectory_controller: where its trajectories go and where its joints are measured."""
+    """A joint_trajectory_controller: its topic, its joints and the JointStates that measure them."""
 
     joint_states: str
     topic: TopicName
@@ -150,11 +150,11 @@ class Controller(Settings):
 
 
 class SpeedScaling(Settings):
-    """How fast the robot moves at present, as Universal_Robots_ROS2_Driver's speed_scaling_state_broadcaster says.
+    """The robot's current speed scaling, as from Universal_Robots_ROS2_Driver's speed_scaling_state_broadcaster.
 
     Attributes:
         topic: std_msgs/Float64, percent.
-        controllers: Those of the embodiment that pass through a trajectory as much more slowly by themselves.
+        controllers: The embodiment's controllers that slow down trajectories accordingly by themselves.
     """
 
     topic: TopicName
@@ -176,7 +176,7 @@ class Embodiment(Settings):
     @model_validator(mode="before")
     @classmethod
     def _accept_slot(cls, document: Any) -> Any:
-        """Takes the old name of a camera's ``feature``; see :class:`Camera`."""
+        """Accepts the old name of a camera's ``feature``; see :class:`Camera`."""
         cameras = document.get("cameras") if isinstance(document, dict) else None
         if not isinstance(cameras, dict):
             return document
@@ -224,8 +224,8 @@ class Embodiment(Settings):
 
     @model_validator(mode="after")
     def _actions_are_whole(self) -> Self:
-        # What a topic may be besides: a leader's JointStates may come with the follower's, and the recorded commands
-        # are usually those that the controllers are sent.
+        # A topic may have two roles: a leader's JointStates may be on the follower's topic, and recorded commands are
+        # usually on the controllers' topics.
         shared = dict.fromkeys((states.topic for states in self.joint_states.values()), JOINT_STATE_TYPE)
         shared |= dict.fromkeys((controller.topic for controller in self.controllers.values()), JOINT_TRAJECTORY_TYPE)
         shared |= {camera.topic: camera.type for camera in self.cameras.values()}
@@ -273,37 +273,39 @@ class Embodiment(Settings):
 
     @property
     def action_topics(self) -> dict[str, str]:
-        """ROS type name of every topic that actions are read from; empty where they are the next states."""
+        """ROS type name of every topic from which actions are read; empty if they are the next states."""
         if self.actions.source != "topics":
             return {}
         return {entry.topic: entry.type for entry in self.actions.topics.values()}
 
     @property
     def demonstration_topics(self) -> dict[str, str]:
-        """ROS type name of every topic that a demonstration needs: those of inputs and of actions."""
+        """ROS type name of every topic in a demonstration: inputs and actions."""
         return self.topics | self.action_topics
 
     def commanded_joints(self, name: str) -> list[CommandedJoint]:
-        """The joints that an entry of ``actions.topics`` commands, in the order of its data."""
+        """Returns the joints that an entry of ``actions.topics`` commands, in the order of its data."""
         return commanded_joints(self.actions.topics[name], self.controllers)
 
     def with_action_source(self, source: ActionSource) -> Embodiment:
-        """The same robot with another source of actions.
+        """Returns the same robot with another source of actions.
 
         Raises:
-            ClpError: It declares no topics with commands.
+            ClpError: The embodiment declares no topics with commands.
         """
         if source == "topics" and not self.actions.topics:
-            raise ClpError(f"{self.name} declares no topics with actions", fix="write actions.topics in the embodiment")
+            raise ClpError(
+                "the embodiment declares no topics with actions", where=self.name, hint="write actions.topics"
+            )
         return self.model_copy(update={"actions": self.actions.model_copy(update={"source": source})})
 
     def joint_indices(self, source: str) -> list[int]:
-        """Where the joints of an entry of ``joint_states`` belong in :attr:`joints`, ascending."""
+        """Returns the indices in :attr:`joints` of the joints of an entry of ``joint_states``, ascending."""
         sources = [controller.joint_states for controller in self.controllers.values() for _ in controller.joints]
         return [index for index, name in enumerate(sources) if name == source]
 
     def sync_of(self, topic: str) -> Sync:
-        """How an input topic is sampled."""
+        """Returns how an input topic is sampled."""
         sources: list[Camera | JointStates] = [*self.cameras.values(), *self.joint_states.values()]
         return next(source.sync for source in sources if source.topic == topic)
 
@@ -315,13 +317,13 @@ def load_embodiment(
 
     Args:
         name_or_path: Its name or file.
-        tf_prefix: Put before the name of every joint, as a driver's argument of that name does.
-        topics: Topics that are elsewhere, by their entry in the file: ``cameras.cam_high``, ``controllers.arm``,
+        tf_prefix: Prefix for the name of every joint, like the drivers' argument of that name.
+        topics: Other topic names, by their entry in the file: ``cameras.cam_high``, ``controllers.arm``,
             ``joint_states.ur``, ``joint_states.ur.robot_description``, ``actions.arm``.
 
     Raises:
-        ClpError: There is no such file, or something in it is wrong; it names the key. Or ``topics`` names an entry
-            that does not exist, or makes two topics one.
+        ClpError: There is no such file, or a key is wrong (the message names it); or ``topics`` names an unknown entry,
+            or gives two entries one topic.
     """
     path = find_settings(name_or_path, "embodiments", "embodiment")
     embodiment = load_settings(path, Embodiment)
@@ -340,7 +342,7 @@ def load_embodiment(
     for name, topic in (topics or {}).items():
         if name not in entries:
             raise ClpError(
-                f"{embodiment.name} has no topic {name!r}", where=path, fix=did_you_mean(name, list(entries))
+                f"{embodiment.name} has no topic {name!r}", where=path, hint=did_you_mean(name, list(entries))
             )
         entry, key = entries[name]
         entry[key] = topic
@@ -352,12 +354,12 @@ def load_embodiment(
         what = "is not an absolute topic" if fault["type"] == "string_pattern_mismatch" else fault["msg"]
         given = f"{(topics or {}).get(place, '')} " if place else ""
         raise ClpError(
-            f"the topics given do not fit: {given}{what.removeprefix('Value error, ')}", where=place or path
+            f"a topic given does not fit: {given}{what.removeprefix('Value error, ')}", where=place or path
         ) from error
 
 
 def _topic_entries(document: Mapping[str, Any]) -> dict[str, tuple[dict[str, Any], str]]:
-    """The topics of an embodiment's document that can be given another name: by entry, the mapping and its key."""
+    """Returns the topics of an embodiment's document that can be renamed: by entry, the mapping and its key."""
     kinds = ("cameras", "joint_states", "controllers")
     found = {f"{kind}.{name}": (entry, "topic") for kind in kinds for name, entry in document[kind].items()}
     for name, entry in document["joint_states"].items():

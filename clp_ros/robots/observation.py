@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages in, observations on control ticks out: the same code for a recorded bag and for a live robot."""
+"""Makes observations on control ticks from messages of a bag or a live robot."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from typing import Any, Protocol
 import numpy as np
 
 from clp_ros.core.errors import ClpError
+from clp_ros.core.renamed import renamed
 from clp_ros.messages.images import decode_image
 from clp_ros.messages.joint_states import JointSelector, JointStream, OtherJointsError
 from clp_ros.messages.stamps import Stream, header_stamp_ns
 from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.topics import Sync
 
-# A tick after all stamps.
+# A tick later than any stamp.
 _END_OF_TIME = 2**63
 
 
 class NotReadyError(Exception):
-    """No observation can be made at this tick.
+    """There is no observation at this tick.
 
     Attributes:
         topic: The input that is missing or stale.
-        reason: Why, e.g. ``no message yet`` or ``182 ms old, tolerance 100 ms``.
-        kind: The reason without its numbers, to count by.
+        reason: The reason, e.g. ``no message yet`` or ``182 ms old, tolerance 100 ms``.
+        kind: The reason without its numbers, for counting.
     """
 
     def __init__(self, topic: str, reason: str, kind: str) -> None:
@@ -38,13 +39,9 @@ class NotReadyError(Exception):
         self.kind = kind
 
 
-NotReady = NotReadyError
-"""Old name of :class:`NotReadyError`; it goes with the next release."""
-
-
 @dataclass(frozen=True)
 class Observation:
-    """What a policy sees at one control tick.
+    """A policy's inputs at one control tick.
 
     Attributes:
         tick_ns: The tick, nanoseconds on the clock the messages were received on.
@@ -60,11 +57,11 @@ class Observation:
 
 
 def joint_selector(embodiment: Embodiment, source: str) -> JointSelector:
-    """What picks an embodiment's joints out of the JointStates of one of its topics, in the policy's units.
+    """Returns the selector for an embodiment's joints in the JointStates of one of its topics, in the policy's units.
 
     Args:
         embodiment: The robot.
-        source: Key in its ``joint_states``. :meth:`Embodiment.joint_indices` says where its joints belong.
+        source: Key in its ``joint_states``. :meth:`Embodiment.joint_indices` gives the indices of its joints.
     """
     joints = [embodiment.joints[index] for index in embodiment.joint_indices(source)]
     return JointSelector(
@@ -73,34 +70,35 @@ def joint_selector(embodiment: Embodiment, source: str) -> JointSelector:
 
 
 class Source(Protocol):
-    """What holds the messages of one topic: a :class:`Stream`, a :class:`JointStream`, or one of commands."""
+    """The messages of one topic: a :class:`Stream`, a :class:`JointStream`, or a stream of commands."""
 
     @property
     def newest(self) -> int | None:
         """The newest stamp, nanoseconds; None before the first."""
 
     def at(self, tick_ns: int) -> tuple[int, Any] | None:
-        """The stamp and value that serve at a tick; None where there are none."""
+        """Returns the stamp and value to use at a tick; None if there are none."""
 
     def missing(self, tick_ns: int) -> tuple[str, str] | None:
-        """Why nothing serves at a tick, and that without its numbers; None where nothing came or all is later."""
+        """Returns why there is no value at a tick, with and without numbers; None if no message came or all are
+        later."""
 
     def oldest(self, tick_ns: int) -> tuple[str | None, int | None]:
-        """Whose stamp is the oldest at a tick, None where it is everyone's; and the steady lag of its stamps."""
+        """Returns the joint with the oldest stamp at a tick (None: all), and the steady lag of its stamps."""
 
 
 def select_one(topic: str, source: Source, sync: Sync, tick_ns: int, period_ns: int) -> tuple[int, Any]:
-    """The stamp and value of a topic that serve at a tick, by the topic's sync policy.
+    """Returns the stamp and value of a topic to use at a tick, by the topic's sync policy.
 
     Args:
-        topic: Its name, for the reason.
-        source: Its messages.
+        topic: The topic's name, for the error.
+        source: The topic's messages.
         sync: How it is sampled.
         tick_ns: Nanoseconds, on the receive clock.
         period_ns: Time between control ticks, nanoseconds.
 
     Raises:
-        NotReadyError: There are none, or they are too old.
+        NotReadyError: There is no message, or it is too old.
     """
     newest = source.at(tick_ns)
     if newest is None:
@@ -117,10 +115,10 @@ def select_one(topic: str, source: Source, sync: Sync, tick_ns: int, period_ns: 
         whose = f"joint {joint!r} is " if joint else ""
         reason = f"{whose}{age / 1e6:.0f} ms old, tolerance {sync.tolerance_ms:g} ms"
         if lag is not None and lag > sync.tolerance_ms * 1e6:
-            # Not even its newest message is young enough when it comes in, and that by the same time always.
+            # Even the newest message is always too old on arrival, by a constant time.
             reason += (
                 f": its stamps are always {lag / 1e6:.0f} ms behind the receive stamps, as those of a host whose "
-                "clock is off (synchronise the clocks, or set its sync stamp to receive)"
+                "clock is off (synchronise the clocks, or set sync.stamp of the topic to receive)"
             )
         raise NotReadyError(topic, reason, f"older than {sync.tolerance_ms:g} ms")
     if sync.policy == "drop" and age >= period_ns:
@@ -129,10 +127,10 @@ def select_one(topic: str, source: Source, sync: Sync, tick_ns: int, period_ns: 
 
 
 class ObservationBuffer:
-    """Holds the newest messages of an embodiment's topics and makes observations of them.
+    """Keeps the newest messages of an embodiment's topics, and makes observations from them.
 
-    Not thread-safe: whoever adds from one thread and observes from another holds a lock around both. Images are
-    decoded in :meth:`decode` only, so that adding costs next to nothing and decoding can happen outside the lock.
+    Not thread-safe: a caller that adds and observes in different threads must hold a lock for both. Images are decoded
+    in :meth:`decode` only, so that adding is cheap and decoding needs no lock.
     """
 
     def __init__(self, embodiment: Embodiment) -> None:
@@ -140,7 +138,7 @@ class ObservationBuffer:
         self._dropped: Counter[tuple[str, str]] = Counter()
         self._others: Counter[tuple[str, str]] = Counter()
         self._has_joints: set[str] = set()
-        # Why the latest message was not used: by topic, and by which joints it had; no entry where it was.
+        # Why the latest message was not used, by topic and by the joints that it had; no entry if it was used.
         self._refused: dict[str, dict[tuple[int, ...] | None, str]] = {}
         self._sync: dict[str, Sync] = {topic: embodiment.sync_of(topic) for topic in embodiment.topics}
         self._selectors = {
@@ -158,55 +156,56 @@ class ObservationBuffer:
 
     @property
     def dropped(self) -> Counter[tuple[str, str]]:
-        """Number of messages not used, by (topic, reason), those with none of the robot's joints among them."""
+        """Number of messages not used, by (topic, reason), including those with none of the robot's joints."""
         return self._dropped + self._others
 
     def faulty(self, topic: str) -> int:
-        """Number of a topic's messages that could not be used; JointStates of other joints beside its own are none."""
+        """Returns the number of a topic's unusable messages. JointStates of other joints are counted only if there are
+        no others."""
         counted = self._dropped if topic in self._has_joints else self.dropped
         return sum(count for (name, _), count in counted.items() if name == topic)
 
     @property
     def refused(self) -> dict[str, str]:
-        """Why a topic's latest message was not used, by topic; no entry where it was.
+        """Why a topic's latest message was not used, by topic; no entry if it was used.
 
-        Where JointStates hold some of the joints each: why the latest one with some joint was not.
+        If each JointState has some of the joints: why the latest one with some joint was not used.
         """
         return {topic: list(reasons.values())[-1] for topic, reasons in self._refused.items() if reasons}
 
     def add(self, topic: str, message: Any, receive_ns: int) -> bool:
-        """Takes one message in; returns whether it can be used.
+        """Adds one message, and returns whether it can be used.
 
         A message that is out of order, or a JointState that cannot be read or has none of the joints, is counted in
         :attr:`dropped` and not used.
 
         Raises:
-            ClpError: The messages have no header whose stamp could be used, its clock is another one than the receive
-                stamps', or it jumped. That publisher's messages are forgotten then: a robot's next message is taken.
+            ClpError: The messages have no header stamp, or their clock jumped or differs from that of the receive
+                stamps. That publisher's messages are then removed, so that the next message is accepted.
         """
         stamp = header_stamp_ns(message) if self._sync[topic].stamp == "header" else receive_ns
         if stamp is None:
-            raise ClpError("messages have no header", where=topic, fix="set its sync stamp to receive")
+            raise ClpError("messages have no header", where=topic, hint="set sync.stamp of the topic to receive")
         source, part = self._sources[topic], None
         try:
             if isinstance(source, JointStream):
-                # Before the clock is looked at: a JointState of other joints says nothing of that of these.
+                # Before the clock is checked: a JointState of other joints comes from another clock.
                 try:
                     part, positions = source.selector.select(message)
                 except OtherJointsError as other:
-                    self._others[topic, str(other)] += 1
+                    self._others[topic, other.what] += 1
                     if topic not in self._has_joints:
-                        self._refuse(topic, None, str(other))
+                        self._refuse(topic, None, other.what)
                     return False
                 except ClpError as error:
-                    return self._drop(topic, str(error))
+                    return self._drop(topic, error.what)
                 self._has_joints.add(topic)
                 taken = source.add(stamp, part, positions, receive_ns)
             else:
                 taken = source.add(stamp, message, receive_ns)
         except ClpError as error:
             self._refuse(topic, part, error.what)
-            raise ClpError(error.what, where=topic, fix=error.fix) from None
+            raise error.at(topic) from None
         if not taken:
             return self._drop(topic, "out of order", part)
         if reasons := self._refused.get(topic):
@@ -215,7 +214,7 @@ class ObservationBuffer:
         return True
 
     def forget(self, topic: str | None = None) -> None:
-        """Forgets the messages of one topic, or of all."""
+        """Removes the messages of one topic, or of all."""
         for name in self._sync if topic is None else (topic,):
             selector = self._selectors.get(name)
             self._sources[name] = Stream() if selector is None else JointStream(selector)
@@ -224,25 +223,25 @@ class ObservationBuffer:
     def newest(self, topic: str) -> int | None:
         """Stamp of a topic's newest message, nanoseconds; None before the first.
 
-        Where JointStates hold some of the joints each, it is that of the joint whose position is the oldest.
+        If each JointState has some of the joints, this is the stamp of the joint with the oldest position.
         """
         newest = self._sources[topic].at(_END_OF_TIME)
         return None if newest is None else newest[0]
 
     def lead_ns(self, topic: str, now_ns: int) -> int:
-        """By how much a topic's newest stamp, of any joint, is ahead of a time; negative where none is."""
+        """Returns by how much a topic's newest stamp, of any joint, is ahead of a time; negative if it is not."""
         newest = self._sources[topic].newest
         return -1 if newest is None else newest - now_ns
 
     def select(self, tick_ns: int, topics: Sequence[str] | None = None) -> dict[str, tuple[int, Any]]:
-        """The message of each topic that serves at a tick, by the topic's sync policy: (stamp, message).
+        """Returns the (stamp, message) of each topic to use at a tick, by the topic's sync policy.
 
         Args:
             tick_ns: Nanoseconds, on the receive clock.
-            topics: The topics to look at; all by default.
+            topics: The topics; all by default.
 
         Raises:
-            NotReadyError: A topic has none.
+            NotReadyError: A topic has no message to use.
         """
         period = self.embodiment.period_ns
         return {
@@ -251,7 +250,7 @@ class ObservationBuffer:
         }
 
     def state(self, tick_ns: int) -> np.ndarray:
-        """The state vector at a tick: (action_size,) float32.
+        """Returns the state vector at a tick: (action_size,) float32, in the policy's units.
 
         Raises:
             NotReadyError: A JointState is missing or stale.
@@ -259,7 +258,7 @@ class ObservationBuffer:
         return self._state(self.select(tick_ns, list(self._selectors)))
 
     def observe(self, tick_ns: int) -> Observation:
-        """The observation at a tick, with its images decoded.
+        """Returns the observation at a tick, with its images decoded.
 
         Raises:
             NotReadyError: An input is missing or stale.
@@ -268,9 +267,9 @@ class ObservationBuffer:
         return self.decode(tick_ns, self.select(tick_ns))
 
     def decode(self, tick_ns: int, selected: dict[str, tuple[int, Any]]) -> Observation:
-        """The observation of what :meth:`select` gave for all topics."""
+        """Returns the observation from a result of :meth:`select` for all topics."""
         messages = {topic: selected[topic][1] for topic in self._features}
-        # All begin before the first is waited for.
+        # All decoders start before the first result is awaited.
         self.decode_ahead(messages)
         pictures = {
             feature: self._decoding.pop(topic)[1].result()
@@ -286,11 +285,12 @@ class ObservationBuffer:
         )
 
     def decode_ahead(self, messages: Mapping[str, Any]) -> None:
-        """Begins to decode images, by topic, that :meth:`decode` is likely to be given: it need not wait for them then.
+        """Starts decoding images, by topic, that :meth:`decode` will probably need, so that it need not wait for them.
 
-        To be called by the thread that decodes.
+        Call it in the thread that calls :meth:`decode`.
         """
-        # Side by side where it takes milliseconds each; handing a raw image over takes longer than converting it.
+        # Compressed images take milliseconds each and are decoded in parallel. For a raw image, the hand-over to a
+        # thread would take longer than the conversion.
         for topic, message in messages.items() if self._compressed else ():
             begun = self._decoding.get(topic)
             if begun is None or begun[0] is not message:
@@ -309,5 +309,8 @@ class ObservationBuffer:
 
     def _refuse(self, topic: str, part: tuple[int, ...] | None, reason: str) -> None:
         reasons = self._refused.setdefault(topic, {})
-        reasons.pop(part, None)  # the latest comes last
+        reasons.pop(part, None)  # the latest entry is last
         reasons[part] = reason
+
+
+__getattr__ = renamed(__name__, {"NotReady": "robots.observation:NotReadyError"})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the topics of an embodiment have in common: names, types, and how they are sampled on control ticks."""
+"""Names, types and sampling of an embodiment's topics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _with_slash(name: Any) -> Any:
 
 
 def in_full(name: Any) -> Any:
-    """A type's full name, where it is text."""
+    """Returns a type's full name if it is text."""
     return full_type(name) if isinstance(name, str) else name
 
 
@@ -33,9 +33,9 @@ TopicName = Annotated[
 
 
 def type_advice(wanted: str, found: str) -> str:
-    """What to do where a topic of an embodiment is of type ``found``, and ``wanted`` is what the embodiment says.
+    """Returns the hint for a topic of type ``found`` for which the embodiment says ``wanted``.
 
-    Empty where ``wanted`` is no type of an input.
+    Empty if ``wanted`` is not the type of an input.
     """
     if wanted == JOINT_STATE_TYPE:
         return f"name a topic of type {JOINT_STATE_TYPE} in the embodiment: joint states are read from those only"
@@ -49,14 +49,14 @@ def type_advice(wanted: str, found: str) -> str:
 
 
 class Sync(Settings):
-    """How a topic is sampled on control ticks. Nothing here has a default, but ``tolerance_ms``.
+    """How a topic is sampled on control ticks. Only ``tolerance_ms`` has a default.
 
     Attributes:
         policy: ``hold``: the newest message, however old. ``asof``: the newest, if not older than ``tolerance_ms``.
             ``drop``: the newest, if its time is less than one control step ago. A tick without it is not used.
         tolerance_ms: Milliseconds, for ``asof``.
-        stamp: Which time a message has: ``header`` (when it was measured) or ``receive`` (when it came in). No message
-            serves a tick before its time.
+        stamp: Time of a message: ``header`` (time of the measurement) or ``receive`` (time of arrival). A message is
+            not used at earlier ticks.
     """
 
     policy: Literal["hold", "asof", "drop"]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A joint_trajectory_controller of ROS 2 Jazzy, by its rules: what it takes, what it drops, how it interpolates.
+"""A model of ROS 2 Jazzy's joint_trajectory_controller: which messages it accepts, and how it interpolates.
 
-Its topic interface alone: no actions, no tolerances. It replaces what it follows by the newest message at once, and
-begins from the last command (``interpolate_from_desired_state: true``) or from where the joints are.
+It has the topic interface only: no actions, no tolerances. A new message replaces the current trajectory at once, and
+begins at the last command (``interpolate_from_desired_state: true``) or at the measured state.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import numpy as np
 from clp_ros.core.errors import ClpError
 from clp_ros.robots.trajectory import Trajectory
 
-# Of a last point's velocity that counts as rest: the controller's own, C++'s epsilon of a float.
+# Maximum velocity of a last point at rest; the controller's value, C++'s epsilon of a float.
 _AT_REST = float(np.finfo(np.float32).eps)
 
 
 class RejectedError(ClpError):
-    """A message that the controller drops; a real one only logs it."""
+    """The controller refuses the message. A real controller only logs this."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a trajectory message, as it came: of any length.
+    """A point of a trajectory message, with fields of any length.
 
     Attributes:
         time_ns: ``time_from_start``.
-        positions: rad or m, one a joint; velocities and accelerations likewise, or empty.
+        positions: rad or m, one for each joint; velocities and accelerations likewise, or empty.
         velocities: per second.
         accelerations: per second squared.
-        effort: No position controller takes any.
+        effort: Position controllers refuse effort.
     """
 
     time_ns: int
@@ -51,7 +51,7 @@ class Command:
     Attributes:
         joint_names: In any order.
         points: In time order.
-        stamp_ns: When it starts; 0: now.
+        stamp_ns: Its start, nanoseconds; 0: on receipt.
     """
 
     joint_names: tuple[str, ...]
@@ -60,7 +60,7 @@ class Command:
 
     @classmethod
     def of(cls, trajectory: Trajectory) -> Command:
-        """What is sent for a trajectory."""
+        """Returns the message for a trajectory."""
         speeds = trajectory.velocities
         points = tuple(
             Point(round(seconds * 1e9), position, () if speeds is None else speeds[index])
@@ -71,7 +71,7 @@ class Command:
 
 @dataclass(frozen=True)
 class State:
-    """Where joints are or should be: each (joints,) float64; rad or m, per second, per second squared."""
+    """A state of joints, measured or commanded: each (joints,) float64; rad or m, per second, per second squared."""
 
     positions: np.ndarray
     velocities: np.ndarray
@@ -79,24 +79,24 @@ class State:
 
     @classmethod
     def resting(cls, positions: Sequence[float] | np.ndarray) -> State:
-        """At rest there."""
+        """Returns the state at rest at these positions."""
         positions = np.array(positions, dtype=np.float64)
         return cls(positions, np.zeros_like(positions), np.zeros_like(positions))
 
 
 class TrajectoryController:
-    """One controller. Times never go back.
+    """One controller. Times must not decrease.
 
     Args:
-        joints: Their names, in the controller's order.
-        positions: Where they are.
-        allow_partial_joints_goal: Take messages that name some of the joints; the others stay.
-        allow_nonzero_velocity_at_trajectory_end: Take messages that do not end at rest.
-        interpolate_from_desired_state: Begin a new trajectory from the last command, not from the measured state.
+        joints: The joints' names, in the controller's order.
+        positions: The joints' initial positions, rad or m.
+        allow_partial_joints_goal: Accept messages that name some of the joints; the others stay.
+        allow_nonzero_velocity_at_trajectory_end: Accept messages that do not end at rest.
+        interpolate_from_desired_state: Begin a new trajectory at the last command, not at the measured state.
 
     Attributes:
-        commanded: The state commanded last.
-        scaling: How fast it passes through a trajectory. A new one begins at the time of the clock all the same.
+        commanded: The last commanded state.
+        scaling: Speed of following a trajectory, relative to the clock. The start of a new one is not scaled.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class TrajectoryController:
 
     @property
     def parameters(self) -> dict[str, str | bool | list[str]]:
-        """The ROS parameters that a joint_trajectory_controller that does the same has."""
+        """Returns the ROS parameters of a joint_trajectory_controller with the same behaviour."""
         return {
             "joints": list(self.joints),
             "allow_partial_joints_goal": self._partial,
@@ -131,10 +131,10 @@ class TrajectoryController:
         }
 
     def receive(self, command: Command, now_ns: int) -> None:
-        """Takes a message; it is followed from the next :meth:`sample` on.
+        """Accepts a message, which is followed from the next :meth:`sample` on.
 
         Raises:
-            RejectedError: It is dropped; what is being followed goes on.
+            RejectedError: The message is refused. The current trajectory continues.
         """
         self._check(command, now_ns)
         self._next = command
@@ -145,12 +145,12 @@ class TrajectoryController:
         measured: Sequence[float] | np.ndarray | None = None,
         speeds: Sequence[float] | np.ndarray | None = None,
     ) -> np.ndarray:
-        """Commands the joints, as the controller's update does: positions (joints,) float64, rad or m.
+        """Returns the commanded positions, as the controller's update: (joints,) float64, rad or m.
 
         Args:
             time_ns: The time.
-            measured: (joints,), where the joints are; needed without ``interpolate_from_desired_state`` only.
-            speeds: (joints,), how fast they are, where the hardware has velocity state interfaces.
+            measured: (joints,), the measured positions; needed only without ``interpolate_from_desired_state``.
+            speeds: (joints,), the measured velocities, if the hardware has velocity state interfaces.
         """
         if self._next is not None:
             before_ns, before = self._commanded_ns, self.commanded
@@ -168,7 +168,7 @@ class TrajectoryController:
             self._trajectory_ns += round(self.scaling * (time_ns - self._commanded_ns))
         if self._following is not None:
             wanted = self._following.state(self._trajectory_ns)
-            # What is not a number is not written to the hardware: that joint stays.
+            # NaN is not written to the hardware: that joint stays.
             put = np.isnan(wanted.positions)
             self.commanded = State(
                 np.where(put, self.commanded.positions, wanted.positions),
@@ -181,19 +181,19 @@ class TrajectoryController:
     def _check(self, command: Command, now_ns: int) -> None:
         names, count = command.joint_names, len(self.joints)
         if not names:
-            raise RejectedError("it names no joints")
+            raise RejectedError("the trajectory names no joints")
         if len(names) > count or (len(names) < count and not self._partial):
-            raise RejectedError(f"it names {len(names)} joints, the controller has {count}")
+            raise RejectedError(f"the trajectory names {len(names)} joints, the controller has {count}")
         for name in names:
             if name not in self.joints:
                 raise RejectedError(f"the controller has no joint {name!r}")
         if not command.points:
-            raise RejectedError("it has no points")
+            raise RejectedError("the trajectory has no points")
         last = command.points[-1]
         if command.stamp_ns and command.stamp_ns + last.time_ns < now_ns:
-            raise RejectedError(f"it ended {(now_ns - command.stamp_ns - last.time_ns) / 1e9:.3f} s ago")
+            raise RejectedError(f"the trajectory ended {(now_ns - command.stamp_ns - last.time_ns) / 1e9:.3f} s ago")
         if not self._moving_end and any(abs(speed) > _AT_REST for speed in last.velocities):
-            raise RejectedError("it does not end at rest")
+            raise RejectedError("the trajectory does not end at rest")
         previous_ns: float = -math.inf
         for index, point in enumerate(command.points):
             if point.time_ns <= previous_ns:
@@ -208,12 +208,12 @@ class TrajectoryController:
                 raise RejectedError(f"point {index} has effort")
 
     def _in_order(self, command: Command) -> list[_Knot]:
-        """Its points in the controller's order of joints; a joint that is not named stays."""
+        """Returns its points in the controller's order of joints. Joints that are not named stay."""
         at = [self.joints.index(name) for name in command.joint_names]
         partial = len(at) < len(self.joints)
 
         def sorted_to(values: Sequence[float] | np.ndarray, stay: np.ndarray) -> np.ndarray:
-            # A joint that duplicate names left out goes to 0: the controller's own way.
+            # A joint left out because of duplicate names goes to 0, as in the controller.
             found = stay.copy() if partial else np.zeros(len(self.joints))
             found[at] = values
             return found
@@ -232,7 +232,7 @@ class TrajectoryController:
 
 @dataclass(frozen=True)
 class _Knot:
-    """A point in the controller's order of joints: each (joints,) float64, None where the message has none."""
+    """A point in the controller's order of joints: each (joints,) float64, or None if the message has none."""
 
     time_ns: int
     positions: np.ndarray
@@ -241,7 +241,7 @@ class _Knot:
 
 
 class _Following:
-    """A trajectory that is being followed: its points, when it starts, and the state before it."""
+    """The current trajectory: its points, its start, and the state before it."""
 
     def __init__(self, points: list[_Knot], start_ns: int, before_ns: int, before: State) -> None:
         self._points = points
@@ -250,7 +250,7 @@ class _Following:
 
     def state(self, time_ns: int) -> State:
         following = bisect_right(self._times_ns, time_ns)
-        if following == len(self._points):  # played out: it holds the last point
+        if following == len(self._points):  # after the end, it stays at the last point
             last, still = self._points[-1], np.zeros_like(self._points[-1].positions)
             speeds, forces = (still if values is None else values for values in (last.velocities, last.accelerations))
             return State(last.positions, speeds, forces)
@@ -261,7 +261,8 @@ class _Following:
 
 
 def _between(start: _Knot, start_ns: int, end: _Knot, end_ns: int, time_ns: int) -> State:
-    """Joins two points by a line, a cubic or a quintic polynomial, by which derivatives both have."""
+    """Interpolates between two points by a line, a cubic or a quintic polynomial, depending on their common
+    derivatives."""
     span, at = (end_ns - start_ns) / 1e9, (time_ns - start_ns) / 1e9
     p0, p1, v0, v1 = start.positions, end.positions, start.velocities, end.velocities
     a0, a1 = start.accelerations, end.accelerations

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Joint limits out of a robot's URDF, and an embodiment narrowed to them. Nothing here knows ROS.
+"""Reads joint limits from a robot's URDF, and narrows an embodiment's limits to them, without ROS.
 
-The document is the one that the robot runs with. Its state publisher and its controllers have read it by urdfdom, which
-accepts more than XML's standards do. So only what is needed is read here, and only driven joints are judged.
-The URDF libraries for Python serve less well. urdf_parser_py refuses a joint limit without an effort or a velocity.
-yourdfpy needs trimesh. Both parse strictly: an unbound prefix and a blank line before the declaration are errors.
+The robot's state publisher and controllers read the same document with urdfdom, which accepts more than the XML
+standards. Therefore only the necessary parts are read here, and only driven joints are checked. The Python libraries
+for URDF are not used. urdf_parser_py refuses a joint limit without an effort or a velocity. yourdfpy needs trimesh.
+Both refuse an unbound prefix and a blank line before the declaration.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from clp_ros.core.errors import ClpError
 from clp_ros.core.settings import did_you_mean
 from clp_ros.robots.embodiment import Controller, Embodiment, Joint
 
-# A description's numbers are often rounded, 3.14159 for pi: what is this close is the same limit, and no news.
+# Limits this close are equal and not reported: numbers in descriptions are often rounded, such as 3.14159 for pi.
 _SAME = 1e-4
-_MOVING = ("revolute", "continuous", "prismatic")  # one position each
+_MOVING = ("revolute", "continuous", "prismatic")  # types with one position
 _COMMENT = re.compile("<!--.*?-->", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class JointLimits:
-    """What a URDF says of a joint.
+    """A joint in a URDF.
 
     Attributes:
         kind: Its type: revolute, continuous, prismatic, fixed, ….
-        lower, upper: Position limits, rad or m, narrowed by its safety controller; infinite where there is none.
-        velocity: Velocity limit, per second; infinite where there is none.
-        mimics: The joint it follows; None where it moves by itself.
-        fault: What is wrong with it, so that its limits cannot be told; None where nothing is.
+        lower, upper: Position limits, rad or m, narrowed by its safety controller; infinite if there are none.
+        velocity: Velocity limit, per second; infinite if there is none.
+        mimics: The joint that it mimics; None: it moves by itself.
+        fault: Why its limits cannot be read; None if they can.
     """
 
     kind: str
@@ -51,18 +51,18 @@ def read_limits(urdf: str, where: object) -> dict[str, JointLimits]:
     """Reads the limits of all joints.
 
     Args:
-        urdf: The document, as a robot publishes it.
-        where: What to call it in errors: its topic or file.
+        urdf: The published document.
+        where: Its topic or file, for errors.
 
     Raises:
-        ClpError: It is no URDF, or declares a document type (entities could make it explode). What is wrong with a
-            single joint is in its :attr:`JointLimits.fault`: nobody may want to know.
+        ClpError: The document is not URDF, or declares a document type (entities could use unbounded memory). Faults of
+            single joints are in :attr:`JointLimits.fault`, because the joint may not be needed.
     """
     root = _parsed(urdf, where)
     if root.tag != "robot":
-        raise ClpError(f"the robot description is a <{root.tag}>, not a <robot>", where=where, fix="publish URDF")
+        raise ClpError(f"the robot description is a <{root.tag}>, not a <robot>", where=where, hint="publish URDF")
     limits: dict[str, JointLimits] = {}
-    # Direct children only: transmissions and ros2_control have <joint> elements of their own further down.
+    # Direct children only: transmissions and ros2_control have other <joint> elements further down.
     for element in root.findall("joint"):
         name = element.get("name", "")
         its = _limits(element)
@@ -73,25 +73,25 @@ def read_limits(urdf: str, where: object) -> dict[str, JointLimits]:
 
 
 def _parsed(urdf: str, where: object) -> ElementTree.Element:
-    """The document's root.
+    """Returns the document's root.
 
-    ElementTree's own parser resolves namespaces. It refuses prefixes without one, as xacro and Gazebo leave behind.
+    ElementTree's default parser refuses prefixes without a namespace, which xacro and Gazebo leave in documents.
     """
 
     def refuse(*_: object) -> None:
-        raise ClpError("the robot description declares a DOCTYPE", where=where, fix="publish plain URDF")
+        raise ClpError("the robot description declares a DOCTYPE", where=where, hint="publish plain URDF")
 
     builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
     parser.StartDoctypeDeclHandler = refuse
     parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
     try:
-        # For expat, nothing may come before the declaration, and no comment may have "--"; urdfdom is not that strict.
+        # expat refuses text before the declaration, and "--" in a comment; urdfdom accepts both.
         parser.Parse(_COMMENT.sub("", urdf.lstrip("\ufeff \t\r\n").rstrip("\0")), True)
         return builder.close()
-    except ClpError:  # a ValueError too
+    except ClpError:  # ClpError is a ValueError
         raise
     except (expat.ExpatError, ValueError, AssertionError) as error:
-        raise ClpError(f"the robot description is not XML ({error})", where=where, fix="publish URDF") from error
+        raise ClpError(f"the robot description is not XML ({error})", where=where, hint="publish URDF") from error
 
 
 def _limits(element: ElementTree.Element) -> JointLimits:
@@ -108,11 +108,11 @@ def _bounds(element: ElementTree.Element, kind: str) -> dict[str, Any]:
     velocity = _number(limit, "velocity", math.inf)
     if velocity <= 0:
         raise ValueError(f"its velocity limit is {velocity:g}")
-    # A continuous joint has no position limits, whatever stands there; where one is left out it is 0 by the format.
+    # A continuous joint has no position limits, even if given. By the format, an omitted limit is 0.
     bounded = kind in ("revolute", "prismatic") and limit is not None
     lower = _number(limit, "lower", 0.0) if bounded else -math.inf
     upper = _number(limit, "upper", 0.0) if bounded else math.inf
-    # The format has 0 for soft limits left out as well, but then the two of them say nothing.
+    # By the format, omitted soft limits are 0. If both are 0, they mean no limit.
     soft = element.find("safety_controller") if kind != "continuous" else None
     lower = max(lower, _number(soft, "soft_lower_limit", -math.inf))
     upper = min(upper, _number(soft, "soft_upper_limit", math.inf))
@@ -135,23 +135,22 @@ def _number(element: ElementTree.Element | None, name: str, default: float) -> f
 def narrow(
     embodiment: Embodiment, descriptions: Mapping[str, str], where: Mapping[str, object]
 ) -> tuple[Embodiment, list[str]]:
-    """Narrows an embodiment's limits to those of its robot's description; none gets wider.
+    """Narrows an embodiment's limits to those of its robot's description. No limit becomes wider.
 
-    What a normalised joint's 0 and 1 stand for stays as it is.
+    The positions for a normalised joint's 0 and 1 do not change.
 
     Args:
-        embodiment: The robot, as its YAML has it.
-        descriptions: URDF documents, by the entry of ``joint_states`` whose joints they describe. The limits of
-            entries that have none stay.
-        where: What to call each document in errors.
+        embodiment: The robot with the limits of its YAML file.
+        descriptions: URDF documents, by the entry of ``joint_states`` whose joints they describe. The limits of other
+            entries stay.
+        where: The topic or file of each document, for errors.
 
     Returns:
-        The embodiment, and a line for every joint whose limits became narrower.
+        The embodiment, and a line for every joint with narrower limits.
 
     Raises:
-        ClpError: A document cannot be read; lacks a joint; the limits of a joint cannot be told; a joint is fixed or
-            follows another one; or the two limits leave it no room. It names both sides. Joints that the embodiment
-            does not drive may be anything.
+        ClpError: A document cannot be read or lacks a joint, a joint's limits cannot be read, a joint is fixed or
+            mimics another one, or the limits do not overlap. Joints that the embodiment does not drive are not checked.
     """
     limits = {source: read_limits(urdf, where[source]) for source, urdf in descriptions.items()}
     controllers: dict[str, Controller] = {}
@@ -163,44 +162,44 @@ def narrow(
             for before, after in zip(controller.joints, joints, strict=True):
                 lines += _difference(name, before, after)
         controllers[name] = controller.model_copy(update={"joints": joints})
-    # joints is a cached property, and a copy would keep the old ones.
+    # `joints` is a cached property, and a copy would keep the old values.
     return Embodiment.model_validate(embodiment.model_copy(update={"controllers": controllers}).model_dump()), lines
 
 
 def _narrowed(joint: Joint, robot: str, limits: Mapping[str, JointLimits], where: object) -> Joint:
     if (its := limits.get(joint.name)) is None:
         raise ClpError(
-            f"{robot} has a joint {joint.name!r}, its robot description has none of that name",
+            f"{robot} has a joint {joint.name!r}, but its robot description has none of this name",
             where=where,
-            fix=f"{did_you_mean(joint.name, [name for name, its in limits.items() if its.kind != 'fixed'])} "
-            "(see tf_prefix); or set robot_description_wait to 0 to go by the embodiment's limits alone",
+            hint=f"{did_you_mean(joint.name, [name for name, its in limits.items() if its.kind != 'fixed'])} "
+            "(see tf_prefix); or set robot_description_wait to 0 to use the embodiment's limits alone",
         )
     if its.mimics is not None or its.kind == "fixed":
         how = "is fixed" if its.mimics is None else f"follows {its.mimics!r}"
         raise ClpError(
             f"{robot} drives the joint {joint.name!r}, which {how} in its robot description",
             where=where,
-            fix="name the joint that moves in the embodiment",
+            hint="name the joint that moves in the embodiment",
         )
     if its.kind not in _MOVING:
         raise ClpError(
             f"{robot} drives the joint {joint.name!r}, whose type is {its.kind!r} in its robot description",
             where=where,
-            fix=f"name a joint of type {', '.join(_MOVING)} in the embodiment, or correct the URDF",
+            hint=f"name a joint of type {', '.join(_MOVING)} in the embodiment, or correct the URDF",
         )
     if its.fault is not None:
         raise ClpError(
             f"joint {joint.name!r} of the robot description: {its.fault}",
             where=where,
-            fix="correct the URDF, or set robot_description_wait to 0 to go by the embodiment's limits alone",
+            hint="correct the URDF, or set robot_description_wait to 0 to use the embodiment's limits alone",
         )
     lower, upper = max(joint.lower, its.lower), min(joint.upper, its.upper)
     if lower >= upper:
         raise ClpError(
-            f"joint {joint.name!r} has no room: {joint.lower:g} … {joint.upper:g} in {robot}, "
+            f"the limits of joint {joint.name!r} do not overlap: {joint.lower:g} … {joint.upper:g} in {robot}, "
             f"{its.lower:g} … {its.upper:g} in its robot description",
             where=where,
-            fix="correct the limits in the embodiment, or its tf_prefix",
+            hint="correct the limits in the embodiment, or the tf_prefix",
         )
     update = {"lower": lower, "upper": upper, "velocity": min(joint.velocity, its.velocity)}
     if joint.unit == "normalised":

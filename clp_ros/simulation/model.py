@@ -96,7 +96,7 @@ def load_mujoco() -> Any:
 
             os.environ["MUJOCO_GL"] = chosen
     except ModuleNotFoundError as error:
-        raise ClpError("the simulation needs a package that is missing", where=error.name, fix=INSTALL) from error
+        raise ClpError("the simulation needs a package that is missing", where=error.name, hint=INSTALL) from error
     return mujoco
 
 
@@ -119,7 +119,7 @@ def load_model(embodiment: Embodiment) -> Model:
         raise ClpError(
             f"there is no simulated {embodiment.name}",
             where=embodiment.name,
-            fix=did_you_mean(embodiment.name, list(makers)),
+            hint=did_you_mean(embodiment.name, list(makers)),
         )
     model = makers[embodiment.name]()
     names = [joint.name for joint in embodiment.joints]
@@ -158,7 +158,7 @@ def _aloha(sides: tuple[str, ...]) -> Model:
     mujoco = load_mujoco()
     found = importlib.util.find_spec("gym_aloha")  # not imported, because only its files are needed
     if found is None or not found.submodule_search_locations:
-        raise ClpError("the simulation needs a package that is missing", where="gym-aloha", fix=INSTALL)
+        raise ClpError("the simulation needs a package that is missing", where="gym-aloha", hint=INSTALL)
     scene = Path(found.submodule_search_locations[0], "assets", "bimanual_viperx_transfer_cube.xml")
     spec = mujoco.MjSpec.from_file(str(scene))
     for key in list(spec.keys):  # keyframes are for the cube and both arms

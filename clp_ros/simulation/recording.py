@@ -157,9 +157,9 @@ class _Recorder:
             for file in folder.iterdir():
                 file.unlink()
         raise ClpError(
-            f"the expert does not solve episode {index}: {_TRIES} starts were tried",
+            f"the expert does not solve episode {index} in {_TRIES} starts",
             where=f"--seed {self._seed}",
-            fix="take another --seed",
+            hint="take another --seed",
         )
 
     def _messages(self, index: int, motion: Motion, counts: Counter[str]) -> Iterator[tuple[int, str, Any]]:

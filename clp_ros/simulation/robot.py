@@ -225,7 +225,7 @@ class SimulatedRobot:
             raise ClpError(
                 f"MuJoCo cannot draw here ({' '.join(str(error).split())})",
                 where=f"MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}",
-                fix="install EGL (Debian: apt-get install libegl1 libgl1-mesa-dri), or set MUJOCO_GL to glfw or osmesa",
+                hint="install EGL (apt-get install libegl1 libgl1-mesa-dri), or set MUJOCO_GL to glfw or osmesa",
             ) from error
         for flag in (self._mujoco.mjtRndFlag.mjRND_SHADOW, self._mujoco.mjtRndFlag.mjRND_REFLECTION):
             renderer.scene.flags[flag] = 0

@@ -151,17 +151,17 @@ def test_type_without_definition(write_bag):
         database.execute("DELETE FROM message_definitions")
     with open_bag(bare, "rosbags") as bag:
         assert len(list(bag.messages([JOINTS, CAMERA]))) == 6  # the others can be read
-        with pytest.raises(ClpError, match="no definition of the message type acme_msgs/msg/Torque"):
+        with pytest.raises(ClpError, match="acme_msgs/msg/Torque: neither the bag nor ROS 2 Jazzy defines"):
             list(bag.messages())
 
 
 def test_missing_path(tmp_path):
-    with pytest.raises(ClpError, match=r"does not exist.*nowhere"):
+    with pytest.raises(ClpError, match=r"nowhere: the bag does not exist"):
         open_bag(tmp_path / "nowhere")
 
 
 def test_not_a_bag(tmp_path):
-    with pytest.raises(ClpError, match=r"no metadata\.yaml"):
+    with pytest.raises(ClpError, match=r"has no metadata\.yaml"):
         open_bag(tmp_path)
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(ClpError, match="not a rosbag2 recording"):
@@ -180,16 +180,16 @@ def test_not_a_bag(tmp_path):
 )
 def test_metadata_that_is_not_metadata(tmp_path, text):
     (tmp_path / "metadata.yaml").write_text(text)
-    with pytest.raises(ClpError, match=r"metadata cannot be read.*metadata\.yaml"):
+    with pytest.raises(ClpError, match=r"metadata\.yaml: .*metadata cannot be read"):
         open_bag(tmp_path)
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
 def test_empty_bag(write_bag, storage):
     path = write_bag([], storage=storage, topics={JOINTS: "sensor_msgs/msg/JointState"})
-    with pytest.raises(ClpError, match=r"empty.*no messages"):
+    with pytest.raises(ClpError, match="the bag has no messages"):
         open_bag(path)
-    with pytest.raises(ClpError, match=r"empty.*no messages"):
+    with pytest.raises(ClpError, match="the bag has no messages"):
         open_bag(bag_tools.storage_files(path)[0])
 
 
@@ -232,7 +232,7 @@ def test_missing_topic_names_its_neighbours(write_bag):
 def test_missing_split_file(write_bag):
     path = write_bag(demonstration(), split=(20, 45))
     bag_tools.storage_files(path)[1].unlink()
-    with pytest.raises(ClpError, match=r"lacks a file.*_1\.mcap"):
+    with pytest.raises(ClpError, match=r"_1\.mcap: the file is named in metadata\.yaml and missing"):
         open_bag(path)
 
 
@@ -250,7 +250,7 @@ def test_truncated_file_is_an_error(write_bag, layout, fraction, backend):
     for index, file in enumerate(bag_tools.storage_files(path)):
         data = file.read_bytes()
         file.write_bytes(data[: min(int(len(data) * fraction), len(data) - 1)])
-        with pytest.raises(ClpError, match=r"truncated.*bag_\d+") as caught, open_bag(path, backend) as bag:
+        with pytest.raises(ClpError, match=r"bag_\d+.*: truncated") as caught, open_bag(path, backend) as bag:
             list(bag.messages())
         assert file.name in str(caught.value) or layout["compression"] == "file", index
         if layout["compression"] != "file":
@@ -266,7 +266,10 @@ def test_whole_file_with_fewer_messages_than_promised(write_bag, storage, backen
     # A whole file of a shorter recording in the place of the one the metadata describes.
     path, shorter = (write_bag(demonstration(count), storage=storage) for count in (60, 30))
     shutil.copy(bag_tools.storage_files(shorter)[0], bag_tools.storage_files(path)[0])
-    with open_bag(path, backend) as bag, pytest.raises(ClpError, match="truncated bag: 10 of 20 messages of /cam_high"):
+    with (
+        open_bag(path, backend) as bag,
+        pytest.raises(ClpError, match="truncated bag: only 10 of 20 messages of /cam_high"),
+    ):
         list(bag.messages())
 
 
@@ -298,7 +301,7 @@ def test_a_database_in_a_folder_whose_name_means_something_in_a_uri(write_bag):
 def test_open_sqlite_recording(write_bag):
     (file,) = bag_tools.storage_files(path := write_bag(demonstration(), storage="sqlite3"))
     file.with_name(file.name + "-wal").write_bytes(b"log")
-    with pytest.raises(ClpError, match=r"not closed.*-wal"):
+    with pytest.raises(ClpError, match=r"-wal: .*not closed"):
         open_bag(path)
 
 

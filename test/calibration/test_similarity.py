@@ -471,7 +471,7 @@ def test_a_finite_state_whose_sum_is_not_finite_is_taken():
 def test_too_few_tokens():
     cka = LinearCKA(2, name="vlm")
     for count in (0, 1):
-        with pytest.raises(ClpError, match=f"not {count}, vlm"):
+        with pytest.raises(ClpError, match=f"vlm: .*not {count}"):
             cka.matrix()
         cka.update([torch.randn(1, 3)] * 2)
     assert cka.matrix()[0, 1] == pytest.approx(1, abs=1e-12)  # the norms are rounded

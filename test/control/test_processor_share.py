@@ -30,9 +30,9 @@ def test_it_is_told_once(clocks: Clocks) -> None:
         clocks.chunk(2.1, 0.7)
     assert clocks.notified == []
     clocks.chunk(2.1, 0.7)
-    (told,) = clocks.notified
-    assert "took 2.10 s, its thread ran for 0.70 s" in told
-    assert "threads" in told
+    (reported,) = clocks.notified
+    assert "took 2.10 s, its thread ran for 0.70 s" in reported
+    assert "threads" in reported
     for _ in range(3 * IN_A_ROW):
         clocks.chunk(1, 1)
         clocks.chunk(2.1, 0.7)

@@ -166,14 +166,14 @@ def test_a_chunk_is_made_of_a_set_of_frames_that_is_new_in_every_camera(make: Ca
 
 
 def test_a_policy_that_waits_for_the_processor_is_told_once(embodiment: Embodiment) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     wall = itertools.count(0, 2).__next__  # each chunk takes 2 s, in which its thread does not run
-    rig = Rig(embodiment, ReplanConfig(0), processor=ProcessorShare(told.append, wall, lambda: 0.0)).started()
+    rig = Rig(embodiment, ReplanConfig(0), processor=ProcessorShare(reported.append, wall, lambda: 0.0)).started()
     try:
         for number in range(1, 6):
             rig.due_frames()
             until(lambda number=number: len(rig.sent) == number)
-            assert len(told) == (number >= 3)
+            assert len(reported) == (number >= 3)
     finally:
         assert rig.runner.close(20)
 

@@ -76,7 +76,7 @@ def test_an_output_is_apart_from_its_inputs(tmp_path: Path) -> None:
         (bag, links / "to the bag"),
         (links, links / "to the bag"),
     ):
-        with pytest.raises(ClpError, match="or around it"):
+        with pytest.raises(ClpError, match="or contains it"):
             check_apart(output, [tmp_path / "another", given])
 
 
@@ -155,15 +155,15 @@ def test_targets_that_are_refused(tmp_path: Path, kind: str) -> None:
         with pytest.raises(ClpError) as fault:
             refuse()
         assert fault.value.where == str(target)
-        assert fault.value.fix
+        assert fault.value.hint
     assert content(tmp_path) == before
 
 
 def test_a_parent_that_is_a_file_is_the_users_fault(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ClpError, match="cannot write here"), atomic_folder(tmp_path / "file" / "out"):
+    with pytest.raises(ClpError, match="the folder cannot be written"), atomic_folder(tmp_path / "file" / "out"):
         pass
-    with pytest.raises(ClpError, match="cannot write here"), atomic_folder(tmp_path / ("n" * 250)):
+    with pytest.raises(ClpError, match="the folder cannot be written"), atomic_folder(tmp_path / ("n" * 250)):
         pass
 
 

@@ -113,7 +113,7 @@ def test_another_command_in_several_processes_is_refused_once(tiny_checkpoint, t
     codes, stdout, stderr = start_without_launcher(2, tmp_path, "-m", "clp_ros.cli", "inspect", str(tiny_checkpoint))
     assert (codes, stdout) == ([1, 1], "")
     (line,) = (line for line in stderr.splitlines() if "clp inspect" in line)
-    assert line == "error: clp inspect runs in one process, start it without torchrun or accelerate"
+    assert line == "error: clp inspect: the command runs in one process (hint: start it without torchrun or accelerate)"
 
 
 WORKER = """
@@ -145,9 +145,9 @@ print("not reached")
 
 
 def assert_told_once(fails, stdout, stderr):
-    told = [line for line in stderr.splitlines() if line.startswith("error: ")]
-    assert len(told) == 1
-    assert f"rank {fails}" in told[0]
+    reported = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(reported) == 1
+    assert f"rank {fails}" in reported[0]
     assert "not reached" not in stdout
     assert "Traceback" not in stderr
 
@@ -164,9 +164,9 @@ def test_with_a_launcher_too_a_fault_in_one_process_ends_all_and_is_told_once(tm
     script.write_text(WORKER)
     result = launch(TORCHRUN, 3, script, 2, "in the loop")
     assert result.returncode == 1
-    told = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(told) == 1
-    assert "rank 2" in told[0]
+    reported = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(reported) == 1
+    assert "rank 2" in reported[0]
     assert "not reached" not in result.stdout
     # The launcher reports those that ended with 1; none was killed, and none has a traceback of its own.
     # The launcher may end the others before they have ended themselves; none had to be killed.

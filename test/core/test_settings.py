@@ -40,7 +40,7 @@ def refusal(tmp_path: Path, text: str | bytes, schema: type[Settings] = Outer) -
     message = str(fault.value)
     assert "\n" not in message
     assert str(tmp_path / "mine.yaml") in message
-    assert fault.value.fix
+    assert fault.value.hint
     return message
 
 

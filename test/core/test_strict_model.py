@@ -23,7 +23,7 @@ class Whole(StrictModel):
 
 
 @pytest.mark.parametrize(
-    ("part", "told"),
+    ("part", "expected"),
     [
         ({"count": 1.5}, "count must be a whole number, not 1.5"),
         ({"count": "1"}, "count must be a whole number, not '1'"),
@@ -47,8 +47,8 @@ class Whole(StrictModel):
     ],
     ids=str,
 )
-def test_faults_are_told_in_plain_words(part: Any, told: str) -> None:
+def test_faults_are_told_in_plain_words(part: Any, expected: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Whole.model_validate({"parts": {"front": part}})
     (fault,) = caught.value.errors()
-    assert f"{place(fault)} {describe(fault)}" == f"parts.front{'' if told.startswith(' ') else '.'}{told}"
+    assert f"{place(fault)} {describe(fault)}" == f"parts.front{'' if expected.startswith(' ') else '.'}{expected}"

@@ -29,7 +29,7 @@ def test_a_number_holds_until_it_is_torchs_own_again() -> None:
         assert torch.get_num_threads() == threads_elsewhere() == number
     set_threads(0)
     assert torch.get_num_threads() == threads_elsewhere() == before
-    with pytest.raises(ClpError, match="threads is -1"):
+    with pytest.raises(ClpError, match="threads: the number is -1"):
         set_threads(-1)
 
 

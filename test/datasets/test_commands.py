@@ -239,11 +239,11 @@ def test_episode_calibration_and_live_frames_are_the_same(write_bag: WriteBag, s
     live = list(reservoir.frames())
     assert reservoir.unusable == counts.unusable
     known = {(f.piece, f.observation.tick_ns): f for f in episode}
-    for one, drawn, heard in zip(episode, calibration, live, strict=True):
+    for one, drawn, received in zip(episode, calibration, live, strict=True):
         equal(one, drawn)
-        equal(one, heard)
-        assert np.array_equal(drawn.actions, heard.actions)
-        assert np.array_equal(drawn.action_is_pad, heard.action_is_pad)
+        equal(one, received)
+        assert np.array_equal(drawn.actions, received.actions)
+        assert np.array_equal(drawn.action_is_pad, received.action_is_pad)
         # The rest of a chunk is the actions of the frames that follow.
         for step in range(chunk):
             later_one = known.get((one.piece, one.observation.tick_ns + step * PERIOD))
@@ -281,25 +281,25 @@ def test_a_recording_of_others(shared_data: Path) -> None:
 
 
 def test_an_episode_is_read_as_it_is_asked_for(write_bag: WriteBag) -> None:
-    heard: list[str] = []
+    received: list[str] = []
     messages = led(50)
     messages[20:20] = [("/mark", bag_tools.string("grasp"), messages[20][2])]
     messages.insert(0, ("/mark", bag_tools.string("begin"), START - 10 * 10**9))
     reader = open_bag(write_bag(messages))
-    frames = read_episode(reader, leader_arm(), listen={"/mark": lambda message: heard.append(message.data.data)})
+    frames = read_episode(reader, leader_arm(), listen={"/mark": lambda message: received.append(message.data.data)})
     first = next(frames)
     assert first.observation.tick_ns == START  # a topic that is only listened to begins no tick
-    assert heard == ["begin"]
+    assert received == ["begin"]
     assert len(list(frames)) == 49
-    assert heard == ["begin", "grasp"]
+    assert received == ["begin", "grasp"]
 
 
 def test_commands_that_no_controller_follows_are_counted(write_bag: WriteBag) -> None:
     one = [np.ones(2)]
     bad: list[tuple[str, Any, str]] = [
-        (ARM, trajectory_message(["waist"], [0], [[np.ones(1)]], START - 10**9), "refuses it: it ended 1."),
+        (ARM, trajectory_message(["waist"], [0], [[np.ones(1)]], START - 10**9), "refuses it: the trajectory ended 1."),
         (ARM, trajectory_message(["waist", "elbow"], [0, 0], [one, one], 0), "refuses it: point 1 is not after"),
-        (ARM, trajectory_message(["waist", "elbow"], [], [], 0), "refuses it: it has no points"),
+        (ARM, trajectory_message(["waist", "elbow"], [], [], 0), "refuses it: the trajectory has no points"),
         (ARM, trajectory_message(["a", "b"], [0], [one], 0), "joint 'waist' is not in the trajectory (it has a, b)"),
         (ARM, trajectory_message(["waist", "waist"], [0], [one], 0), "a joint is in the trajectory twice"),
         (ARM, trajectory_message(["waist", "elbow"], [0], [[np.ones(3)]], 0), "3 positions for 2 joints"),

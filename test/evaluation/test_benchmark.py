@@ -109,23 +109,23 @@ def test_a_fault_in_the_other_process_is_told_here(tmp_path):
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     setting = Setting(damaged, "cpu", "auto", 0, False, False)
-    with Worker(setting) as worker, pytest.raises(ClpError, match=r"config\.json") as told:
+    with Worker(setting) as worker, pytest.raises(ClpError, match=r"config\.json") as reported:
         worker.load()
-    assert told.value.fix
+    assert reported.value.hint
 
 
 def test_a_killed_process_is_told(setting):
     import os
     import signal
 
-    with Worker(setting) as worker, pytest.raises(ClpError, match="killed, by a signal or for want of memory"):
+    with Worker(setting) as worker, pytest.raises(ClpError, match="killed, by a signal or for lack of memory"):
         worker._call(os.kill, worker._pool.submit(os.getpid).result(), signal.SIGKILL)
 
 
 def test_wrong_arguments_are_told(tiny_checkpoint, tmp_path):
     with pytest.raises(ClpError, match="runs is 0"):
         benchmark([tiny_checkpoint], runs=0)
-    with pytest.raises(ClpError, match="no checkpoint to measure"):
+    with pytest.raises(ClpError, match="no checkpoint is given"):
         benchmark([])
     with pytest.raises(ClpError, match="does not exist"):
         benchmark([tmp_path / "nowhere"])

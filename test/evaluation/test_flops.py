@@ -158,4 +158,4 @@ def test_the_observation_fits_the_policy_and_fills_its_tokens(tiny_policy):
     assert batch["observation.language.tokens"].shape == (1, 48)
     assert {image.shape for image in observation["images"].values()} == {(480, 640, 3)}
     again = random_observation(tiny_policy)
-    assert all(np.array_equal(image, again["images"][slot]) for slot, image in observation["images"].items())
+    assert all(np.array_equal(image, again["images"][key]) for key, image in observation["images"].items())

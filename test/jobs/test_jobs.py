@@ -86,13 +86,13 @@ class Heard(Progress):
 
 
 def test_a_job_runs_reports_and_gives_its_json(tiny_checkpoint: Path, tiny_calibration: Path, tmp_path: Path) -> None:
-    heard = Heard()
+    received = Heard()
     request = prune.PruneRequest(
         checkpoint=str(tiny_checkpoint), calibration=tiny_calibration, output=tmp_path / "pruned", budgets={"vlm": 2}
     )
-    result = prune.run(request, heard)
-    assert heard.stages == ["reading the calibration", "pruning"]
-    assert heard.done[-1][0] == heard.done[-1][1] > 0
+    result = prune.run(request, received)
+    assert received.stages == ["reading the calibration", "pruning"]
+    assert received.done[-1][0] == received.done[-1][1] > 0
     assert json.loads(json.dumps(result.to_json())) == result.to_json()
     assert result.plan.removal == {name: tuple(layers) for name, layers in result.removed.items()}
     dry = prune.run(request.model_copy(update={"output": None}))

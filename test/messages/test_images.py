@@ -308,7 +308,9 @@ def test_16_bit_png():
 )
 def test_refused_formats(image_format, array, codec, reason):
     message = bag_tools.compressed_image(coded(array, codec), image_format)
-    with pytest.raises(ClpError, match=f"format {image_format!r} is not one that can be read: .*{reason}.*, /cam, use"):
+    with pytest.raises(
+        ClpError, match=rf"/cam: .*format {image_format!r} is not one that can be read: .*{reason}.* \(hint: use"
+    ):
         decode_image(message, "/cam")
 
 
@@ -343,7 +345,7 @@ def test_padded_jpeg():
 def test_damaged_compressed_image(suffix, kind, capfd):
     data = cv2.imencode(suffix, smooth_picture())[1].tobytes()
     for length in [0, 1, 10, 200, len(data) // 2, len(data) - 20, len(data) - 1]:
-        with pytest.raises(ClpError, match=rf"{kind} data of {length} bytes is cut off.*/cam"):
+        with pytest.raises(ClpError, match=rf"/cam: .*{kind} data of {length} bytes is cut off"):
             decode_image(bag_tools.compressed_image(data[:length], suffix[1:]), "/cam")
     with pytest.raises(ClpError, match="the image data of 0 bytes is cut off"):
         decode_image(bag_tools.compressed_image(b"", ""))
@@ -353,13 +355,13 @@ def test_damaged_compressed_image(suffix, kind, capfd):
 
 @pytest.mark.parametrize("image_format", ["", "av1", "16UC1; compressedDepth png", "32FC1; compressedDepth", "h264"])
 def test_unknown_compressed_format(image_format):
-    with pytest.raises(ClpError, match=f"format {image_format!r} is not one that can be read.*/cam"):
+    with pytest.raises(ClpError, match=rf"/cam: .*format {image_format!r} is not one that can be read"):
         decode_image(bag_tools.compressed_image(b"abc", image_format), "/cam")
 
 
 @pytest.mark.parametrize("encoding", ["16UC1", "32FC1", "8UC3", "", "RGB8", "nv24", "yuv444"])
 def test_unknown_encoding(encoding):
-    with pytest.raises(ClpError, match=rf"encoding {encoding!r} is not one.*/cam.*rgb8, bgr8"):
+    with pytest.raises(ClpError, match=rf"/cam: .*encoding {encoding!r} is not one.*rgb8, bgr8"):
         decode_image(bag_tools.image(picture(), encoding), "/cam")
 
 
@@ -370,7 +372,7 @@ def test_unknown_encoding(encoding):
 def test_contradicting_sizes(field, value):
     message = bag_tools.image(picture(), "rgb8")
     setattr(message, field, value)
-    with pytest.raises(ClpError, match=r"rgb8 image of .* cannot hold \d+ bytes.*/cam"):
+    with pytest.raises(ClpError, match=r"/cam: .*rgb8 image of .* cannot hold \d+ bytes"):
         decode_image(message, "/cam")
 
 

@@ -112,7 +112,7 @@ def test_a_bag_becomes_a_folder_and_topics_while_the_node_answers(
         assert reason
         response = peer.call(Trigger, "/calibration/finish")
         assert not response.success
-        assert "not listening" in response.message
+        assert "does not listen" in response.message
         assert node.stop() == 0
         assert "Traceback" not in node.log
 
@@ -171,7 +171,7 @@ def test_finish_ends_the_listening_but_not_before_the_first_frame(
             assert "3 frames" in response.message
             response = peer.call(Trigger, "/calibration/finish")
             assert not response.success
-            assert "not listening" in response.message
+            assert "does not listen" in response.message
             wait_for(lambda: seen(statuses, "done"), "done on /diagnostics")
         assert Calibration.load(output).meta["samples"] == 3
 

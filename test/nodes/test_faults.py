@@ -189,7 +189,7 @@ def node(driver: Driver, robot: Robot, tmp_path_factory: pytest.TempPathFactory)
         assert code == 0, node.log
 
 
-def told(node: NodeProcess, words: tuple[str, ...]) -> int:
+def times_logged(node: NodeProcess, words: tuple[str, ...]) -> int:
     """How often a fault is in the log."""
     return sum("safe stop: " in line and all(word in line for word in words) for line in node.log.splitlines())
 
@@ -225,7 +225,7 @@ def test_on_a_fault_the_robot_is_braked_to_rest_until_it_is_over(
     node: NodeProcess, driver: Driver, robot: Robot, name: str
 ) -> None:
     fault = FAULTS[name]
-    before = told(node, fault.words)
+    before = times_logged(node, fault.words)
     # A message begins 100 ms before now: the arms have been on their way for so long.
     wait_for(lambda: max(np.abs(knots(driver.last()[topic])[2][0]).max() for topic in ARMS) > 0.05, "moving arms")
     try:
@@ -236,12 +236,12 @@ def test_on_a_fault_the_robot_is_braked_to_rest_until_it_is_over(
         last = driver.last()
         if fault.is_sent:
             assert_brakes(last)
-            for heard in driver.sent.values():
-                assert_continues(heard[-1], heard[-2])
+            for received in driver.sent.values():
+                assert_continues(received[-1], received[-2])
         else:
             assert not any(knots(message)[2][-1].any() for message in last.values())
-        wait_for(lambda: told(node, fault.words), "the fault in the log")
-        assert told(node, fault.words) <= before + 1
+        wait_for(lambda: times_logged(node, fault.words), "the fault in the log")
+        assert times_logged(node, fault.words) <= before + 1
     finally:
         robot.spoil = {}
         driver.set_task(WAVE)
@@ -255,17 +255,17 @@ def test_a_robot_that_was_moved_away_is_braked_and_goes_on_from_where_it_is(
     well, start = robot.positions, time.time_ns()
     try:
         robot.positions = well | {LEFT_JOINTS: LEFT | {"forearm_roll": 0.6}}
-        wait_for(lambda: told(node, words), "the fault in the log")
+        wait_for(lambda: times_logged(node, words), "the fault in the log")
         wait_for(lambda: knots(driver.sent[ARMS[0]][-1])[1][-1, 3] == pytest.approx(0.6), "chunks from the new place")
     finally:
         robot.positions = well
     # What came before the first chunk from the new place is the brake, and nothing goes from the old place to the new.
-    heard = driver.sent[ARMS[0]]
-    new = next(i for i, message in enumerate(heard) if stamp_ns(message) > start and knots(message)[1][-1, 3] > 0.0)
-    stamp = stamp_ns(heard[new - 1])
+    received = driver.sent[ARMS[0]]
+    new = next(i for i, message in enumerate(received) if stamp_ns(message) > start and knots(message)[1][-1, 3] > 0.0)
+    stamp = stamp_ns(received[new - 1])
     assert_brakes({topic: next(m for m in ms if stamp_ns(m) == stamp) for topic, ms in driver.sent.items()})
-    assert_continues(heard[new - 1], heard[new - 2])
-    np.testing.assert_allclose(knots(heard[new])[1][:, 3], 0.6, atol=1e-6)
+    assert_continues(received[new - 1], received[new - 2])
+    np.testing.assert_allclose(knots(received[new])[1][:, 3], 0.6, atol=1e-6)
     wait_for(lambda: knots(driver.sent[ARMS[0]][-1])[1][-1, 3] == pytest.approx(-0.4), "the robot back again")
 
 
@@ -280,7 +280,7 @@ def test_positions_beyond_a_limit_go_to_the_limit_and_are_counted(node: NodeProc
         wait_for(lambda: counted(driver, "limits hit") > 0, "positions at their limits")
         grippers = [driver.sent[controller.topic] for controller in EMBODIMENT.controllers.values()][1::2]
         at_limit = pytest.approx(0.058)
-        wait_for(lambda: all(heard[-1].points[-1].positions[0] == at_limit for heard in grippers), "the limit")
+        wait_for(lambda: all(received[-1].points[-1].positions[0] == at_limit for received in grippers), "the limit")
         assert_inside_limits(driver.last())
     finally:
         driver.set_task(WAVE)
@@ -313,8 +313,8 @@ def test_stop_and_deactivate_brake_within_one_control_step(
         answered = time.time_ns()
         driver.expect_quiet(0.3)
         assert_brakes(driver.last())
-        for heard in driver.sent.values():
-            assert_continues(heard[-1], heard[-2])
+        for received in driver.sent.values():
+            assert_continues(received[-1], received[-2])
         # It has left before the service answers, and leaves the chunk at the first control step that it can be in time
         # for.
         before, brake = (driver.sent[ARMS[0]][number] for number in (-2, -1))
@@ -356,11 +356,11 @@ def test_when_the_clock_jumps_the_robot_is_braked_on_the_new_clock(tmp_path: Pat
                 clock.offset_ns += jump_ns
                 driver.expect_status(DiagnosticStatus.WARN, f"safe stop: the clock jumped {way} by")
                 driver.expect_quiet(0.3)
-                assert told(node, (f"the clock jumped {way} by",)) == 1
+                assert times_logged(node, (f"the clock jumped {way} by",)) == 1
                 assert_brakes(driver.last())
-                for topic, heard in driver.sent.items():
-                    times, positions, speeds = knots(heard[-1])
-                    old_times, old, old_speeds = knots(heard[-2])
+                for topic, received in driver.sent.items():
+                    times, positions, speeds = knots(received[-1])
+                    old_times, old, old_speeds = knots(received[-2])
                     assert abs(times[0] - clock()) < 10_000 * MS
                     if topic in ARMS:  # where the chunk was, to the last bit
                         (place,) = (old == positions[0]).all(axis=1).nonzero()[0]

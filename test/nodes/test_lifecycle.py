@@ -129,7 +129,7 @@ def test_the_end_waits_for_the_transition_that_runs_and_allows_no_other(ros: Cal
 class Echo:
     chunk_size = 100
 
-    def check_features(self, slots: Any, action_size: int, whose: str) -> None: ...
+    def check_features(self, features: Any, action_size: int, whose: str) -> None: ...
 
 
 def configured(ros: Callable[..., None], tmp_path: Path) -> PolicyNode:

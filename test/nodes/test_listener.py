@@ -38,14 +38,14 @@ def node(ros_domain: int) -> Iterator[Node]:
 def test_it_hears_all_topics_in_order_in_one_thread_and_a_fault_does_not_end_it(
     node: Node, peer: Peer, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    heard: dict[str, list[object]] = {topic: [] for topic in KINDS}
+    received: dict[str, list[object]] = {topic: [] for topic in KINDS}
     threads = set()
 
     def receive(topic: str, message: Int64 | String) -> None:
         threads.add(threading.get_ident())
         if message.data == 3:
             raise KeyError("a fault of the receiver's")
-        heard[topic].append(message.data)
+        received[topic].append(message.data)
 
     listener = Listener(node, KINDS, QoSProfile(depth=10), receive)
     publishers = {topic: peer.node.create_publisher(kind, topic, 10) for topic, kind in KINDS.items()}
@@ -53,8 +53,8 @@ def test_it_hears_all_topics_in_order_in_one_thread_and_a_fault_does_not_end_it(
     for number in range(6):
         publishers["/numbers"].publish(Int64(data=number))
         publishers["/words"].publish(String(data=str(number)))
-    wait_for(lambda: len(heard["/numbers"]) == 5 and len(heard["/words"]) == 6, "the messages")
-    assert heard == {"/numbers": [0, 1, 2, 4, 5], "/words": list("012345")}
+    wait_for(lambda: len(received["/numbers"]) == 5 and len(received["/words"]) == 6, "the messages")
+    assert received == {"/numbers": [0, 1, 2, 4, 5], "/words": list("012345")}
     assert len(threads) == 1
     assert threads != {threading.get_ident()}
     said = capfd.readouterr().err
@@ -67,12 +67,12 @@ def test_it_hears_all_topics_in_order_in_one_thread_and_a_fault_does_not_end_it(
     )
     publishers["/numbers"].publish(Int64(data=6))
     time.sleep(0.2)
-    assert heard["/numbers"][-1] == 5
+    assert received["/numbers"][-1] == 5
 
 
 def test_the_executor_leaves_its_messages_alone(node: Node, peer: Peer) -> None:
-    heard: list[int] = []
-    listener = Listener(node, {"/numbers": Int64}, qos_profile_sensor_data, lambda _, message: heard.append(message))
+    received: list[int] = []
+    listener = Listener(node, {"/numbers": Int64}, qos_profile_sensor_data, lambda _, message: received.append(message))
     executor = SingleThreadedExecutor(context=node.context)
     executor.add_node(node)
     waited: list[bool] = []  # whether the executor found nothing to do
@@ -80,12 +80,12 @@ def test_the_executor_leaves_its_messages_alone(node: Node, peer: Peer) -> None:
     wait_for(publisher.get_subscription_count, "the subscription")
     executor.spin_once(timeout_sec=0.2)  # what is left of starting
     deadline = time.monotonic() + 20.0
-    while time.monotonic() < deadline and len(heard) < 50:
+    while time.monotonic() < deadline and len(received) < 50:
         publisher.publish(Int64(data=len(waited)))
         began = time.monotonic()
         executor.spin_once(timeout_sec=0.01)
         waited.append(time.monotonic() - began >= 0.009)
-    assert len(heard) == 50
+    assert len(received) == 50
     assert sum(waited) >= 0.8 * len(waited)
     listener.close()
 
@@ -102,12 +102,12 @@ def test_a_topic_of_another_type_is_told(node: Node, peer: Peer) -> None:
 def test_a_remapped_topic_keeps_the_name_it_was_asked_for(ros_domain: int, peer: Peer) -> None:
     context = rclpy.Context()
     rclpy.init(args=["--ros-args", "-r", "/numbers:=/camera_3/numbers"], context=context, domain_id=ros_domain)
-    node, heard = Node("listening", context=context), []
-    listener = Listener(node, {"/numbers": Int64}, QoSProfile(depth=10), lambda topic, _: heard.append(topic))
+    node, received = Node("listening", context=context), []
+    listener = Listener(node, {"/numbers": Int64}, QoSProfile(depth=10), lambda topic, _: received.append(topic))
     publisher = peer.node.create_publisher(Int64, "/camera_3/numbers", 10)
     wait_for(publisher.get_subscription_count, "the subscription")
     publisher.publish(Int64())
-    wait_for(lambda: heard == ["/numbers"], "the message")
+    wait_for(lambda: received == ["/numbers"], "the message")
     listener.close()
     node.destroy_node()
     rclpy.shutdown(context=context)

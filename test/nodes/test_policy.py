@@ -195,9 +195,9 @@ def test_seams_are_continuous_in_position_and_velocity_to_the_end(
 ) -> None:
     with start(task="turn both waists", max_deviation=1.0) as node:
         driver.up()
-        heard = driver.sent[SENT_TOPICS[0]]
+        received = driver.sent[SENT_TOPICS[0]]
         # In motion, that is with a chunk and not with a stop: on a busy machine an input may have been late.
-        wait_for(lambda: len(heard) > 15 and len(heard[-1].points) > 50, "chunks")
+        wait_for(lambda: len(received) > 15 and len(received[-1].points) > 50, "chunks")
         if end == "deactivate":
             assert driver.change(Transition.TRANSITION_DEACTIVATE)
         elif end == "shutdown":
@@ -208,12 +208,12 @@ def test_seams_are_continuous_in_position_and_velocity_to_the_end(
             assert node.stop(end) == 0
         time.sleep(0.3)
     # There is no point in the first 200 ms, however many chunks come by then.
-    began = knots(heard[0])[0][0]
-    for before, message in pairwise(message for message in heard if knots(message)[0][0] > began):
+    began = knots(received[0])[0][0]
+    for before, message in pairwise(message for message in received if knots(message)[0][0] > began):
         assert_continues(message, before)
-    assert np.abs(knots(heard[-2])[2]).max() > 0.05
+    assert np.abs(knots(received[-2])[2]).max() > 0.05
     # The last brakes at once.
-    times, _, speeds = knots(heard[-1])
+    times, _, speeds = knots(received[-1])
     assert (times[-2] - times[0]) / 1e9 < 0.2
     assert np.abs(speeds[0]).max() > 1e-4
 
@@ -293,7 +293,7 @@ def test_a_bad_task_is_refused_and_the_old_one_stays(start: StartNode, driver: D
             driver.set_task(bad)
             time.sleep(1.2)
         wait_for(lambda: "did you mean 'fold_shorts'?" in node.log, "the refusal")
-        for why in ("the task is empty", "is no instruction", "no such file"):
+        for why in ("the task is empty", "is not an instruction", "no such file"):
             assert why in node.log
         assert driver.expect_status(DiagnosticStatus.OK, "active")["instruction"] == TASK
         driver.set_task("fly_towel")
@@ -338,7 +338,7 @@ def test_wrong_parameters_are_refused_with_one_line(
 def test_an_unknown_parameter_is_refused(start: StartNode, driver: Driver) -> None:
     with start(replan_step=3) as node:
         assert not driver.change(Transition.TRANSITION_CONFIGURE)
-        assert "unknown parameter 'replan_step', policy, did you mean 'replan_steps'?" in node.log
+        assert "policy: unknown parameter 'replan_step' (hint: did you mean 'replan_steps'?)" in node.log
 
 
 def test_a_wrong_parameter_can_be_set_right_and_only_then(

@@ -181,7 +181,7 @@ def test_parameters_hold_from_the_next_call_on_and_faults_come_as_text(
     with start() as node:
         fault("checkpoint is empty")
         fault("there is no calibration", checkpoint=str(checkpoint))
-        fault("this is no calibration folder", calibration=str(tmp_path))
+        fault("the folder is not a calibration", calibration=str(tmp_path))
         fault("not MODULE=K", calibration=str(calibration), budgets=["vlm:2"])
         fault("'llm'", budgets=["llm=2"])
         fault("unknown criterion", budgets=[""], criterion="ckb")
@@ -217,12 +217,12 @@ def test_it_takes_the_folder_of_a_calibration_that_was_done_before(
     with start(checkpoint=checkpoint):
         wait_for(publisher.get_subscription_count, "the node's subscription")
 
-        def heard() -> dict[str, Any] | None:
+        def received() -> dict[str, Any] | None:
             response = prune(peer)
             assert response.success or "no calibration" in response.message, response.message
             return json.loads(response.message) if response.success else None
 
-        assert wait_for(heard, "the calibration's folder")["calibration"] == str(calibration)
+        assert wait_for(received, "the calibration's folder")["calibration"] == str(calibration)
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ def test_while_it_prunes_everything_answers_and_a_second_pruning_is_refused(
     statuses = peer.hear_diagnostics("pruning")
     second = prune(peer)
     assert not second.success
-    assert "already running" in second.message
+    assert "still running" in second.message
     assert peer.parameter("/pruning", "criterion") == "cka"
     assert peer.set_parameters("/pruning", criterion="mse") == [""]
     wait_for(lambda: len(statuses) >= 2, "two more statuses")

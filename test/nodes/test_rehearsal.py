@@ -29,7 +29,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_told_in_the_nodes_own_words(ros_d
     with running(command(tmp_path / "missing", task="Stop: do nothing, {please"), tmp_path / "log.txt") as rehearsal:
         assert rehearsal.process.wait(60) == 1
     last = rehearsal.log.strip().splitlines()[-1]
-    assert last.startswith("error: the policy node refused to configure: ")
+    assert last.startswith("error: /policy: the policy node refused to configure: ")
     assert str(tmp_path / "missing") in last
 
 
@@ -38,7 +38,7 @@ def test_a_node_that_dies_is_told(ros_domain: int, tiny_checkpoint: Path, tmp_pa
     with running(command(tiny_checkpoint), tmp_path / "log.txt") as rehearsal:
         os.kill(child_of(rehearsal), signal.SIGKILL)
         assert rehearsal.process.wait(60) == 1
-    assert rehearsal.log.strip().splitlines()[-1].startswith("error: the policy node ended by itself: ")
+    assert rehearsal.log.strip().splitlines()[-1].startswith("error: /policy: the policy node ended by itself: ")
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the child in Linux's /proc")

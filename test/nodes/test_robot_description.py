@@ -35,7 +35,7 @@ from clp_ros.policies.lerobot_policy import LeRobotPolicy
 
 class Beyond(LeRobotPolicy):
     chunk_size = 50
-    image_slots = ("observation.images.cam_front", "observation.images.cam_wrist")
+    image_features = ("observation.images.cam_front", "observation.images.cam_wrist")
     normalisation = Normalisation({}, {"observation.state": 7, "action": 7}, (), {}, None, frozenset())
     class checkpoint: path, family = "the checkpoint", family_named("smolvla")
     def __init__(self): pass

@@ -53,8 +53,8 @@ def test_it_is_the_robot(simulation: NodeProcess, peer: Peer) -> None:
     times = peer.hear(Clock, "/clock", qos_profile_sensor_data)
     publisher = peer.node.create_publisher(JointTrajectory, ARM.topic, 1)
     descriptions = peer.hear(String, "/robot_description", LATCHED)
-    heard = (states, pictures, times, descriptions)
-    wait_for(lambda: all(heard) and publisher.get_subscription_count(), "the robot's topics")
+    received = (states, pictures, times, descriptions)
+    wait_for(lambda: all(received) and publisher.get_subscription_count(), "the robot's topics")
     assert read_limits(descriptions[0].data, "/robot_description").keys() >= set(NAMES)
     assert list(states[0].name) == NAMES
     home = np.array(states[0].position)
@@ -91,7 +91,7 @@ def test_it_is_the_robot(simulation: NodeProcess, peer: Peer) -> None:
 
 
 def test_wrong_parameters_are_told_in_one_line(ros_domain: int, tmp_path: Path) -> None:
-    for arguments, told in (
+    for arguments, reported in (
         ("embodiment:=ur6", "unknown embodiment 'ur6'"),
         ("embodiment:=ur5 -p rate:=2.0", "set clock to true as well"),
         ("embodiment:=ur5 -p pictures:=rendered", "did you mean 'render'"),
@@ -100,7 +100,7 @@ def test_wrong_parameters_are_told_in_one_line(ros_domain: int, tmp_path: Path) 
         command = ["-m", "clp_ros.nodes.simulation", "--ros-args", "-p", *arguments.split()]
         with running(command, tmp_path / "log") as process:
             assert process.process.wait(60) == 1
-            assert told in process.log
+            assert reported in process.log
             assert "Traceback" not in process.log
 
 

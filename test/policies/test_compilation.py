@@ -46,8 +46,8 @@ def test_a_step_that_cannot_be_compiled_is_told_and_stays_eager(shallow, monkeyp
 
     compiled = torch.compile
     monkeypatch.setattr(torch, "compile", lambda step, mode: compiled(step, backend=fails))
-    with pytest.raises(ClpError, match=r"torch\.compile fails on smolvla's denoising step") as told:
+    with pytest.raises(ClpError, match=r"torch\.compile fails on smolvla's denoising step") as reported:
         compile_policy(policy, "Pick up the cube.")
-    assert "without compiling" in told.value.fix
+    assert "without compiling" in reported.value.hint
     monkeypatch.undo()
     policy.warm_up()

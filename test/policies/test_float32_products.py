@@ -49,7 +49,7 @@ def test_other_dtypes_and_functions_are_left_alone(multiplies: bool) -> None:
 
 def hidden(policy: LeRobotPolicy) -> dict[str, list[torch.Tensor]]:
     rng = np.random.default_rng(1)
-    images = {slot: rng.integers(0, 256, (48, 64, 3), np.uint8) for slot in policy.policy.config.image_features}
+    images = {key: rng.integers(0, 256, (48, 64, 3), np.uint8) for key in policy.policy.config.image_features}
     state, actions = rng.normal(size=policy.state_size), rng.normal(size=(policy.chunk_size, policy.action_size))
     batch = policy.batch(
         images, state.astype(np.float32), "fold", actions.astype(np.float32), np.zeros(policy.chunk_size, bool)

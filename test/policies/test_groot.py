@@ -151,7 +151,7 @@ def policy(checkpoint: Path) -> LeRobotPolicy:
 def sample(policy: LeRobotPolicy) -> dict[str, Any]:
     rng = np.random.default_rng(1)
     return {
-        "images": {slot: rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for slot in policy.image_slots},
+        "images": {key: rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for key in policy.image_features},
         "state": rng.standard_normal(policy.state_size).astype(np.float32),
         "task": "Fold the shorts.",
     }
@@ -223,7 +223,7 @@ def test_a_pruned_checkpoint_is_the_model_without_the_layers(checkpoint, policy,
     stock = plugin_policy(tmp_path / "elsewhere")
     with quiet():
         before, after = make_pre_post_processors(stock.config, pretrained_path=str(tmp_path / "elsewhere"))
-    images = {slot: torch.from_numpy(image).permute(2, 0, 1) / 255 for slot, image in sample["images"].items()}
+    images = {key: torch.from_numpy(image).permute(2, 0, 1) / 255 for key, image in sample["images"].items()}
     batch = before({**images, "observation.state": torch.from_numpy(sample["state"]), "task": sample["task"]})
     with torch.inference_mode():
         chunk = after(stock.predict_action_chunk(batch, noise=noise()))
@@ -279,8 +279,8 @@ def test_hidden_states_are_what_the_layers_give(policy, batch):
 @needs_lerobot
 def test_padded_instructions_take_no_part(policy, sample, batch):
     # A shorter instruction in a batch with a longer one: padded on the left, and each sample keeps its own.
-    images = {slot: torch.stack([torch.from_numpy(image)] * 2) for slot, image in sample["images"].items()}
-    images = {slot: stack.permute(0, 3, 1, 2) / 255 for slot, stack in images.items()}
+    images = {key: torch.stack([torch.from_numpy(image)] * 2) for key, image in sample["images"].items()}
+    images = {key: stack.permute(0, 3, 1, 2) / 255 for key, stack in images.items()}
     state = torch.from_numpy(np.stack([sample["state"]] * 2))
     both = policy.preprocessor({**images, "observation.state": state, "task": ["Fold.", "Fold the shorts."]})
     lengths = both["eagle_attention_mask"].sum(dim=1)
@@ -413,7 +413,7 @@ def test_nvidias_own_layout_is_pruned_and_becomes_lerobots(nvidia, policy, sampl
     pruned = Checkpoint.open(tmp_path / "pruned")
     assert pruned.layers == {"llm": 4, "vl_self_attention": 3, "dit": 4}
     assert not any(name.startswith("_groot_model.") for name in pruned.tensors)
-    with pytest.raises(ClpError, match="no cameras and no processors"):
+    with pytest.raises(ClpError, match="no cameras and no lerobot processors"):
         load_policy(tmp_path / "pruned", "cpu")
 
     # As README.md of the plugin shows it.
@@ -455,7 +455,7 @@ folder = sys.argv[1]
 config = PreTrainedConfig.from_pretrained(folder)
 policy = get_policy_class(config.type).from_pretrained(folder)
 before, after = make_pre_post_processors(policy.config, pretrained_path=folder)
-sample = {slot: torch.rand(1, *feature.shape) for slot, feature in config.image_features.items()}
+sample = {key: torch.rand(1, *feature.shape) for key, feature in config.image_features.items()}
 batch = before({**sample, "observation.state": torch.zeros(1, 14), "task": ["Fold the shorts."]})
 chunk = after(policy.predict_action_chunk(batch))
 assert chunk.shape == (1, 16, 14) and torch.isfinite(chunk).all(), chunk.shape

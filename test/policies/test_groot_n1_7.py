@@ -66,7 +66,7 @@ def nvidia(checkpoint: Path, policy: LeRobotPolicy, tmp_path_factory: pytest.Tem
 def sample(policy: LeRobotPolicy) -> dict[str, Any]:
     rng = np.random.default_rng(1)
     return {
-        "images": {slot: rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for slot in policy.image_slots},
+        "images": {key: rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for key in policy.image_features},
         "state": rng.standard_normal(policy.state_size).astype(np.float32),
         "task": "Fold the shorts.",
     }
@@ -118,7 +118,7 @@ def test_a_pruned_checkpoint_is_the_model_without_the_layers(checkpoint, policy,
     shutil.copytree(tmp_path / "elsewhere", tmp_path / "pruned")
     with quiet():
         before, after = make_pre_post_processors(stock.config, pretrained_path=str(tmp_path / "pruned"))
-    images = {slot: torch.from_numpy(image).permute(2, 0, 1) / 255 for slot, image in sample["images"].items()}
+    images = {key: torch.from_numpy(image).permute(2, 0, 1) / 255 for key, image in sample["images"].items()}
     batch = before({**images, "observation.state": torch.from_numpy(sample["state"]), "task": sample["task"]})
     with torch.inference_mode():
         chunk = after(stock.predict_action_chunk(batch, noise=noise()))
@@ -190,7 +190,7 @@ def test_a_set_that_swaps_text_and_image_is_refused_with_those_that_do_not(check
     with pytest.raises(ClpError, match="4 kinds of layers of dit") as caught:
         prune_checkpoint(checkpoint, tmp_path / "pruned", {"dit": removed})
     assert not (tmp_path / "pruned").exists()
-    for allowed in caught.value.fix.removeprefix("remove ").split(" or "):
+    for allowed in caught.value.hint.removeprefix("remove ").split(" or "):
         plan_surgery(Checkpoint.open(checkpoint), {"dit": tuple(map(int, allowed.split(",")))})
 
 
@@ -311,7 +311,7 @@ def test_padding_takes_no_part(policy, sample):
     # Instructions of two lengths, batched: the shorter one is padded on the left, and told.
     image = torch.zeros(2, 3, 48, 64)
     batch = policy.preprocessor(
-        dict.fromkeys(policy.image_slots, image)
+        dict.fromkeys(policy.image_features, image)
         | {"observation.state": torch.zeros(2, 14), "action": torch.zeros(2, 16, 14), "task": ["Fold.", "Fold it now."]}
     )
     _, masks = states_and_masks(policy, batch, 0)
@@ -436,7 +436,7 @@ def test_no_code_comes_with_a_checkpoint(checkpoint, tmp_path):
     safe = json.loads(tokenizer.read_text())
     tokenizer.write_text(json.dumps(safe | {"auto_map": {"AutoTokenizer": ["code.Tokenizer", None]}}))
     (folder / "vlm_processor" / "code.py").write_text("raise SystemExit('run')")
-    with pytest.raises(ClpError, match="would run the code that this file names"):
+    with pytest.raises(ClpError, match="would run the code named in this file"):
         load_policy(folder, "cpu")
     tokenizer.write_text(json.dumps(safe))
     preprocessor = json.loads((folder / "policy_preprocessor.json").read_text())
@@ -444,7 +444,7 @@ def test_no_code_comes_with_a_checkpoint(checkpoint, tmp_path):
         if "model_name" in step["config"]:
             step["config"]["model_name"] = "someone/their-tokenizer"
     (folder / "policy_preprocessor.json").write_text(json.dumps(preprocessor))
-    with pytest.raises(ClpError, match="whatever code someone/their-tokenizer"):
+    with pytest.raises(ClpError, match="run code of the Hub repository someone/their-tokenizer"):
         load_policy(folder, "cpu")
 
 
@@ -507,7 +507,7 @@ def test_nvidias_layout_prunes_and_lerobot_takes_it_as_a_base_model(nvidia, poli
         expected = shorter.predict_action_chunk(batch)
         torch.manual_seed(0)
         assert torch.equal(fresh.predict_action_chunk(batch), expected)
-    with pytest.raises(ClpError, match=r"only once it has fine-tuned them.*policy\.base_model_path"):
+    with pytest.raises(ClpError, match=r"only after fine-tuning.*policy\.base_model_path"):
         load_policy(tmp_path / "pruned", "cpu")
 
 
@@ -539,7 +539,7 @@ def test_a_checkpoint_that_stock_lerobot_saved_loads_and_prunes(stock, policy, s
 
 
 def test_a_base_model_that_is_not_here_is_asked_for():
-    with pytest.raises(ClpError, match=r"someone/GR00T-N1\.7-mine is, which is no folder here"):
+    with pytest.raises(ClpError, match=r"someone/GR00T-N1\.7-mine, which is not a local folder"):
         FAMILY.modules({"type": "groot", "tune_vlln": True, "base_model_path": "someone/GR00T-N1.7-mine"})
 
 

@@ -30,7 +30,7 @@ TASK = "Fold the shorts."
 def sample(tiny_policy):
     rng = np.random.default_rng(1)
     return {
-        "images": {slot: rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for slot in tiny_policy.image_slots},
+        "images": {key: rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for key in tiny_policy.image_features},
         "state": rng.standard_normal(tiny_policy.state_size).astype(np.float32),
         "task": TASK,
     }
@@ -62,7 +62,7 @@ def test_chunk_equals_stock_lerobots_bit_for_bit(tiny_checkpoint, tiny_policy, s
     with quiet():
         stock = SmolVLAPolicy.from_pretrained(tiny_checkpoint, strict=True)
         before, after = make_pre_post_processors(stock.config, pretrained_path=str(tiny_checkpoint))
-    images = {slot: torch.from_numpy(image).permute(2, 0, 1).float() / 255 for slot, image in sample["images"].items()}
+    images = {key: torch.from_numpy(image).permute(2, 0, 1).float() / 255 for key, image in sample["images"].items()}
     observation = {**images, "observation.state": torch.from_numpy(sample["state"]), "task": TASK}
     with torch.inference_mode():
         actions = [after(stock.select_action(before(observation), noise=noise))[0] for _ in range(50)]
@@ -79,15 +79,15 @@ def test_a_missing_camera_is_named(tiny_policy, sample):
 
 
 def test_features_are_checked_in_both_directions(tiny_policy):
-    slots = tiny_policy.image_slots
-    assert tiny_policy.check_features(slots, 14, "my robot") == []
+    features = tiny_policy.image_features
+    assert tiny_policy.check_features(features, 14, "my robot") == []
     extra = "observation.images.extra"
-    for wrong in ((*slots, extra), (*slots[1:], extra), ()):
+    for wrong in ((*features, extra), (*features[1:], extra), ()):
         with pytest.raises(ClpError, match=r"the policy's cameras are .*; my robot has"):
             tiny_policy.check_features(wrong, 14, "my robot")
     for size in (13, 15):
         with pytest.raises(ClpError, match=f"my robot has {size} joints"):
-            tiny_policy.check_features(slots, size, "my robot")
+            tiny_policy.check_features(features, size, "my robot")
 
 
 # Hidden states
@@ -211,8 +211,10 @@ def test_a_moved_checkpoint_loads_and_verify_says_what_stock_lerobot_cannot(tiny
     home = tmp_path / "home"
     assert main(["make-checkpoint", "--family", "smolvla", "--size", "tiny", "--json", "--output", str(home)]) == 0
     moved = home.rename(tmp_path / "moved")
-    assert load_policy(moved, "cpu").image_slots == ("observation.images.image", "observation.images.image2")
-    with pytest.raises(ClpError, match=r"stock lerobot does not load it .*clp prune.*--policy\.vlm_model_name"):
+    assert load_policy(moved, "cpu").image_features == ("observation.images.image", "observation.images.image2")
+    with pytest.raises(
+        ClpError, match=r"stock lerobot does not load the checkpoint .*clp prune.*--policy\.vlm_model_name"
+    ):
         verify(moved)
     prune_checkpoint(moved, tmp_path / "pruned", {"expert": (1, 2)})  # the cure that the message names
     assert verify(tmp_path / "pruned")["layers"] == {"vlm": 14, "expert": 14}
@@ -221,7 +223,7 @@ def test_a_moved_checkpoint_loads_and_verify_says_what_stock_lerobot_cannot(tiny
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda config: config.update(output_features={}), "there is no action among its output_features"),
+        (lambda config: config.update(output_features={}), "output_features has no action"),
         (lambda config: config.update(num_steps=0), r"fails to predict \(ZeroDivisionError"),
         (lambda config: config.update(input_features={}), r"fails to predict \(ValueError: All image features are"),
     ],
@@ -290,18 +292,18 @@ def edited(change):
         ),
         (edit_json("config.json", lambda c: c.update(chunk_size="long")), r"lerobot cannot build its model"),
         (edit_json("config.json", lambda c: c.update(unheard_of=1)), r"lerobot cannot build its model"),
-        (lambda f: shutil.rmtree(f / "vlm"), r"lerobot cannot build its model .*config\.json"),
+        (lambda f: shutil.rmtree(f / "vlm"), r"config\.json: lerobot cannot build its model"),
         (lambda f: (f / "vlm" / "config.json").write_text("{"), r"lerobot cannot build its model"),
         (lambda f: (f / "policy_preprocessor.json").unlink(), r"policy_preprocessor\.json is missing"),
         (lambda f: (f / "policy_postprocessor.json").unlink(), r"policy_postprocessor\.json is missing"),
         (edit_json("policy_preprocessor.json", lambda d: d.pop("steps")), r"its processors do not load"),
         (
             edit_json("policy_preprocessor.json", lambda d: d["steps"][0].update(registry_name="unheard_of")),
-            r"the installed lerobot .* has no processor step unheard_of, .*policy_preprocessor\.json",
+            r"policy_preprocessor\.json: the installed lerobot .* has no processor step unheard_of",
         ),
         (
             edit_json("policy_preprocessor.json", lambda d: d["steps"][0].update(registry_name=_ANOTHER_VERSIONS)),
-            rf"the processor step {_ANOTHER_VERSIONS} is one of lerobot [^,]+,?[^,]*; installed is ",
+            rf"the processor step {_ANOTHER_VERSIONS} needs lerobot [^,]+,?[^,]*, but .* is installed",
         ),
         (
             edit_json("config.json", lambda c: c.update(self_attn_every_n_layers=2.5)),
@@ -313,10 +315,10 @@ def test_faults_of_a_checkpoint_are_told(copied, damage, message):
     # A copy whose VLM is its own, also where its config still names the original's.
     edit_json("config.json", lambda c: c.update(vlm_model_name=str(copied / "vlm")))(copied)
     damage(copied)
-    with pytest.raises(ClpError, match=message) as told:
+    with pytest.raises(ClpError, match=message) as reported:
         load_policy(copied, "cpu")
-    assert "\n" not in str(told.value)
-    assert str(copied) in str(told.value)
+    assert "\n" not in str(reported.value)
+    assert str(copied) in str(reported.value)
 
 
 @pytest.mark.parametrize("name", ["policy_preprocessor.json", "policy_postprocessor.json"])
@@ -327,7 +329,7 @@ def test_a_checkpoint_cannot_choose_the_code_that_runs(copied, name, tmp_path):
     ran = tmp_path / "ran"
     step = {"class": "os.mkdir", "config": {"path": str(ran)}}
     edit_json(name, lambda d: d["steps"].append(step))(copied)
-    with pytest.raises(ClpError, match=rf"would import and run 'os\.mkdir'.*{name}"):
+    with pytest.raises(ClpError, match=rf"{name}.*: .*would import and run the class 'os\.mkdir'"):
         load_policy(copied, "cpu")
     assert not ran.exists()
     with pytest.raises(TypeError):
@@ -351,7 +353,7 @@ def test_a_step_that_loads_a_model_by_name_is_refused(copied, name, step):
     if step not in ProcessorStepRegistry.list():
         pytest.skip("this lerobot does not have the step")
     edit_json(name, lambda d: d["steps"].append({"registry_name": step, "config": {}}))(copied)
-    with pytest.raises(ClpError, match=f"{step} is none of smolvla's.*{name}"):
+    with pytest.raises(ClpError, match=f"{name}.*: smolvla does not use the step {step}"):
         load_policy(copied, "cpu")
 
 
@@ -390,7 +392,7 @@ def test_statistics_that_are_not_finite_are_refused(copied, file, key, value):
     statistics = load_file(path)
     statistics[key][3] = value
     save_file(statistics, path)
-    with pytest.raises(ClpError, match=rf"the statistic '{key}' is not finite, .*{file}\.safetensors"):
+    with pytest.raises(ClpError, match=rf"the statistic '{key}' is not finite"):
         load_policy(copied, "cpu")
 
 

@@ -45,7 +45,7 @@ def policy(name, family_checkpoint):
 def sample(policy):
     rng = np.random.default_rng(1)
     return {
-        "images": {slot: rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for slot in policy.image_slots},
+        "images": {key: rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for key in policy.image_features},
         "state": rng.uniform(-1, 1, policy.state_size).astype(np.float32),
         "task": "Open the drawer.",
     }
@@ -83,7 +83,7 @@ def test_a_seed_gives_the_same_bytes_and_tiny_points_only_into_itself(name, tmp_
     # A copy of it finds its own tokenizer again.
     (tmp_path / "made").rename(tmp_path / "moved")
     moved = load_policy(tmp_path / "moved", "cpu")
-    images = {slot: np.zeros((8, 8, 3), dtype=np.uint8) for slot in moved.image_slots}
+    images = {key: np.zeros((8, 8, 3), dtype=np.uint8) for key in moved.image_features}
     assert np.isfinite(moved.predict_chunk(images, np.zeros(8, dtype=np.float32), "Wave.")).all()
 
 
@@ -389,7 +389,7 @@ def test_weights_from_before_lerobot_0_4_are_refused_by_their_names(name, family
         return weights
 
     folder = rewrite(family_checkpoint(name), tmp_path / "old", rename)
-    with pytest.raises(ClpError, match=rf"named as in lerobot before 0\.4.*start from lerobot/{name}_base") as caught:
+    with pytest.raises(ClpError, match=rf"names of lerobot before 0\.4.*start from lerobot/{name}_base") as caught:
         Checkpoint.open(folder)
     assert caught.value.where == str(folder)
 
@@ -414,7 +414,7 @@ def test_empty_cameras_are_not_the_robots(name, family_checkpoint, sample, tmp_p
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"empty_cameras": 1}))
     policy = load_policy(folder, "cpu")
-    assert policy.image_slots == CAMERAS
+    assert policy.image_features == CAMERAS
     assert np.isfinite(policy.predict_chunk(**sample)).all()
     _, masks = states_of(policy, policy.batch(**sample, actions=np.zeros((50, 7))))
     assert masks["vlm"][0, : 3 * IMAGE_TOKENS].tolist() == [True] * 2 * IMAGE_TOKENS + [False] * IMAGE_TOKENS

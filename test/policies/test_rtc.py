@@ -32,7 +32,7 @@ def policy(tiny_checkpoint):
 @pytest.fixture
 def sample(policy):
     rng = np.random.default_rng(0)
-    images = {slot: rng.integers(0, 255, (48, 64, 3), dtype=np.uint8) for slot in policy.image_slots}
+    images = {key: rng.integers(0, 255, (48, 64, 3), dtype=np.uint8) for key in policy.image_features}
     state = rng.normal(size=STATE_SIZE).astype(np.float32)
     return {"images": images, "state": state, "task": "fold", "noise": torch.randn(1, CHUNK, 32)}
 
@@ -143,10 +143,12 @@ def test_what_lerobot_has_not_is_refused(policy):
         def supports_rtc(self):
             return False
 
-    with pytest.raises(ClpError, match=r"no real-time chunking for smolvla, .*, use mode replace or ensemble"):
+    with pytest.raises(
+        ClpError, match=r": lerobot has no real-time chunking for smolvla \(hint: use mode replace or ensemble\)"
+    ):
         dataclasses.replace(policy, policy=Without()).enable_rtc(10)
     # GR00T N1.7 has its own way, which leaves relative actions unguided.
     bare = Plain()
     bare.config = SimpleNamespace(use_relative_actions=True)
-    with pytest.raises(ClpError, match="for a smolvla of relative actions"):
+    with pytest.raises(ClpError, match="for smolvla with relative actions"):
         dataclasses.replace(policy, policy=bare).enable_rtc(10)

@@ -102,7 +102,7 @@ def test_a_budget_by_either_name_is_the_groups():
     assert plans[0] == plans[1] == plans[2]
     with pytest.raises(ClpError, match=r"vlm and expert lose the same layers, but their budgets differ"):
         make_plan(found, {"vlm": 4, "expert": 2})
-    with pytest.raises(ClpError, match=r"a budget names no module: 'vln', did you mean 'vlm'\?"):
+    with pytest.raises(ClpError, match=r"a budget names no module: 'vln' \(hint: did you mean 'vlm'\?\)"):
         make_plan(found, {"vln": 4})
     for budget in (LAYERS, LAYERS + 5):
         with pytest.raises(ClpError, match=f"cannot remove {budget} of {LAYERS} layers"):
@@ -153,7 +153,7 @@ def test_a_group_without_a_budget_keeps_its_layers():
 
 
 def test_unknown_criteria_and_seeds_are_told():
-    with pytest.raises(ClpError, match=r"unknown criterion 'ckq', did you mean 'cka'\?"):
+    with pytest.raises(ClpError, match=r"unknown criterion 'ckq' \(hint: did you mean 'cka'\?\)"):
         make_plan(calibration(), {"vlm": 2}, criterion="ckq")
     with pytest.raises(ClpError, match="the seed is -1"):
         make_plan(calibration(), {"vlm": 2}, criterion="random", seed=-1)
@@ -212,7 +212,7 @@ def test_a_share_that_cannot_go_becomes_the_nearest_smaller_that_can(
     assert bool(plan.notes) == (share != budget)
     if plan.notes:
         assert plan.notes == (f"dit: {budget} layers go and not {share}, the paper's share, which cannot go alone",)
-        with pytest.raises(ClpError, match=rf"no {share} layers of {layers} .*dit, use a budget of {budget}"):
+        with pytest.raises(ClpError, match=rf"no {share} layers of {layers} .* \(hint: use a budget of {budget}"):
             make_plan(found, {"dit": share})
 
 
@@ -241,5 +241,5 @@ def test_layers_that_have_to_stay_do_not_go():
             assert plan.removal["llm"] == max(sets, key=lambda s: sum(scores[i - 1] for i in s))
             assert plan.removal["dit"] in list(allowed(8, 4, 4))
         assert not {1, 2, 3} & set(make_plan(found, threshold=0.0).removal["llm"])
-        with pytest.raises(ClpError, match=r"those that have to stay \(1, 2, 3\), llm, use a budget of 6$"):
+        with pytest.raises(ClpError, match=r"those that have to stay \(1, 2, 3\) \(hint: use a budget of 6\)$"):
             make_plan(found, {"llm": 7})

@@ -41,9 +41,9 @@ def _groups(modules: tuple[LayerStack, ...]) -> dict[str, list[LayerStack]]:
 
 def _observation(policy: LeRobotPolicy) -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    shapes = {slot: (*feature.shape[1:], 3) for slot, feature in policy.policy.config.image_features.items()}
+    shapes = {key: (*feature.shape[1:], 3) for key, feature in policy.policy.config.image_features.items()}
     return {
-        "images": {slot: rng.integers(0, 256, shape, dtype=np.uint8) for slot, shape in shapes.items()},
+        "images": {key: rng.integers(0, 256, shape, dtype=np.uint8) for key, shape in shapes.items()},
         "state": rng.standard_normal(policy.state_size).astype(np.float32),
         "task": "pick it up",
     }

@@ -90,7 +90,7 @@ def test_what_a_refusal_suggests_works():
             except ClpError as error:
                 seen += 1
                 budgets, threshold_that_does = re.search(
-                    r"a budget of ([\d or]+), or a threshold of at most (\S+)$", str(error)
+                    r"a budget of ([\d or]+), or a threshold of at most (\S+)$", error.hint or ""
                 ).groups()
                 for other in budgets.split(" or "):
                     assert len(select_layers(scores, int(other), threshold, period)) == int(other)

@@ -98,7 +98,7 @@ def test_page_shows_every_layer_with_its_scores_and_fate(tmp_path, report):
         assert float(row[4]) == pytest.approx(module["scores"][layer - 1], abs=1e-6)
         assert float(row[5]) == pytest.approx(module["mse"][layer - 1], rel=5e-3)
         assert float(row[6]) == pytest.approx(module["cosine"][layer - 1], abs=1e-6)
-    assert [row[1] for row in dit[1:]] == ["stays", "stays", "× goes", "candidate, stays", "stays"]
+    assert [row[1] for row in dit[1:]] == ["stays", "stays", "× removed", "candidate, stays", "stays"]
     assert page.tables[0][1:] == [["vlm", "16", "2", "15", "0.9000"], ["dit", "5", "2", "4", "0.9000"]]
 
 
@@ -116,7 +116,7 @@ def test_page_says_what_was_calibrated_what_to_type_and_the_limits(tmp_path, rep
     assert "type: Image, count: 3" in " ".join(rows["bags"].split())
     assert "modules" not in rows
     assert COMMAND in page.text
-    assert "fine-tuned, and verified" in " ".join(page.text.split())
+    assert "Fine-tune the pruned checkpoint, and then test it" in " ".join(page.text.split())
 
 
 def test_text_from_outside_is_escaped(tmp_path, report):
@@ -167,7 +167,7 @@ def test_without_a_plan_the_page_claims_none(tmp_path, report):
     bare = [{"name": module["name"], "adjacent": module["adjacent"]} for module in report["modules"]]
     page = Page(write_report(tmp_path, {"meta": {}, "modules": bare}).read_text(encoding="utf-8"))
     assert "pre" not in page.tags
-    assert "None of the 16 layers would go" in page.text
+    assert "None of the 16 layers would be removed" in page.text
     assert {row[1] for row in page.tables[1][1:]} == {"stays"}
 
 

@@ -50,9 +50,9 @@ def test_layers_table_tells_each_layer_its_score_block_and_fate():
         ["0", "–", "–", "stays"],
         ["1", "0.500000", "1–3 anchor", "stays"],
         ["2", "0.990000", "1–3", "candidate, stays"],
-        ["3", "0.999000", "1–3", "× goes"],
+        ["3", "0.999000", "1–3", "× removed"],
         ["4", "–", "4–5 anchor", "stays"],
-        ["5", "0.980000", "4–5", "× goes"],
+        ["5", "0.980000", "4–5", "× removed"],
     ]
     assert "vlm  τ = 0.970000" in shown(table)
 

@@ -64,7 +64,7 @@ def test_a_task_on_another_robot_is_refused_with_both_named(name: str) -> None:
     its = TABLE_7[name][1]
     name = "groceries_to_basket:ketchup" if name == "groceries_to_basket" else name
     for other in {entry[1] for entry in TABLE_7.values()} - {its}:
-        with pytest.raises(ClpError, match=f"the task is for {its}, the robot is {other}"):
+        with pytest.raises(ClpError, match=f"the task is for {its}, but the robot is {other}"):
             load_task(name, load_embodiment(other))
 
 
@@ -83,15 +83,15 @@ def test_text_with_a_space_is_the_instruction() -> None:
         (" \n", "the task is empty"),
         ("fold_short", "did you mean 'fold_shorts'"),
         ("zzz", "known: .*fold_shorts"),
-        ("none.yaml", "no such file, none.yaml"),
+        ("none.yaml", "none.yaml: no such file"),
         ("my tasks/none.yaml", "no such file"),
-        ("my tasks/none.yaml:ketchup", "no such file, my tasks/none.yaml"),
-        ("groceries_to_basket", "the task needs an object, .*known: coffee_bag, .*tomato_can; write TASK:OBJECT"),
+        ("my tasks/none.yaml:ketchup", "my tasks/none.yaml: no such file"),
+        ("groceries_to_basket", "the task needs an object .*known: coffee_bag, .*tomato_can; write TASK:OBJECT"),
         ("groceries_to_basket:", "the task needs an object"),
-        ("groceries_to_basket:tomato", "has no object 'tomato', .*did you mean 'tomato_can'"),
-        ("Put the {object} in the bin.", "is no instruction .*objects"),
+        ("groceries_to_basket:tomato", "has no object 'tomato' .*did you mean 'tomato_can'"),
+        ("Put the {object} in the bin.", "is not an instruction .*objects"),
         ("~no_such_user/mine.yaml", "no such file"),
-        ("fold_shorts:shirt", "the task has no objects, 'shirt' is given"),
+        ("fold_shorts:shirt", "the task has no objects to choose from, but 'shirt' is given"),
     ],
 )
 def test_tasks_that_are_none(text: str, message: str) -> None:
@@ -111,7 +111,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     path = write(tmp_path, "embodiment: small_arm\ninstruction: Wave.\ncameras: [eye]\n")
     task = load_task(path, robot())
     assert (task.instruction, task.execution_length) == ("Wave.", 10)
-    with pytest.raises(ClpError, match=r"the task is for small_arm, the robot is aloha_bimanual.*mine\.yaml"):
+    with pytest.raises(ClpError, match=r"mine\.yaml: the task is for small_arm, but the robot is aloha_bimanual"):
         load_task(path, load_embodiment("aloha_bimanual"))
 
 

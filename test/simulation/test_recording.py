@@ -59,11 +59,11 @@ def test_a_seed_is_a_recording_and_every_episode_begins_elsewhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert record(tmp_path / "one", "--episodes", "2", "--seed", "5", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
+    reported = json.loads(capsys.readouterr().out)
     bags = [tmp_path / "one" / f"episode_00{index}" for index in range(2)]
-    assert [one["bag"] for one in told["episodes"]] == [str(bag) for bag in bags]
-    assert told["solved"] == len(bags)
-    assert told["bytes"] == sum(map(len, contents(tmp_path / "one").values()))
+    assert [one["bag"] for one in reported["episodes"]] == [str(bag) for bag in bags]
+    assert reported["solved"] == len(bags)
+    assert reported["bytes"] == sum(map(len, contents(tmp_path / "one").values()))
     assert sorted(path.name for path in bags[1].iterdir()) == ["episode_001.mcap", "metadata.yaml"]
 
     assert record(tmp_path / "again", "--episodes", "2", "--seed", "5") == 0
@@ -128,7 +128,7 @@ def test_an_unsolved_start_is_drawn_again_and_said(
     monkeypatch.setattr(recording, "demonstration", out_of_reach)
     assert record(tmp_path / "none", "--seed", "7") == 1
     error = capsys.readouterr().err
-    assert "does not solve episode 0: 10 starts were tried, --seed 7" in error
+    assert "--seed 7: the expert does not solve episode 0 in 10 starts" in error
     assert [path.name for path in tmp_path.iterdir()] == ["bag"]
 
 

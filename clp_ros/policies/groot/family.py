@@ -142,9 +142,9 @@ def _build(folder: Path, device: str) -> PreTrainedPolicy:
 
     if _is_nvidia(read_json_object(folder / "config.json")):
         raise ClpError(
-            "NVIDIA's own checkpoints can be pruned, but have no cameras and no processors of lerobot's to run with",
+            "a checkpoint in NVIDIA's layout can be pruned but not run: it has no cameras and no lerobot processors",
             where=folder,
-            fix="save it as lerobot's with these, as README.md of lerobot_policy_clp shows",
+            hint="save it in lerobot's layout, as README.md of lerobot_policy_clp shows",
         )
     register_plugin()
     from lerobot_policy_clp.configuration_clp_groot import ClpGrootConfig

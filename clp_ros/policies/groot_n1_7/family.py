@@ -81,9 +81,9 @@ def _read_config(name: str | None, published: str) -> dict[str, Any]:
     path = Path(name, "config.json")
     if not path.is_file():
         raise ClpError(
-            f"it is built as {name} is, which is no folder here",
+            f"the model is built from {name}, which is not a local folder",
             where="config.json",
-            fix=f"download {name}, and write the folder's path in its place",
+            hint=f"download {name}, and write the path of its folder into the field",
         )
     return read_json_object(path)
 
@@ -145,9 +145,9 @@ def _with_depths(config: Config, depths: Mapping[str, int]) -> dict[str, Any]:
     (llm, *_) = layer_stacks(config)
     if depths["llm"] <= len(llm.protected_layers) < llm.layers:
         raise ClpError(
-            f"with {depths['llm']} layers of llm the image features added behind them would reach nothing",
-            where="module llm",
-            fix=f"leave at least {len(llm.protected_layers) + 1}",
+            f"with {depths['llm']} layers of llm, no layer would read the image features added after the last one",
+            where="llm",
+            hint=f"leave at least {len(llm.protected_layers) + 1}",
         )
     if _is_nvidia(config):
         stacks = {stack: {**config.get(stack, {}), "num_layers": depths[name]} for name, stack in _STACKS.items()}
@@ -176,9 +176,9 @@ def _build(folder: Path, device: str) -> PreTrainedPolicy:
     document = read_json_object(folder / "config.json")
     if _is_nvidia(document):
         raise ClpError(
-            "NVIDIA's own checkpoints can be pruned, but lerobot runs them only once it has fine-tuned them",
+            "a checkpoint in NVIDIA's layout can be pruned, but lerobot runs it only after fine-tuning",
             where=folder,
-            fix=f"lerobot-train --policy.type=groot --policy.base_model_path={folder} …",
+            hint=f"run `lerobot-train --policy.type=groot --policy.base_model_path={folder} …`",
         )
     _check_processor(folder)
     register_plugin()
@@ -213,13 +213,13 @@ def _check_processor(folder: Path) -> None:
             continue
         if not Path(name).is_dir():
             raise ClpError(
-                f"lerobot would run whatever code {name} on the hub comes with",
+                f"lerobot would run code of the Hub repository {name}",
                 where=path,
-                fix=f"download it, and write its folder's path into model_name of {ENCODE_STEP}",
+                hint=f"download it, and write the path of its folder into model_name of {ENCODE_STEP}",
             )
         for file in sorted(Path(name).glob("*.json")):
             if "auto_map" in read_json_object(file):
-                raise ClpError("lerobot would run the code that this file names", where=file, fix="remove auto_map")
+                raise ClpError("lerobot would run the code named in this file", where=file, hint="remove auto_map")
 
 
 def _link_processors(preprocessor: Any, postprocessor: Any) -> None:

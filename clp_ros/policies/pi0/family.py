@@ -77,8 +77,8 @@ _OLD_TOWERS = re.compile(
 def _refuse_names(name: str, tensors: Collection[str]) -> None:
     if any(_OLD_TOWERS.match(tensor) for tensor in tensors):
         raise ClpError(
-            "its tensors are named as in lerobot before 0.4, which no later one loads",
-            fix=f"start from lerobot/{name}_base, or a fine-tuning of it, instead",
+            "the tensors have the names of lerobot before 0.4, which later versions do not load",
+            hint=f"start from lerobot/{name}_base, or from a fine-tuned copy of it",
         )
 
 

@@ -33,15 +33,15 @@ def layer_stacks(config: Config) -> tuple[LayerStack, ...]:
     expert_layers = config.get("num_expert_layers", -1)
     if not isinstance(expert_layers, int) or (expert_layers > 0 and expert_layers != layers):
         raise ClpError(
-            f"num_expert_layers is {expert_layers!r} but num_vlm_layers is {layers}",
+            f"num_expert_layers is {expert_layers!r} and num_vlm_layers is {layers}, but both must be equal",
             where="config.json",
-            fix="only checkpoints whose two towers are equally deep can be pruned",
+            hint="give a checkpoint whose two towers are equally deep",
         )
     # Layers at a multiple of self_attn_every_n_layers are self-attention, the others cross-attention with projections
     # of another shape.
     every = config.get("self_attn_every_n_layers", 2)
     if not isinstance(every, int) or isinstance(every, bool):
-        raise ClpError(f"self_attn_every_n_layers is {every!r}", where="config.json", fix="write a whole number there")
+        raise ClpError(f"self_attn_every_n_layers is {every!r}", where="config.json", hint="write a whole number there")
     period = every if "cross" in config.get("attention_mode", "cross_attn") and every > 0 else 1
     towers = "model.vlm_with_expert."
     return coupled_towers(towers + "vlm.model.text_model", towers + "lm_expert", layers, period)

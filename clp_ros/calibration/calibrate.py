@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibration: frames of demonstrations through the policy once, and how alike its layers' hidden states are.
+"""Runs a policy on frames of demonstrations and compares the hidden states of its layers.
 
 Paper, section 4 and algorithm 1, lines 2-5. In several processes, each with a part of the frames:
 ``torchrun --nproc-per-node N -m clp_ros.cli calibrate`` with the arguments of ``clp calibrate``.
@@ -30,30 +30,31 @@ if TYPE_CHECKING:
 
     from clp_ros.policies.base import HiddenStates, Policy
 
-# Stands for the statistics of the calibration episodes themselves.
+# Means: use the statistics of the calibration episodes.
 BAGS = "bags"
 
-# Tokens of a module that all pairs of layers are compared by: the work and the memory grow with it, the frames' do not.
+# Number of tokens of a layer stack by which all pairs of layers are compared. It bounds their work and memory.
 MATRIX_TOKENS = 2048
 
 
 def check_seed(seed: int) -> None:
-    """Refuses a negative seed, which numpy cannot take."""
+    """Refuses a negative seed, which NumPy does not accept."""
     if seed < 0:
         raise ClpError(f"the seed is {seed}", where="seed", hint="use 0 or a positive number")
 
 
 class Calibrator:
-    """Runs frames through a policy and keeps running sums over its layers' hidden states; no state piles up.
+    """Runs frames through a policy and adds its layers' hidden states to running sums. Memory does not grow with the
+    frames.
 
-    Neighbours are compared over all tokens. All pairs of layers are compared over at most :data:`MATRIX_TOKENS` tokens
-    of a module, drawn evenly from the frames: over all tokens they would cost half as much as the policy itself.
+    Adjacent layers are compared over all tokens. All pairs of layers are compared over at most :data:`MATRIX_TOKENS`
+    tokens of a layer stack, drawn evenly from the frames: all tokens would take half the time of the policy.
 
     Args:
         policy: The policy.
         task: The instruction.
-        seed: Each frame's noise and time, and its part of the tokens that all pairs are compared by.
-        frames: Number of frames that will come, at most.
+        seed: Seed of each frame's noise and time, and of its tokens for the comparison of all pairs.
+        frames: Maximum number of frames that will be added.
 
     Raises:
         ClpError: The seed is negative.
@@ -75,20 +76,21 @@ class Calibrator:
         self._distances: dict[str, AdjacentDistances] = {}
         for module in policy.layer_stacks:
             given: dict[str, Any] = {"name": module.name, "device": policy.device}
-            # For states in half precision only; all others are multiplied and summed in float64.
+            # For half-precision states only. All others are multiplied and summed in float64.
             self._adjacent[module.name] = LinearCKA(module.layers, pairs="adjacent", products="float32", **given)
             self._all[module.name] = LinearCKA(module.layers, **given)
             self._distances[module.name] = AdjacentDistances(module.layers, **given)
 
     def add(self, frame: Frame, index: int | None = None) -> None:
-        """Takes one frame: one forward pass of the training-time graph, at noise and time seeded for this frame.
+        """Adds one frame: one forward pass of the training-time graph, with noise and time seeded for this frame.
 
         Args:
             frame: The frame.
-            index: Its number among all frames drawn, which seeds it; that of frames taken so far if not given.
+            index: The frame's number among all drawn frames, which seeds it; by default the number of frames added so
+                far.
 
         Raises:
-            ClpError: A hidden state is not finite; it names the layer.
+            ClpError: A hidden state is not finite. The message names the layer.
         """
         index = self.samples if index is None else index
         observation = frame.observation
@@ -96,7 +98,8 @@ class Calibrator:
         self.add_states(self.policy.hidden_states(batch, np.random.default_rng([self.seed, index])), index)
 
     def add_states(self, states: dict[str, HiddenStates], index: int) -> None:
-        """Takes the hidden states of one frame, as :meth:`Policy.hidden_states` gives them, and empties them."""
+        """Adds the hidden states of one frame from :meth:`Policy.hidden_states`, and empties the lists to free
+        memory."""
         for one in states.values():
             one.layers[:] = [state[one.mask] for state in one.layers]
         _check_finite({name: one.layers for name, one in states.items()})
@@ -110,9 +113,9 @@ class Calibrator:
         self.samples += 1
 
     def _choose(self, tokens: int, index: int, module: int) -> np.ndarray | None:
-        """The tokens of a frame that all pairs of layers are compared by; None for all of them.
+        """Returns the tokens of a frame by which all pairs of layers are compared; None: all tokens.
 
-        It depends on nothing but the frame, so that it is the same whichever process takes it.
+        The result depends on the frame alone, so that it is the same in every process.
         """
         share = (index + 1) * MATRIX_TOKENS // self.frames - index * MATRIX_TOKENS // self.frames
         if tokens <= share:
@@ -120,7 +123,7 @@ class Calibrator:
         return np.sort(np.random.default_rng([self.seed, index, module]).choice(tokens, share, replace=False))
 
     def all_reduce(self) -> None:
-        """Adds up what all processes have taken, in every process."""
+        """Sums the results of all processes, in every process."""
         if processes.world_size() == 1:
             return
         for sums in (self._adjacent, self._all, self._distances):
@@ -131,10 +134,10 @@ class Calibrator:
         self.tokens = {name: sum(tokens[name] for _, tokens in taken) for name in self.tokens}
 
     def finish(self, source: dict[str, Any]) -> Calibration:
-        """The calibration of all frames taken.
+        """Returns the calibration over all added frames.
 
         Args:
-            source: Where the frames came from, for calibration.json: ``bags``, ``embodiment``, ``episodes``, …
+            source: The origin of the frames, for calibration.json: ``bags``, ``embodiment``, ``episodes``, …
 
         Raises:
             ClpError: There were no frames.
@@ -189,7 +192,8 @@ class Calibrator:
 
 
 def _check_finite(hidden: Mapping[str, Sequence[torch.Tensor]]) -> None:
-    """Names the first layer at fault: where modules attend to each other, all those after it are at fault too."""
+    """Raises an error for the first layer with NaN or infinity. If stacks attend to each other, all later layers have
+    them too."""
     from clp_ros.calibration.hidden_states import first_not_finite, not_finite
 
     firsts = {name: first_not_finite(states) for name, states in hidden.items()}
@@ -212,28 +216,27 @@ def calibrate_bags(
     statistics: Statistics | str | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> Calibration:
-    """Calibrates on frames drawn over all episodes of some bags (one bag, one episode).
+    """Calibrates on frames drawn from all episodes of some bags. Each bag is one episode.
 
-    In a :func:`clp_ros.core.processes.process_group` each process takes a part of the frames, and all return the
-    calibration on all of them.
+    In a :func:`clp_ros.core.processes.process_group`, each process runs a part of the frames, and all return the
+    calibration over all frames.
 
     Args:
         policy: The policy; its features must fit the embodiment.
         bags: rosbag2 recordings.
         embodiment: The robot they were recorded with.
         task: The instruction.
-        samples: Number of frames; fewer where the bags have fewer usable control ticks.
-        seed: Draws the frames, and each frame's noise and time.
-        progress: Called with (frames done, frames drawn), of this process: done is 0 when all bags are scanned, then
-            after each.
-        scanned: Called with (seconds scanned, seconds of all bags) while the bags are searched for usable control
-            ticks, which comes first.
-        statistics: What state and actions are normalised by instead of the checkpoint's own statistics, if it has any:
-            a data set's, or :data:`BAGS` for those of all usable control ticks of these bags.
+        samples: Number of frames; fewer if the bags have fewer usable control ticks.
+        seed: Seed of the drawn frames, and of each frame's noise and time.
+        progress: Called with (frames done, frames drawn) of this process, after the scan and after each frame.
+        scanned: Called with (seconds scanned, seconds of all bags) during the scan for usable control ticks, which
+            comes first.
+        statistics: Statistics of state and actions that replace the checkpoint's: those of a data set, or :data:`BAGS`
+            for those of all usable control ticks of these bags.
         notify: Called with a sentence for each thing the user should know.
 
     Raises:
-        ClpError: A bag, the embodiment or the policy do not fit each other; it says where.
+        ClpError: A bag, the embodiment and the policy do not fit each other.
     """
     if samples < 1:
         raise ClpError(f"the number is {samples}", where="samples", hint="calibrate on at least one frame")
@@ -280,7 +283,8 @@ def calibrate_bags(
 
 
 def _sum_taken(taken: Sequence[Sequence[tuple[int, Counter[str]]]], total: int) -> list[tuple[int, Counter[str]]]:
-    """Frames taken and left out, a bag, of all processes together; too many left out are an error as in one process."""
+    """Sums the frames used and left out of each bag over all processes. Too many left out are an error, as in one
+    process."""
     whole = LeftOut(total)
     sums = []
     for bags in zip(*taken, strict=True):
@@ -313,7 +317,7 @@ def _scan(
 
 
 def given_statistics(text: str | None) -> Statistics | str | None:
-    """What ``--statistics`` and the node's parameter stand for: :data:`BAGS`, a data set's folder, or nothing.
+    """Interprets ``--statistics`` and the node's parameter: :data:`BAGS`, a data set's folder, or none.
 
     Raises:
         ClpError: The folder has no statistics.
@@ -329,13 +333,12 @@ def prepare(
     statistics: Statistics | str | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> None:
-    """Gives a policy the statistics and the cameras that it is calibrated with.
+    """Sets the statistics and the cameras of a policy for its calibration.
 
     Args:
         policy: The policy.
-        embodiment: The robot whose demonstrations it is calibrated on.
-        statistics: As :func:`calibrate_bags` takes them. Those of the episodes come later, with
-            :func:`normalise_by_steps`.
+        embodiment: The robot of the demonstrations.
+        statistics: As in :func:`calibrate_bags`. Those of the episodes are set later, by :func:`normalise_by_steps`.
         notify: Called with a sentence for each thing the user should know.
 
     Raises:
@@ -374,7 +377,7 @@ def normalise_by_steps(policy: Policy, embodiment: Embodiment, steps: Sequence[S
     """Normalises a policy's state and actions by the statistics of episodes.
 
     Raises:
-        ClpError: The policy takes none, or fewer components than the robot has joints.
+        ClpError: The policy uses no statistics, or has fewer components than the robot has joints.
     """
     policy.normalise_by(compute_statistics([one.states for one in steps], [one.actions for one in steps]))
     features = [camera.feature for camera in embodiment.cameras.values()]
@@ -382,11 +385,11 @@ def normalise_by_steps(policy: Policy, embodiment: Embodiment, steps: Sequence[S
 
 
 def draw_calibration_set(ticks: Sequence[int], samples: int, seed: int) -> list[np.ndarray]:
-    """Draws frames over all episodes, each usable tick as likely as any other.
+    """Draws frames over all episodes; all usable ticks have the same probability.
 
     Args:
         ticks: Number of usable control ticks of each episode.
-        samples: Number of frames to draw; all there are, where there are fewer.
+        samples: Number of frames to draw; if there are fewer ticks, all are drawn.
         seed: Seed.
 
     Returns:

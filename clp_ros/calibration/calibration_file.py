@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What calibration found, and its folder: calibration.json and cka.npz."""
+"""The results of a calibration, and their folder with calibration.json and cka.npz."""
 
 from __future__ import annotations
 
@@ -81,15 +81,15 @@ class CalibrationDocument(StrictModel):
 
 @dataclass(frozen=True)
 class Calibration:
-    """What calibration found.
+    """The results of a calibration.
 
     Attributes:
-        meta: How it was made, as it stands in calibration.json; ``meta["modules"]`` holds, by module name, its layers,
-            group, period and whether its last layer's output reaches nothing.
-        matrices: CKA of all pairs of layers, (L, L) float64, by module: that of neighbours over all tokens, that of
-            other pairs over a random part of them where they are many.
-        mse: Mean squared error between neighbours' hidden states, (L-1,) float64, by module.
-        cosine: Mean cosine similarity between them, (L-1,) float64, by module.
+        meta: The content of calibration.json. ``meta["modules"]`` has by layer stack its layers, group, period and
+            whether its last layer's output is unused.
+        matrices: CKA of all pairs of layers, (L, L) float64, by layer stack. Adjacent layers are compared over all
+            tokens, other pairs over a random part if there are many tokens.
+        mse: Mean squared error between the hidden states of adjacent layers, (L-1,) float64, by layer stack.
+        cosine: Mean cosine similarity of these states, (L-1,) float64, by layer stack.
     """
 
     meta: dict[str, Any]
@@ -99,7 +99,7 @@ class Calibration:
 
     @property
     def adjacent(self) -> dict[str, np.ndarray]:
-        """CKA of neighbours, by module: element i is CKA(H_i, H_{i+1}), (L-1,) float64."""
+        """CKA of adjacent layers by layer stack: element i is CKA(H_i, H_{i+1}), (L-1,) float64."""
         return {name: np.diagonal(matrix, offset=1).copy() for name, matrix in self.matrices.items()}
 
     def entries(self) -> dict[str, dict[str, Any]]:
@@ -111,7 +111,7 @@ class Calibration:
         }
 
     def save(self, folder: Path) -> None:
-        """Writes calibration.json and cka.npz. The same calibration gives the same bytes."""
+        """Writes calibration.json and cka.npz. Equal calibrations give equal bytes."""
         document = {"schema_version": SCHEMA_VERSION, **self.meta, "modules": self.entries()}
         (folder / JSON_FILE).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         arrays: dict[str, Any] = self.matrices
@@ -152,7 +152,7 @@ class Calibration:
 
 
 def _read_matrices(path: Path) -> dict[str, np.ndarray]:
-    # Not np.load: given anything but a zip file it guesses what it is.
+    # np.load is not used, because it guesses the type of a file that is not a zip archive.
     with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 

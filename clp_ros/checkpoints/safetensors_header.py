@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The header of a safetensors file, read and written without its data.
+"""Reads and writes the header of a safetensors file without the data.
 
 The safetensors library hands out tensors, not where their bytes lie; surgery copies byte ranges, so it needs the
 offsets. The library checks the header; what it does not check is checked here (repeated names, unknown fields, names
@@ -20,7 +20,7 @@ from clp_ros.core.errors import ClpError
 from clp_ros.core.files import refuse_lfs_pointer
 from clp_ros.core.json_object import parse_json_object
 
-MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
+MAX_HEADER_BYTES = 100_000_000  # the safetensors library's limit
 _LENGTH_BYTES = 8
 _METADATA = "__metadata__"
 _HINT = "give an undamaged copy of the file"
@@ -38,14 +38,14 @@ DTYPE_BITS: Mapping[str, int] = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies.
+    """The position of one tensor in its file.
 
     Attributes:
         file: Name of its file, relative to the checkpoint folder.
         dtype: safetensors' name of the dtype, e.g. ``BF16``.
         shape: Its shape.
         start: Offset of its first byte in the file.
-        end: Offset behind its last byte in the file.
+        end: Offset after its last byte in the file.
     """
 
     file: str
@@ -75,7 +75,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         The tensors by name, in the order of their bytes, and the ``__metadata__`` strings.
 
     Raises:
-        ClpError: Anything in the header, or the file's size, is not as the format wants it.
+        ClpError: The header or the file's size does not conform to the format.
         OSError: The file cannot be read.
     """
     status = path.stat()
@@ -104,13 +104,13 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
 def encode_header(
     tensors: Iterable[tuple[str, TensorInfo]], metadata: Mapping[str, str], alignment: int = 8, shift: int = 0
 ) -> bytes:
-    """Encodes the header of a file that holds these tensors one behind the other.
+    """Encodes the header of a file with these tensors, without gaps between them.
 
     Args:
         tensors: Names and tensors in the order of their bytes; only dtype, shape and size are used.
-        metadata: The ``__metadata__`` strings; none are written where it is empty.
-        alignment: The data starts at a multiple of so many bytes (safetensors pads to 8, and wants it so) ...
-        shift: ... and so many more.
+        metadata: The ``__metadata__`` strings; if empty, the key is not written.
+        alignment: The data starts at a multiple of this many bytes (safetensors requires a multiple of 8) ...
+        shift: ... plus this many bytes.
 
     Returns:
         Length and header, padded with blanks.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of the ``clp`` command, and what they may be."""
+"""The options of the ``clp`` command, and their valid values."""
 
 from __future__ import annotations
 
@@ -34,13 +34,15 @@ def make_parser() -> argparse.ArgumentParser:
         required=True,
         nargs="+",
         type=Path,
-        help="rosbag2 recordings, an episode each",
+        help="rosbag2 recordings, one episode each",
     )
     calibrate.add_argument("--embodiment", required=True, help="name under config/embodiments, or a .yaml file")
     calibrate.add_argument("--task", required=True, help="name under config/tasks, a .yaml file, or the instruction")
     calibrate.add_argument("--output", required=True, type=Path, help="calibration folder to write")
-    calibrate.add_argument("--samples", type=int, default=64, help="frames to calibrate on (default: %(default)s)")
-    calibrate.add_argument("--seed", type=_seed, default=0, help="draws frames, noise and time (default: %(default)s)")
+    calibrate.add_argument("--samples", type=int, default=64, help="number of frames (default: %(default)s)")
+    calibrate.add_argument(
+        "--seed", type=_seed, default=0, help="seed of frames, noise and time (default: %(default)s)"
+    )
     calibrate.add_argument(
         "--statistics",
         metavar="DATASET|bags",
@@ -53,32 +55,45 @@ def make_parser() -> argparse.ArgumentParser:
     prune.add_argument("--checkpoint", required=True, type=Path, help=_CHECKPOINT)
     what = prune.add_mutually_exclusive_group(required=True)
     what.add_argument("--calibration", type=Path, help="calibration folder of that checkpoint")
-    what.add_argument("--remove", nargs="+", metavar="MODULE=1,2,5", help="layers to remove, 0-based; no calibration")
+    what.add_argument(
+        "--remove", nargs="+", metavar="MODULE=1,2,5", help="0-based layers to remove, without a calibration"
+    )
     prune.add_argument("--output", type=Path, help="checkpoint folder to write; not needed with --dry-run")
     prune.add_argument(
-        "--budget", nargs="+", metavar="MODULE=K", help="layers to remove from a module (default: the paper's share)"
+        "--budget",
+        nargs="+",
+        metavar="MODULE=K",
+        help="number of layers to remove from a module (default: the paper's share)",
     )
-    prune.add_argument("--threshold", type=float, help="least score of a layer that may go")
+    prune.add_argument("--threshold", type=float, help="minimum score of a layer to remove")
     prune.add_argument("--criterion", help="cka, mse, cosine, random or keep-first (default: cka)")
     prune.add_argument("--seed", type=_seed, default=0, help="seed of the criterion random (default: %(default)s)")
-    prune.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    prune.add_argument("--dry-run", action="store_true", help="print the layers to remove, and write nothing")
     prune.set_defaults(usage=prune.error)
 
-    inspect = _command(commands, "inspect", run.inspect, "show a checkpoint's modules or a calibration's scores")
+    inspect = _command(commands, "inspect", run.inspect, "show a checkpoint's layer stacks or a calibration's scores")
     inspect.add_argument("path", type=Path, metavar="CHECKPOINT|CALIBRATION")
 
     bench = _command(commands, "benchmark", run.benchmark, "measure checkpoints side by side")
-    bench.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="the first is the base")
-    bench.add_argument("--runs", type=int, default=10, help="timed runs of each (default: %(default)s)")
-    bench.add_argument("--warmup", type=int, default=2, help="runs of each before those (default: %(default)s)")
+    bench.add_argument(
+        "checkpoints",
+        nargs="+",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="checkpoints; the others are compared with the first",
+    )
+    bench.add_argument("--runs", type=int, default=10, help="timed runs of each checkpoint (default: %(default)s)")
+    bench.add_argument(
+        "--warmup", type=int, default=2, help="untimed runs of each checkpoint before these (default: %(default)s)"
+    )
     bench.add_argument("--no-train-step", dest="train_step", action="store_false", help="do not time a training step")
-    bench.add_argument("--no-run", dest="run", action="store_false", help="only what takes no memory for weights")
-    bench.add_argument("--alone", action="store_true", help="hold only one of them in memory at a time")
+    bench.add_argument("--no-run", dest="run", action="store_false", help="only count parameters and FLOPs")
+    bench.add_argument("--alone", action="store_true", help="keep only one checkpoint in memory at a time")
     bench.add_argument("--dtype", default="auto", help="auto (as lerobot loads it) or float32")
     bench.add_argument(
         "--compile", dest="compiled", action="store_true", help="compile the denoising step (on CUDA: CUDA graphs)"
     )
-    bench.add_argument("--markdown", action="store_true", help="print a Markdown table as papers have it")
+    bench.add_argument("--markdown", action="store_true", help="print a Markdown table, as in papers")
     _device(bench)
 
     make = _command(commands, "make-checkpoint", run.make_checkpoint, "make a checkpoint with random weights, offline")
@@ -86,45 +101,53 @@ def make_parser() -> argparse.ArgumentParser:
     make.add_argument("--size", required=True, choices=("tiny", "full"), help="tiny for tests, full for measurements")
     make.add_argument("--output", required=True, type=Path, help="checkpoint folder to write")
     make.add_argument("--seed", type=_seed, default=0, help="seed of the weights (default: %(default)s)")
-    make.add_argument("--embodiment", help="whose cameras and joints it takes (default: LIBERO's, as in the paper)")
+    make.add_argument("--embodiment", help="robot for cameras and joints (default: LIBERO's, as in the paper)")
 
     check = _command(commands, "verify", run.verify, "load a checkpoint strictly with stock lerobot and run it")
     check.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     _device(check, "cpu")
     check.add_argument(
-        "--compile", dest="compiled", action="store_true", help="also compile it, and compare its actions"
+        "--compile", dest="compiled", action="store_true", help="also compile the policy and compare its actions"
     )
 
     simulate = _command(commands, "simulate", run.simulate, "run a simulated robot behind the topics of the real one")
     simulate.add_argument(
         "--embodiment", required=True, help="ur5, ur10e, aloha_single, aloha_bimanual, or a .yaml file"
     )
-    simulate.add_argument("--tf-prefix", default="", help="put before the name of every joint")
-    simulate.add_argument("--seed", type=_seed, default=0, help="of where the cube lies (default: %(default)s)")
+    simulate.add_argument("--tf-prefix", default="", help="prefix for the name of every joint")
+    simulate.add_argument("--seed", type=_seed, default=0, help="seed of the cube's position (default: %(default)s)")
     simulate.add_argument(
-        "--rate", type=float, default=1.0, help="speed; any but 1 implies --clock (default: %(default)s)"
+        "--rate",
+        type=float,
+        default=1.0,
+        help="speed relative to real time; values other than 1 imply --clock (default: %(default)s)",
     )
-    simulate.add_argument("--clock", action="store_true", help="let time begin at 1 s, and publish /clock")
-    simulate.add_argument("--camera-rate", type=float, default=20.0, help="pictures a second (default: %(default)s)")
+    simulate.add_argument("--clock", action="store_true", help="start the time at 1 s, and publish /clock")
+    simulate.add_argument("--camera-rate", type=float, default=20.0, help="images per second (default: %(default)s)")
     simulate.add_argument(
-        "--pictures", choices=("render", "plain"), default="render", help="plain: grey, where nothing can be drawn"
+        "--pictures",
+        choices=("render", "plain"),
+        default="render",
+        help="plain: grey images, for machines that cannot render",
     )
 
     record = _command(commands, "record", run.record, "record demonstrations of a simulated robot, without ROS")
     record.add_argument("--embodiment", required=True, help="ur5, ur10e, aloha_single, aloha_bimanual, or a .yaml file")
     record.add_argument(
-        "--episodes", type=_at_least_one, help="how many, a bag each in the output folder; without it, one: the output"
+        "--episodes",
+        type=_at_least_one,
+        help="number of episodes, one bag each in the output folder (default: one, which is the output folder)",
     )
     record.add_argument("--output", type=Path, help="folder to write (default: recorded_ and the robot's name)")
-    record.add_argument("--seed", type=_seed, default=0, help="draws starts and delays (default: %(default)s)")
-    record.add_argument("--camera-rate", type=_rate, default=30.0, help="pictures a second (default: %(default)s)")
+    record.add_argument("--seed", type=_seed, default=0, help="seed of starts and delays (default: %(default)s)")
+    record.add_argument("--camera-rate", type=_rate, default=30.0, help="images per second (default: %(default)s)")
     record.add_argument(
-        "--joint-state-rate", type=_rate, default=100.0, help="joint states a second (default: %(default)s)"
+        "--joint-state-rate", type=_rate, default=100.0, help="joint states per second (default: %(default)s)"
     )
-    record.add_argument("--size", type=_size, metavar="WxH", help="of the pictures (default: the embodiment's)")
-    record.add_argument("--quality", type=_quality, default=80, help="of the JPEGs, 1 to 100 (default: %(default)s)")
+    record.add_argument("--size", type=_size, metavar="WxH", help="size of the images (default: the embodiment's)")
+    record.add_argument("--quality", type=_quality, default=80, help="JPEG quality, 1 to 100 (default: %(default)s)")
 
-    demo = _command(commands, "demo", run.demo, "all of the above on the recorded demonstration")
+    demo = _command(commands, "demo", run.demo, "run all steps on the recorded demonstration")
     demo.add_argument("--output", type=Path, default=Path("demo_output"), help="folder (default: %(default)s)")
     for command in (calibrate, bench, make, check, demo):
         _threads(command)
@@ -145,7 +168,7 @@ def _command(
 
 def _threads(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--threads", type=_at_least_one, default=0, help="torch's threads on the CPU (default: as many as it takes)"
+        "--threads", type=_at_least_one, default=0, help="PyTorch's threads on the CPU (default: PyTorch's choice)"
     )
 
 
@@ -154,7 +177,7 @@ def _device(command: argparse.ArgumentParser, default: str = "auto") -> None:
 
 
 def _seed(text: str) -> int:
-    """A seed: what numpy takes, and torch, whose own ends at 64 bits."""
+    """Returns a seed in the range of NumPy and PyTorch (64 bits)."""
     if not text.isdecimal() or int(text) >= 2**64:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^64 - 1")
     return int(text)

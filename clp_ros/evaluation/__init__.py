@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint costs and whether it loads: parameters, FLOPs, latency, memory."""
+"""Parameters, FLOPs, latency and memory of a checkpoint, and whether it loads."""
 
 import lazy_loader as _lazy
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One file a job: what the command line, the nodes and the demo call."""
+"""The jobs, one file each, called by the command line, the nodes and the demo."""
 
 import lazy_loader as _lazy
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading a checkpoint strictly with lerobot's own classes."""
+"""Loads checkpoints strictly with lerobot's classes."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 def resolve_device(device: str) -> str:
-    """The device ``auto`` stands for: CUDA where there is one, otherwise the CPU.
+    """Returns the device; ``auto`` means CUDA if available, otherwise the CPU.
 
     Raises:
-        ClpError: The device is not known, or not there.
+        ClpError: The device is unknown or not available.
     """
     import torch
 
@@ -53,20 +53,20 @@ def resolve_device(device: str) -> str:
 def load_policy(
     folder: str | Path, device: str = "auto", dtype: str = "auto", mapped: bool = False, weights: bool = True
 ) -> LeRobotPolicy:
-    """Loads a checkpoint strictly with lerobot's own classes, offline where the folder holds all it needs.
+    """Loads a checkpoint strictly with lerobot's classes; offline if the folder has all files.
 
     Args:
         folder: The checkpoint.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``auto`` (as lerobot loads it) or ``float32``.
-        mapped: Leave weights that have the model's dtype in their files, memory-mapped: they take memory that the
-            system can take back at any time, so that a model larger than the memory runs, if slowly. On the CPU only.
-            The last bits of results may differ, since kernels depend on where in memory the weights begin.
-        weights: Whether to load them. Without, they are :func:`clp_ros.policies.empty_weights.fake_weights`, on the
-            CPU.
+        mapped: Memory-map weights that have the model's dtype. The system can reclaim this memory at any time, so that
+            a model larger than the memory runs, although slowly. On the CPU only. The last bits of results may differ,
+            because kernels depend on the alignment of the weights.
+        weights: Whether to load the weights. Otherwise they are :func:`clp_ros.policies.empty_weights.fake_weights`, on
+            the CPU.
 
     Raises:
-        ClpError: The folder is not a whole checkpoint of a known family, or does not fit lerobot's model.
+        ClpError: The folder is not a complete checkpoint of a known family, or does not fit lerobot's model.
     """
     from clp_ros.policies.empty_weights import assign_weights, fake_weights
 
@@ -77,7 +77,7 @@ def load_policy(
         raise ClpError(f"unknown dtype {dtype!r}", where="dtype", hint="use auto or float32")
     with quiet():
         policy = build_model(checkpoint.family, checkpoint.path, device)
-        feature_size(policy.config, ACTION, checkpoint.path)  # lerobot's models ask for it with every chunk
+        feature_size(policy.config, ACTION, checkpoint.path)  # lerobot's models read it for every chunk
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
         check_tensors(policy, checkpoint.model_names, shapes, checkpoint.path)
         if dtype == "float32":
@@ -95,13 +95,13 @@ def load_policy(
 
 
 def build_model(family: Family, folder: Path, device: str, where: Path | None = None) -> PreTrainedPolicy:
-    """Builds lerobot's policy of a checkpoint on the meta device: no weights are read.
+    """Builds lerobot's policy for a checkpoint on the meta device, without reading weights.
 
     Args:
         family: The checkpoint's family.
-        folder: The folder with its config.json and whatever that points to.
-        device: Where the policy will run, by name.
-        where: The checkpoint's folder, for the error; ``folder`` where it is not given.
+        folder: The folder with config.json and the files it points to.
+        device: Name of the policy's device.
+        where: The checkpoint's folder, for the error; by default ``folder``.
 
     Raises:
         ClpError: lerobot cannot build it.
@@ -129,15 +129,15 @@ def _read_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
 @contextlib.contextmanager
 def _reported(what: str, where: object, hint: str, *files: Path) -> Iterator[None]:
-    """Reports whatever a library finds wrong with the files it is given as a ClpError.
+    """Converts a library's exception about the given files into a ClpError.
 
-    ``files`` are the JSON files that may name what is missing.
+    ``files`` are JSON files that may name a missing repository.
     """
     try:
         yield
     except ClpError:
         raise
-    except Exception as error:  # lerobot, draccus, transformers and the hub each have exceptions of their own
+    except Exception as error:  # lerobot, draccus, transformers and the Hub raise many kinds
         if missing := missing_repository(error, *map(read_json_object, files)):
             raise missing.at(where) from error
         raise ClpError(f"{what} ({type(error).__name__}: {error})", where=where, hint=hint) from error

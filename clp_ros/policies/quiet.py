@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeping a library's loading chatter off the terminal, in the thread that loads and in no other."""
+"""Suppresses the output of libraries in the thread that loads a model, and in no other thread."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _undo = contextlib.ExitStack()
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps prints, Python warnings, and log records up to WARNING of this thread off stdout and stderr.
+    """Suppresses this thread's prints, Python warnings, and log records up to WARNING.
 
-    What other threads print, warn of or log meanwhile comes through: a node's other callbacks go on while it loads.
+    Output of other threads is not suppressed, because a node's other callbacks run meanwhile.
     """
     _thread.depth = getattr(_thread, "depth", 0) + 1
     _enter()
@@ -57,7 +57,7 @@ def _leave() -> None:
 
 
 class _Stdout:
-    """stdout, without what quiet threads write."""
+    """stdout without the output of quiet threads."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -80,7 +80,7 @@ def _filter_stdout() -> Iterator[None]:
     try:
         yield
     finally:
-        if sys.stdout is filtered:  # otherwise somebody else has put another in its place
+        if sys.stdout is filtered:  # otherwise other code has replaced it
             sys.stdout = stream
 
 
@@ -96,14 +96,14 @@ def _filter_records() -> Iterator[None]:
         with patched(logging.Logger, handle=handle_unless_quiet):
             yield
     finally:
-        # logging.warning(), which lerobot calls, gives a root logger without handlers one that prints on stderr.
+        # lerobot calls logging.warning(), which adds a stderr handler to a root logger without handlers.
         for handler in list(logging.root.handlers):
             if handler not in handlers and type(handler) is logging.StreamHandler:
                 logging.root.removeHandler(handler)
 
 
 class _QuietThread:
-    """Stands for the message pattern of a warning filter: matches whatever a quiet thread warns of."""
+    """Replaces the message pattern of a warning filter, and matches all warnings of a quiet thread."""
 
     def match(self, _: str) -> bool:
         return _is_quiet()
@@ -117,5 +117,5 @@ def _filter_warnings() -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):  # somebody has reset the filters
+        with contextlib.suppress(ValueError):  # other code has reset the filters
             filters.remove(entry)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real-time chunking (arXiv 2506.07339) by lerobot's own rules: a chunk that continues the last one."""
+"""Real-time chunking (arXiv 2506.07339) with lerobot's implementation: a chunk continues the last one."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from clp_ros.core.errors import ClpError
 if TYPE_CHECKING:
     import torch
 
-# Steps after the delay over which the last chunk still guides the next: lerobot's own default horizon. Without them the
-# first step that can still be changed would have no weight, and the chunk would begin anywhere.
+# Number of steps after the delay in which the last chunk guides the next: lerobot's default horizon. Without them, the
+# first step that can change would have no guidance, and the new chunk could begin anywhere.
 MARGIN_STEPS = 10
 
 
 def supports_rtc(policy: Any) -> bool:
-    """Whether lerobot has real-time chunking for a policy, as lerobot itself decides.
+    """Whether lerobot supports real-time chunking for a policy, by lerobot's own rule.
 
-    lerobot 0.6.1 asks the policy (lerobot.rollout.inference.rtc.supports_rtc_inference); before, a policy that has it
-    has ``init_rtc_processor``.
+    lerobot 0.6.1 decides in lerobot.rollout.inference.rtc.supports_rtc_inference. In earlier versions, a supported
+    policy has ``init_rtc_processor``.
     """
     asked = getattr(policy, "supports_rtc", None)
     if not (asked() if callable(asked) else hasattr(policy, "init_rtc_processor")):
@@ -33,17 +33,17 @@ def supports_rtc(policy: Any) -> bool:
 
 
 class RealTimeChunking:
-    """Remembers a policy's last chunk, and gives what guides the next one.
+    """Keeps a policy's last chunk, and returns the guidance for the next one.
 
     Args:
         policy: lerobot's policy; its ``rtc_config`` is set.
         preprocessor: Its preprocessor.
         postprocessor: Its postprocessor.
-        horizon: Steps of the last chunk that guide the next, at least. Where the delay is longer, there are more.
-        family: What the policy is called in a fault.
+        horizon: Minimum number of steps of the last chunk that guide the next. A longer delay increases it.
+        family: Name of the policy's family, for errors.
 
     Raises:
-        ClpError: lerobot has none for this policy.
+        ClpError: lerobot has no real-time chunking for this policy.
     """
 
     def __init__(self, policy: Any, preprocessor: Any, postprocessor: Any, horizon: int, family: str) -> None:
@@ -52,7 +52,7 @@ class RealTimeChunking:
 
         if not supports_rtc(policy):
             raise ClpError(f"lerobot has no real-time chunking for {family}", hint="use mode replace or ensemble")
-        # lerobot would predict such a chunk without any guidance, and say so on its own log only.
+        # lerobot would predict such a chunk without guidance, and only log this.
         is_relative = getattr(policy.config, "use_relative_actions", False) or any(
             getattr(step, "use_relative_action", False) for step in postprocessor.steps
         )
@@ -71,25 +71,25 @@ class RealTimeChunking:
         self._config = policy.config.rtc_config = RTCConfig(enabled=True, execution_horizon=horizon)
         if hasattr(policy, "init_rtc_processor"):
             policy.init_rtc_processor()
-        policy.requires_grad_(False)  # its guidance takes gradients, of the actions only
+        policy.requires_grad_(False)  # the guidance needs gradients of the actions only
 
     def remember(self, chunk: torch.Tensor, actions: torch.Tensor) -> None:
-        """Takes note of a chunk.
+        """Keeps a chunk.
 
         Args:
-            chunk: (1, steps, action_size), as the model made it.
+            chunk: (1, steps, action_size), the model's output.
             actions: (1, steps, action_size), after the postprocessor.
         """
         self._last = chunk.clone(), actions.clone()
 
     def guidance(self, elapsed_steps: int, delay_steps: int) -> dict[str, Any]:
-        """What ``predict_action_chunk`` takes to continue the last chunk; nothing where nothing of it is left.
+        """Returns arguments of ``predict_action_chunk`` for continuing the last chunk; empty if no steps are left.
 
-        To be called after the preprocessor: it caches the state that relative actions are relative to.
+        Call it after the preprocessor, which caches the state to which relative actions refer.
 
         Args:
-            elapsed_steps: Steps of the last chunk that had passed when the new observation was made.
-            delay_steps: Steps after them that will have been executed when the new chunk is there.
+            elapsed_steps: Steps of the last chunk that had passed at the time of the new observation.
+            delay_steps: Number of the following steps that will be executed before the new chunk is ready.
         """
         if self._last is None or not 0 <= elapsed_steps < self._last[0].shape[1]:
             return {}
@@ -103,8 +103,8 @@ class RealTimeChunking:
     def _reanchored(self, absolute: torch.Tensor) -> torch.Tensor:
         """Actions of the last chunk as the model would have put them from the present state.
 
-        Relative actions count from the state at the observation. The last chunk's count from an older state than the
-        next chunk's, and would be off by as much as the robot has moved since.
+        Relative actions refer to the state at the observation. Those of the last chunk refer to an older state, and
+        would be wrong by the robot's motion since then.
         """
         from lerobot.processor import TransitionKey, create_transition, to_relative_actions
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The calibration as one HTML page: what was measured, what it suggests, and what to type next.
+"""Writes the calibration as one HTML page: measurements, planned removal and next command.
 
-Everything is in the one file (styles, pictures), so it can be mailed, and it asks no other machine for anything.
+The file includes styles and images, so that it can be mailed and read offline.
 """
 
 import base64
@@ -14,7 +14,7 @@ from clp_ros.report.heatmaps import format_threshold
 from clp_ros.report.tables import MISSING, format_block, format_score, layer_rows
 
 _HERE = Path(__file__).parent  # with page.html.jinja and page.css
-# In this order first; what else the meta holds follows in its own order.
+# These keys come first, in this order. Other keys of the meta follow in their own order.
 _META_ORDER = ["checkpoint", "family", "embodiment", "task", "bags", "episodes"]
 _META_ORDER += ["samples", "tokens", "seed", "dtype", "device", "versions"]
 
@@ -24,12 +24,12 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
 
     Args:
         folder: An existing folder that holds the modules' ``heatmap_<module>.png``.
-        report: ``meta``: what was calibrated, a mapping of JSON values (``checkpoint``, ``family``, ``embodiment``,
-            ``task``, ``bags``, ``samples``, ``tokens``, ``seed``, ``dtype``, ``device``, ``versions``, …; ``modules``
-            in it is left out, being shown below). ``command``: the line to type next, or None. ``modules``: a mapping
-            for each, with ``name``, ``adjacent`` ``(L-1,)`` and, where known, ``mse`` and ``cosine`` ``(L-1,)``,
-            ``group`` (modules of one group lose the same layers), ``period`` (of alternating layer kinds),
-            ``dead_last`` (its last layer's output reaches nothing), and the keys of
+        report: ``meta``: the settings of the calibration, a mapping of JSON values (``checkpoint``, ``family``,
+            ``embodiment``, ``task``, ``bags``, ``samples``, ``tokens``, ``seed``, ``dtype``, ``device``, ``versions``,
+            …; ``modules`` in it is left out, because it is shown below). ``command``: the next command, or None.
+            ``modules``: a mapping for each, with ``name``, ``adjacent`` ``(L-1,)`` and, where known, ``mse`` and
+            ``cosine`` ``(L-1,)``, ``group`` (modules of one group lose the same layers), ``period`` (of alternating
+            layer kinds), ``dead_last`` (its last layer's output is not used), and the keys of
             :class:`~clp_ros.report.calibration_report.ModulePlan`.
 
     Returns:
@@ -62,9 +62,9 @@ def _ordered(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _module(folder: Path, module: Mapping[str, Any], modules: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the template shows of one module, every number already as text."""
+    """Returns the values of one layer stack for the template, with all numbers as text."""
     name, adjacent = module["name"], module["adjacent"]
-    # A module that names no group is in none: None must not couple it with another.
+    # Modules without a group are not coupled: None is not a common group.
     group = module.get("group", module["name"])
     scores = module.get("scores")
     blocks, removed = module.get("blocks") or (), module.get("removed") or ()
@@ -99,5 +99,5 @@ def _module(folder: Path, module: Mapping[str, Any], modules: Sequence[Mapping[s
 
 
 def _format_error(value: float | None) -> str:
-    # Mean squared errors span decades: three significant digits, not fixed decimals.
+    # Three significant digits instead of fixed decimals, because mean squared errors span decades.
     return MISSING if value is None or math.isnan(value) else f"{value:.3g}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables for the terminal (rich) and, the same ones, as Markdown. Printing is the caller's."""
+"""Creates tables for the terminal (rich), and the same tables as Markdown. The caller prints them."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -21,13 +21,13 @@ def layers_table(
     removed: Collection[int] = (),
     threshold: float | None = None,
 ) -> "Table":
-    """A module's layers: what each scores, the block it stands in, and whether it would go.
+    """Returns a table of a stack's layers: score, block, and whether the layer would be removed.
 
     Args:
-        module: The module's name.
-        scores: ``(L-1,)``, ``scores[i]`` belongs to layer i+1. NaN where a layer has none.
-        blocks: The layers of each block, 0-based, its anchor first.
-        removed: The 0-based layers that would go.
+        module: The layer stack's name.
+        scores: ``(L-1,)``, ``scores[i]`` belongs to layer i+1. NaN for a layer without a score.
+        blocks: The 0-based layers of each block; the first one is its anchor.
+        removed: The 0-based layers that would be removed.
         threshold: τ, for the title.
     """
     from rich.table import Table
@@ -51,7 +51,7 @@ def layers_table(
 def layer_rows(
     scores: Sequence[float], blocks: Sequence[Sequence[int]], removed: Collection[int]
 ) -> list[dict[str, Any]]:
-    """What :func:`layers_table` and the HTML page say of each layer: ``layer``, ``score``, ``block``, ``fate``."""
+    """Returns the rows of :func:`layers_table` and the HTML page: ``layer``, ``score``, ``block``, ``fate``."""
     block_of = {layer: block for block in blocks if len(block) > 1 for layer in block}
     rows = []
     for layer in range(len(scores) + 1):
@@ -69,13 +69,13 @@ def layer_rows(
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]], *, title: str | None = None) -> "Table":
-    """Benchmark results side by side: a column a checkpoint, the others compared with the first ("1.46× faster").
+    """Returns benchmark results, one column for each checkpoint, compared with the first ("1.46× faster").
 
     Args:
-        rows: One mapping a checkpoint: ``path`` (or ``name``, which is shown instead), and any of ``parameters``,
-            ``parameters_tied``, ``trainable``, ``gflops``, ``latency_ms``, ``latency_p90_ms``, ``train_step_ms``,
-            ``peak_memory``, ``bytes``. A measure that one checkpoint lacks (no key, None, NaN) is shown as ``–``; one
-            that none names is left out.
+        rows: One mapping for each checkpoint: ``path`` (or ``name``, which is shown instead), and any of
+            ``parameters``, ``parameters_tied``, ``trainable``, ``gflops``, ``latency_ms``, ``latency_p90_ms``,
+            ``train_step_ms``, ``peak_memory``, ``bytes``. A value that one checkpoint lacks (no key, None, NaN) is
+            shown as ``–``. A measure that all lack is left out.
         title: A title above the table.
 
     Raises:
@@ -99,10 +99,11 @@ def comparison_table(rows: Sequence[Mapping[str, Any]], *, title: str | None = N
 
 
 def paper_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
-    """The same as Table 1 of a paper: a column a checkpoint, and after each but the first its ratio to the first.
+    """Returns the results as Table 1 of a paper: one column for each checkpoint, and the ratio to the first after the
+    others.
 
     Args:
-        rows: As :func:`comparison_table` takes them.
+        rows: As in :func:`comparison_table`.
 
     Raises:
         ValueError: There is no row.
@@ -131,7 +132,7 @@ def paper_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
 
 
 def benchmark_setting(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Where and how benchmark results were measured, in one line."""
+    """Returns the machine and settings of benchmark results in one line."""
     told = []
     for row in rows:
         words = [row.get("device_name") or row.get("device"), row.get("device")]
@@ -142,7 +143,8 @@ def benchmark_setting(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def inspection_table(found: Mapping[str, Any]) -> "Group":
-    """What ``clp inspect`` found: facts, then the modules of a checkpoint or the scores of a calibration.
+    """Returns the output of ``clp inspect``: facts, then the layer stacks of a checkpoint or the scores of a
+    calibration.
 
     Args:
         found: The JSON of either result of :mod:`clp_ros.jobs.inspect`.
@@ -178,7 +180,7 @@ def inspection_table(found: Mapping[str, Any]) -> "Group":
 
 
 def to_markdown(table: "Table") -> str:
-    """A table of this file as a Markdown pipe table, without its title."""
+    """Converts a table of this module to a Markdown pipe table, without its title."""
 
     def line(cells: Sequence[Any]) -> str:
         texts = (str(cell).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in cells)
@@ -191,18 +193,18 @@ def to_markdown(table: "Table") -> str:
 
 
 def format_score(score: float | None) -> str:
-    """A score with six decimals, as scores near 1 need; ``–`` for none."""
+    """Returns a score with six decimals, because many are near 1; ``–`` for None."""
     known = _known(score)
     return MISSING if known is None else f"{known:.6f}"
 
 
 def format_block(block: Sequence[int]) -> str:
-    """A block's first and last layer: 3–9."""
+    """Returns a block's first and last layer: 3–9."""
     return f"{block[0]}–{block[-1]}"
 
 
 def format_count(count: float) -> str:
-    """A count of parameters as papers give it: 450.0 M, 3.50 B."""
+    """Returns a number of parameters as in papers: 450.0 M, 3.50 B."""
     for size, unit, decimals in ((1e9, "B", 2), (1e6, "M", 1), (1e3, "k", 1)):
         if count >= 0.99995 * size:  # 999 960 is 1.0 M, not 1000.0 k
             return f"{count / size:.{decimals}f} {unit}"
@@ -210,7 +212,7 @@ def format_count(count: float) -> str:
 
 
 def format_bytes(size: float) -> str:
-    """A file size in powers of 1000, as disks and ``ls --si`` give it: 907.1 MB."""
+    """Returns a file size in powers of 1000, like ``ls --si``: 907.1 MB."""
     for unit in ("B", "kB", "MB"):
         if size < 999.95:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -223,12 +225,12 @@ def _exact_count(count: float) -> str:
 
 
 def _format_figure(value: float) -> str:
-    # A tiny checkpoint's 0.031 GFLOPs must not read 0.0.
+    # The 0.031 GFLOPs of a tiny checkpoint must not become 0.0.
     return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 
 def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The single facts of an inspection, as text, in its own order."""
+    """Returns the scalar values of an inspection as text, in their order."""
     facts = []
     for key, value in found.items():
         if key in ("modules", "manifest"):
@@ -269,7 +271,7 @@ def _scores_table(module: Mapping[str, Any]) -> "Table":
 
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What to call each checkpoint: its name, or its folder's where no two folders are called alike."""
+    """Returns a label for each checkpoint: its name; or its folder's name if all differ, otherwise the path."""
     paths = [str(row.get("path", MISSING)) for row in rows]
     short = [Path(path).name or path for path in paths]
     if len(set(short)) < len(short):
@@ -283,17 +285,17 @@ def _measure(value: float | None, first: float | None, form: Callable[[float], s
         return MISSING
     if not first or not value:
         return form(value)
-    # In words: 0.79× and 1.27× are both read as "the ratio" of the same two numbers.
+    # With a word, because 0.79× and 1.27× could both be the ratio of the same two numbers.
     ratio = f"{first / value:.2f}× {words[0]}" if value < first else f"{value / first:.2f}× {words[1]}"
     return f"{form(value)}  ({'same' if ratio.startswith('1.00×') else ratio})"
 
 
 def _known(value: float | None) -> float | None:
-    """Returns the value; None also for NaN, which alone differs from itself."""
+    """Returns the value; None for None and NaN."""
     return value if value == value else None
 
 
-# What a value below and one above the first's is called.
+# Words for a value below and a value above the first one.
 _SIZE, _WORK, _TIME = ("smaller", "larger"), ("less", "more"), ("faster", "slower")
 _MEASURES: tuple[tuple[str, str, Callable[[float], str], tuple[str, str]], ...] = (
     ("parameters", "parameters", format_count, _SIZE),
@@ -306,5 +308,5 @@ _MEASURES: tuple[tuple[str, str, Callable[[float], str], tuple[str, str]], ...] 
     ("peak_memory", "peak memory", format_bytes, _SIZE),
     ("bytes", "checkpoint", format_bytes, _SIZE),
 )
-# In a paper's table, digits enough to compare with other papers'.
+# For the paper's table, with enough digits for comparisons with other papers.
 _EXACT: dict[Callable[[float], str], Callable[[float], str]] = {format_count: _exact_count}

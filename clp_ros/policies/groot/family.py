@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from lerobot.policies.pretrained import PreTrainedPolicy
 
 _TYPE = "clp_groot"
-# As NVIDIA's config.json spells the model, and the checkpoints fine-tuned from it.
+# Names of the model in NVIDIA's config.json and in checkpoints fine-tuned from it.
 _NVIDIA_NAMES = {"gr00t_n1_5", "gr00tn1_5", "gr00t_n15"}
-# Of nvidia/GR00T-N1.5-3B, where lerobot's own checkpoints take it from: their config.json does not say.
+# Depths of nvidia/GR00T-N1.5-3B. The config.json of lerobot's checkpoints does not contain them.
 _DEPTHS = {"llm": 12, "vl_self_attention": 4, "dit": 16}
-# Where NVIDIA's config.json says it.
+# The keys of the depths in NVIDIA's config.json.
 _NVIDIA_DEPTHS = {
     "llm": ("backbone_cfg", "select_layer"),
     "vl_self_attention": ("action_head_cfg", "vl_self_attention_cfg", "num_layers"),
@@ -44,7 +44,7 @@ def _recognises(config: Config) -> bool:
 
 
 def is_nvidia(spellings: Collection[str], config: Config) -> bool:
-    """Whether this is the config.json of NVIDIA's own checkpoints, which know nothing of lerobot.
+    """Whether this config.json has NVIDIA's layout, not lerobot's.
 
     Args:
         spellings: The model's names, in small letters and with underscores.
@@ -76,7 +76,7 @@ def _depths(config: Config) -> dict[str, Any]:
 def layer_stacks(config: Config) -> tuple[LayerStack, ...]:
     """As :attr:`clp_ros.policies.family.Family.modules`."""
     depths = _depths(config)
-    # NVIDIA's own checkpoints hold what lerobot wraps.
+    # Checkpoints in NVIDIA's layout lack lerobot's prefix.
     root = "" if _is_nvidia(config) else "_groot_model."
     stacks = {
         "llm": root + "backbone.eagle_model.language_model.model.layers",
@@ -101,7 +101,8 @@ def layer_stacks(config: Config) -> tuple[LayerStack, ...]:
 
 def _interleaves(config: Config) -> bool:
     head = config.get("action_head_cfg" if _is_nvidia(config) else "action_head_config") or {}
-    # Where NVIDIA's config leaves it out, it is off; the plugin completes its own from the published one, which has it.
+    # A missing field in NVIDIA's config means off. The plugin completes its own config from the published one, which
+    # has it.
     return bool(head.get("diffusion_model_cfg", {}).get("interleave_self_attention", not _is_nvidia(config)))
 
 
@@ -120,8 +121,8 @@ def _with_depths(config: Config, depths: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _rewrite_local_paths(documents: Mapping[str, dict[str, Any]], folder: Path, contents: Path) -> None:
-    """Lets the plugin's processor steps do what lerobot's cannot; there is no path to what the checkpoint holds."""
-    # In either file: lerobot's would run the code of whatever tokenizer they name.
+    """Replaces lerobot's processor steps by the plugin's. There are no paths into the checkpoint."""
+    # In both files, because lerobot's steps would run the code of any tokenizer that they name.
     for steps in [documents.get(f"policy_{side}processor.json", {}).get("steps", []) for side in ("pre", "post")]:
         for step in steps:
             if step.get("registry_name") == "groot_eagle_encode_v3":
@@ -152,7 +153,7 @@ def _build(folder: Path, device: str) -> PreTrainedPolicy:
 
     config = PreTrainedConfig.from_pretrained(folder)
     if not isinstance(config, ClpGrootConfig):
-        # lerobot builds its own by loading the base model, in a way that fails.
+        # lerobot builds the model by loading the base model, and fails.
         config = ClpGrootConfig(**{field.name: getattr(config, field.name) for field in fields(config)})
     config.device = device
     return ClpGrootPolicy(config)
@@ -209,7 +210,7 @@ def _forward(policy: PreTrainedPolicy, batch: dict[str, Any], rng: np.random.Gen
         valid = valid & ~padded[:, : valid.shape[1]]
     is_image = batch["eagle_input_ids"] == model.backbone.eagle_model.image_token_index
     words = word_modalities(is_image, batch["eagle_attention_mask"].bool())
-    # Before the actions: one token of the state, and the learned ones that stand for what is to come.
+    # Before the actions: one token of the state, and the learned future tokens.
     learned = model.action_head.future_tokens.num_embeddings
     others = valid.new_ones(len(valid), 1 + learned)
     runs = (Modality.STATE, 1), (Modality.LEARNED, learned), (Modality.ACTION, None)

@@ -18,18 +18,18 @@ from clp_ros.policies.features import PolicyFeatures
 from clp_ros.policies.plugin import register_plugin
 from clp_ros.policies.random_weights import byte_level_tokenizer, draw_tensor, projection_gains, write_weights
 
-# What a layer adds to its input goes through these: the last matrices of attention and feed-forward.
+# The output projections: a layer adds their products to its input.
 OUTPUT_PROJECTIONS = (
     *("self_attn.o_proj.weight", "mlp.down_proj.weight"),  # of the language model
     *("attn1.to_out.0.weight", "ff.net.2.weight"),  # of the other two stacks
 )
-# Layers with weights of each embodiment: their biases, and their weights, whose inputs are the last axis but one.
+# Layers with separate weights for each embodiment: biases; and weights, whose input axis is the last but one.
 NAMES: Mapping[str, Any] = {"biases": (".bias", ".b"), "inputs_last_but_one": (".W",)}
 
 
 @dataclass(frozen=True)
 class _Size:
-    """Config fields of a checkpoint made at random, and what its pictures become."""
+    """Config fields of a random checkpoint, and its image size."""
 
     config: dict[str, Any]
     pixels: int
@@ -37,8 +37,8 @@ class _Size:
 
 
 _SIZES = {
-    # All widths differ: the language model's (48) from its keys' (32) and from the diffusion transformer's (40), so
-    # that a block that attends to the one has no place among those that attend to the other.
+    # The widths of the language model (48), its keys (32) and the diffusion transformer (40) differ, so that a block
+    # that attends to one cannot replace a block that attends to another.
     "tiny": _Size(
         config={
             "llm_layers": 6,
@@ -83,8 +83,8 @@ _SIZES = {
     ),
     "full": _Size(config={}, pixels=224),
 }
-# A picture's place, and what LeRobot puts around an instruction, are one token each: a byte-level tokenizer without
-# merges has one a letter for all else. Up to nine cameras.
+# An image's placeholder and LeRobot's text around an instruction are one token each. All other text has one token for
+# each byte, because the tokenizer has no merges. Up to nine cameras.
 _SPECIAL_TOKENS = {
     "image_token": "<IMG_CONTEXT>",
     "image_start_token": "<img>",
@@ -93,9 +93,9 @@ _SPECIAL_TOKENS = {
     "task_end_token": "']",
     **{f"image_{number}_token": f"<image {number}>" for number in range(1, 10)},
 }
-# As many as with two pictures of 256 make the 552 tokens of the measurements (facts of the released model).
+# With two images of 256 tokens each, this gives the 552 tokens that were measured on the released model.
 _TASK_TOKENS = 32
-# Eagle's, of one message of images and text, without the words that say who speaks.
+# Eagle's template for one message of images and text, without the words for the roles.
 _CHAT_TEMPLATE = (
     "{% set images = namespace(count=0) %}{% for part in messages[0].content %}{% if part.type == 'image' %}"
     "{% set images.count = images.count + 1 %}<image-{{ images.count }}>{% else %}{{ part.text }}{% endif %}"
@@ -104,7 +104,7 @@ _CHAT_TEMPLATE = (
 
 
 def _write_eagle(size: _Size, folder: Path) -> int:
-    """Writes the settings of Eagle's tokenizer and processor; returns the id of the token that stands for a picture."""
+    """Writes the settings of Eagle's tokenizer and processor; returns the id of the image token."""
     tokenizer = byte_level_tokenizer(_SPECIAL_TOKENS)
     tokenizer.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(_CHAT_TEMPLATE, encoding="utf-8")
@@ -113,7 +113,7 @@ def _write_eagle(size: _Size, folder: Path) -> int:
         "image_mean": [0.5] * 3,
         "image_std": [0.5] * 3,
         "resample": 3,
-        "do_resize": False,  # cutting it into tiles resizes it
+        "do_resize": False,  # cutting an image into tiles resizes it
         "do_pad": False,
     }
     texts = {"image_token": "<IMG_CONTEXT>", "tokens_per_tile": (size.pixels // size.patch) ** 2}
@@ -133,8 +133,8 @@ def make_checkpoint(family: Family, size_name: str, folder: Path, features: Poli
 
     size = _SIZES[size_name]
     inputs, outputs = features.lerobot_features()
-    usual = ClpGrootConfig()  # it pads state to 64 components and action to 32; a robot may have more joints
-    # lerobot's GR00T maps minimum and maximum to -1 and 1: here what lies a deviation from the mean.
+    usual = ClpGrootConfig()  # pads the state to 64 and the action to 32 components; a robot may have more joints
+    # lerobot's GR00T maps minimum and maximum to -1 and 1. Here these are one standard deviation from the mean.
     statistics = {
         name: values | {"min": values["mean"] - values["std"], "max": values["mean"] + values["std"]}
         for name, values in features.lerobot_statistics().items()
@@ -163,7 +163,7 @@ def make_checkpoint(family: Family, size_name: str, folder: Path, features: Poli
     write_weights(policy, folder / "model.safetensors", partial(draw_tensor, policy, gains, seed, **NAMES))
 
     def finish(documents: Mapping[str, dict[str, Any]]) -> None:
-        # The processors hold the tokenizer; the folder it came from is no more.
+        # The processors contain the tokenizer; its temporary folder is gone.
         documents["config.json"]["tokenizer_assets_repo"] = usual.tokenizer_assets_repo
         for step in documents["policy_preprocessor.json"]["steps"]:
             if step["registry_name"] == "clp_groot_eagle":

@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     import torch
     from lerobot.policies.pretrained import PreTrainedPolicy
 
-# Where make_checkpoint puts the backbone's tokenizer and image processor, so that nothing asks a model hub.
+# Folder in which make_checkpoint puts the backbone's tokenizer and image processor, so that no Hub is needed.
 PROCESSOR_FOLDER = "vlm_processor"
 
 _TYPE = "clp_groot_n1_7"
 _BASE_MODEL = "nvidia/GR00T-N1.7-3B"
 _BACKBONE = "nvidia/Cosmos-Reason2-2B"
 ENCODE_STEP = "groot_n1_7_vlm_encode_v1"
-# As NVIDIA's config.json and lerobot's own reading of it spell the model.
+# Names of the model in NVIDIA's and lerobot's config.json.
 _NVIDIA_NAMES = {"gr00tn1d7", "gr00t_n1d7", "gr00t_n1_7"}
-# Of the published model: lerobot's GR00T_N1_7_DEFAULTS, and the number of deepstack_visual_indexes of its backbone.
+# Of the published model: lerobot's GR00T_N1_7_DEFAULTS, and the length of its backbone's deepstack_visual_indexes.
 _DEPTHS = {"llm": 16, "vl_self_attention": 4, "dit": 32}
 _ATTEND_TEXT_EVERY = 2
 _DEEPSTACK = 3
 _STACKS = {"vl_self_attention": "vl_self_attention_cfg", "dit": "diffusion_model_cfg"}
-# What lerobot takes from its own config, or sets itself, whatever the base model's config says.
+# Fields that lerobot takes from its own config, or sets itself, instead of the base model's config.
 _NOT_MODEL_FIELDS = {
     *("architectures", "model_type", "transformers_version", "torch_dtype", "_name_or_path", "model_name"),
     *("select_layer", "use_flash_attention", "load_bf16"),
@@ -47,7 +47,7 @@ _NOT_MODEL_FIELDS = {
 
 def _recognises(config: Config) -> bool:
     if config.get("type") == "groot":
-        # lerobot 0.5 writes the same type for N1.5, always with a tokenizer, and does not know the other field.
+        # lerobot 0.5 writes the same type for N1.5, but always with a tokenizer and without the other field.
         return config.get("tokenizer_assets_repo") is None and "tune_vlln" in config
     return config.get("type") == _TYPE or _is_nvidia(config)
 
@@ -56,7 +56,8 @@ _is_nvidia = partial(is_nvidia, _NVIDIA_NAMES)
 
 
 def _depths_and_configs(config: Config) -> tuple[dict[str, int], dict[str, Any], dict[str, Any]]:
-    """The depths by module, the model's config without them, and the backbone's (empty for the published one's)."""
+    """Returns the depths by layer stack, the model's config without them, and the backbone's config (empty: as
+    published)."""
     if config.get("type") == _TYPE:
         depths = {name: config.get(f"{name}_layers", usual) for name, usual in _DEPTHS.items()}
         model, backbone = config.get("model_config") or {}, config.get("backbone_config") or {}
@@ -75,7 +76,8 @@ def _depths_and_configs(config: Config) -> tuple[dict[str, int], dict[str, Any],
 
 
 def _read_config(name: str | None, published: str) -> dict[str, Any]:
-    """The config.json of what a config points to: a folder, or on the hub; empty for the published one there."""
+    """Returns the config.json that a config points to, in a folder or the Hub's cache; empty for the published
+    model."""
     if name is None or name == published:
         return {}
     path = Path(name, "config.json")
@@ -91,7 +93,7 @@ def _read_config(name: str | None, published: str) -> dict[str, Any]:
 def layer_stacks(config: Config) -> tuple[LayerStack, ...]:
     """As :attr:`clp_ros.policies.family.Family.modules`."""
     depths, model, backbone = _depths_and_configs(config)
-    # NVIDIA's own checkpoints hold what lerobot wraps.
+    # Checkpoints in NVIDIA's layout lack lerobot's prefix.
     root = "" if _is_nvidia(config) else "_groot_model."
     llm, head = root + "backbone.model.model.language_model", root + "action_head."
     deepstack = len(backbone["vision_config"]["deepstack_visual_indexes"]) if backbone else _DEEPSTACK
@@ -103,10 +105,10 @@ def layer_stacks(config: Config) -> tuple[LayerStack, ...]:
             layer_prefix=llm + ".layers.{layer}.",
             layers_path=llm + ".layers",
             norm_path=llm + ".norm",
-            # Qwen3-VL adds features of the images to what the first layers give, by their place in the stack: without
-            # one of these, the features of those behind it would reach other layers.
+            # Qwen3-VL adds image features to the outputs of the first layers, by layer index. Without one of these
+            # layers, the features for the later ones would be added to other layers.
             protected_layers=frozenset(range(min(deepstack, depths["llm"]))),
-            # The last of them are added behind the last of these layers, after which the action head's input is taken.
+            # The last image features are added after the last of these layers, and a layer must follow that reads them.
             min_layers=min(deepstack + 1, depths["llm"]),
         ),
         LayerStack(
@@ -130,9 +132,9 @@ def layer_stacks(config: Config) -> tuple[LayerStack, ...]:
 
 
 def _period(model: Config) -> int:
-    """After how many blocks of the diffusion transformer what they attend to comes again.
+    """Returns the period of the diffusion transformer's attention pattern, in blocks.
 
-    Odd blocks attend to the actions; of the even ones, the published model's attend to text and image in turn.
+    Odd blocks attend to the actions. Even blocks of the published model attend to text and image in turn.
     """
     if model.get("use_alternate_vl_dit", True):
         return 2 * model.get("attend_text_every_n_blocks", _ATTEND_TEXT_EVERY)
@@ -160,7 +162,7 @@ def _with_depths(config: Config, depths: Mapping[str, int]) -> dict[str, Any]:
 
 def rewrite_local_paths(documents: Mapping[str, dict[str, Any]], folder: Path, contents: Path) -> None:
     """As :attr:`clp_ros.policies.family.Family.rewrite_local_paths`."""
-    # A checkpoint that lerobot fine-tuned holds no processor: it points to that of the checkpoint it came from.
+    # A checkpoint fine-tuned by lerobot has no processor, but points to that of its base checkpoint.
     if not (contents / PROCESSOR_FOLDER).is_dir():
         return
     for step in documents.get("policy_preprocessor.json", {}).get("steps", []):
@@ -187,7 +189,7 @@ def _build(folder: Path, device: str) -> PreTrainedPolicy:
 
     config = PreTrainedConfig.from_pretrained(folder)
     if not isinstance(config, ClpGrootN17Config):
-        # lerobot builds it by loading the base model's weights, from the hub if need be.
+        # lerobot builds the model by loading the base model's weights, if necessary from the Hub.
         depths, model, backbone = _depths_and_configs(document)
         same = {field.name: getattr(config, field.name) for field in fields(config)}
         own = {f"{name}_layers": layers for name, layers in depths.items()}
@@ -197,12 +199,12 @@ def _build(folder: Path, device: str) -> PreTrainedPolicy:
 
 
 def _check_processor(folder: Path) -> None:
-    """Refuses a preprocessor with which a checkpoint would choose the code that lerobot runs.
+    """Refuses a preprocessor that would make lerobot run code chosen by the checkpoint.
 
     lerobot loads the backbone's tokenizer and image processors with ``trust_remote_code``.
 
     Raises:
-        ClpError: They are neither the published backbone's, nor in a folder without code.
+        ClpError: They are neither those of the published backbone, nor in a folder without code.
     """
     files = [folder / name for name in ("policy_preprocessor.json", "policy_postprocessor.json")]
     documents = {path.name: read_json_object(path) for path in files if path.is_file()}
@@ -225,11 +227,11 @@ def _check_processor(folder: Path) -> None:
 def _link_processors(preprocessor: Any, postprocessor: Any) -> None:
     from lerobot.policies.groot.processor_groot import GrootN17VLMEncodeStep
 
-    # Actions that count from the state are decoded with the state that the preprocessor saw.
+    # Relative actions are decoded with the state that the preprocessor received.
     link_groot_n1_7_steps(preprocessor, postprocessor)
     for step in preprocessor.steps:
         if isinstance(step, GrootN17VLMEncodeStep):
-            _ = step.proc  # the tokenizer, which would be loaded with the first observation
+            _ = step.proc  # loads the tokenizer now instead of with the first observation
 
 
 def _forward(policy: PreTrainedPolicy, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, torch.Tensor]:

@@ -17,8 +17,8 @@ from clp_ros.policies.groot_n1_7.family import PROCESSOR_FOLDER
 from clp_ros.policies.plugin import register_plugin
 from clp_ros.policies.random_weights import byte_level_tokenizer, draw_tensor, projection_gains, write_weights
 
-# Config fields of a checkpoint made at random. Tiny widths all differ: the language model's from its key/value width
-# and from the diffusion transformer's, so that a block that attends to the one has no place among those of the other.
+# Config fields of a random checkpoint. The tiny widths of the language model, its keys and the diffusion transformer
+# differ, so that a block that attends to one cannot replace a block that attends to another.
 _SIZES: Mapping[str, dict[str, Any]] = {
     "tiny": {
         "llm_layers": 6,
@@ -55,7 +55,7 @@ _SIZES: Mapping[str, dict[str, Any]] = {
             },
         },
     },
-    # As published, but that lerobot would make float32 of it to fine-tune it.
+    # As published; for fine-tuning, lerobot would convert it to float32.
     "full": {"model_params_fp32": False},
 }
 _TINY_BACKBONE: Mapping[str, Any] = {
@@ -97,7 +97,7 @@ _SPECIAL_TOKENS = {
     "message_start_token": "<|im_start|>",
     "message_end_token": "<|im_end|>",
 }
-# Qwen3-VL's, of one message of images and text.
+# Qwen3-VL's template for one message of images and text.
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
     "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
@@ -106,7 +106,7 @@ _CHAT_TEMPLATE = (
 
 
 def _write_processor(backbone: Config, pixels: int, folder: Path) -> dict[str, int]:
-    """Writes the backbone's tokenizer and image processors; returns the token ids its config has to have."""
+    """Writes the backbone's tokenizer and image processors; returns the token ids for its config."""
     from transformers import Qwen2VLImageProcessor, Qwen3VLVideoProcessor
 
     tokenizer = byte_level_tokenizer(_SPECIAL_TOKENS)
@@ -140,7 +140,7 @@ def make_checkpoint(family: Family, size_name: str, folder: Path, features: Poli
     edge = _TINY_IMAGE if tiny else 256
     backbone |= _write_processor(backbone, edge**2, folder / PROCESSOR_FOLDER)
     inputs, outputs = features.lerobot_features()
-    usual = ClpGrootN17Config()  # it pads state and action to 132 components; a robot may have more joints
+    usual = ClpGrootN17Config()  # pads state and action to 132 components; a robot may have more joints
     state, action = max(usual.max_state_dim, features.state_size), max(usual.max_action_dim, features.action_size)
     widths = {"max_state_dim": state, "max_action_dim": action}
     config = ClpGrootN17Config(
@@ -157,7 +157,7 @@ def make_checkpoint(family: Family, size_name: str, folder: Path, features: Poli
     gains = projection_gains(family.modules(read_json_object(folder / "config.json")), OUTPUT_PROJECTIONS, seed)
     write_weights(policy, folder / "model.safetensors", partial(draw_tensor, policy, gains, seed, **NAMES))
 
-    # The actions' range, for which lerobot's normalisation asks, is what all but the outermost of them lie in.
+    # lerobot's normalisation needs the actions' range, here between outer quantiles.
     statistics = {
         name: {**values, "min": values["q01"], "max": values["q99"]}
         for name, values in features.lerobot_statistics().items()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from lerobot.policies.pretrained import PreTrainedPolicy
 
-# Where make_checkpoint puts the tokenizer, so that nothing asks a model hub.
+# Folder in which make_checkpoint puts the tokenizer, so that no Hub is needed.
 TOKENIZER_FOLDER = "tokenizer"
 
 _STOCK_LAYERS = 18  # in lerobot's code, for every variant
@@ -34,13 +34,12 @@ LM_HEAD = _TOWERS + "paligemma.lm_head.weight"
 def gemma_family(
     name: str, renamed: tuple[str, str] = ("time_mlp_", "action_time_mlp_"), left_out: str | None = None
 ) -> Family:
-    """The family of a policy that lerobot calls ``name``, and the plugin ``clp_<name>``.
+    """Returns the family of lerobot's policy type ``name``, and of the plugin's ``clp_<name>``.
 
     Args:
         name: The family's name.
-        renamed: What the names of the layers that take the flow's time may begin with in a checkpoint, and do in
-            lerobot's model.
-        left_out: Regular expression of tensors that lerobot's loading leaves out.
+        renamed: Prefixes of the layers that take the flow's time: in a checkpoint, and in lerobot's model.
+        left_out: Regular expression of the tensors that lerobot does not load.
     """
     return Family(
         name=name,
@@ -61,14 +60,14 @@ def gemma_family(
 
 
 def _unwrapped_name(renamed: tuple[str, str], left_out: str | None, tensor: str) -> str | None:
-    """What ``_fix_pytorch_state_dict_keys`` of lerobot's policy makes of names without a prefix."""
+    """Renames tensors without a prefix as ``_fix_pytorch_state_dict_keys`` of lerobot's policy does."""
     if left_out is not None and re.match(left_out, tensor):
         return None
     other, own = renamed
     return own + tensor.removeprefix(other) if tensor.startswith((other + "in.", other + "out.")) else tensor
 
 
-# The towers as lerobot before 0.4 named them: transformers has since put `model.` between.
+# Names of the towers in lerobot before 0.4. Later versions of transformers insert `model.`.
 _OLD_TOWERS = re.compile(
     r"(model\.)?paligemma_with_expert\.paligemma\.(language_model|vision_tower|multi_modal_projector)\."
 )
@@ -118,7 +117,7 @@ def _build(folder: Path, device: str) -> PreTrainedPolicy:
         register_plugin()
     config = PreTrainedConfig.from_pretrained(folder)
     config.device = device
-    # What a compiled model computes cannot be read layer by layer.
+    # Hidden states cannot be read from a compiled model.
     with patched(config, compile_model=False):
         return get_policy_class(config.type)(config)
 
@@ -137,7 +136,7 @@ def _forward(policy: PreTrainedPolicy, batch: dict[str, Any], rng: np.random.Gen
         time = time * config.time_sampling_scale + config.time_sampling_offset
         return torch.from_numpy(time.astype("float32")).to(device)
 
-    # lerobot keeps the padding masks to itself: the second of what either embedding gives.
+    # lerobot does not return the padding masks; they are the second result of both embedding functions.
     def embed_prefix(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
         embedded = type(model).embed_prefix(model, *args, **kwargs)
         masks["vlm"] = embedded[1].bool()
@@ -151,7 +150,7 @@ def _forward(policy: PreTrainedPolicy, batch: dict[str, Any], rng: np.random.Gen
     own = {"sample_noise": sample_noise, "sample_time": sample_time}
     with patched(model, embed_prefix=embed_prefix, embed_suffix=embed_suffix, **own):
         policy.forward(batch)
-    # The actions come last: π0's expert takes the state as one token before them, π0.5's does not.
+    # The actions are last. π0's expert has one token of the state before them, π0.5's has none.
     actions = config.chunk_size
     if (padded := batch.get("action_is_pad")) is not None:
         masks["expert"][:, -actions:] &= ~padded

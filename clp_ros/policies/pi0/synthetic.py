@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-# What a layer adds to its input goes through these: the last matrices of attention and feed-forward.
+# The output projections: a layer adds their products to its input.
 _OUTPUT_PROJECTIONS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 
 
-# Config fields of a checkpoint made at random. The two towers' widths differ from each other and from their heads'.
+# Config fields of a random checkpoint. The widths of the two towers differ from each other and from their heads'.
 _SIZES: Mapping[str, dict[str, Any]] = {
     "tiny": {
         "num_layers": 8,
@@ -42,7 +42,7 @@ _SIZES: Mapping[str, dict[str, Any]] = {
         "image_resolution": (56, 56),
         "num_inference_steps": 2,
     },
-    # As the released models are trained further: in bfloat16, the vision tower frozen.
+    # As in fine-tuning of the released models: bfloat16, with a frozen vision tower.
     "full": {"dtype": "bfloat16", "freeze_vision_encoder": True},
 }
 
@@ -57,7 +57,7 @@ def make_checkpoint(family: Family, size_name: str, folder: Path, features: Poli
         policy_type = f"clp_{name}"
         register_plugin()
     byte_level_tokenizer({}).save_pretrained(folder / TOKENIZER_FOLDER)
-    usual = make_policy_config(name)  # it pads state and action to 32 components; a robot may have more joints
+    usual = make_policy_config(name)  # pads state and action to 32 components; a robot may have more joints
     inputs, outputs = features.lerobot_features()
     config = make_policy_config(
         policy_type,
@@ -75,7 +75,7 @@ def make_checkpoint(family: Family, size_name: str, folder: Path, features: Poli
     gains = projection_gains(family.modules({"type": policy_type, **size}), _OUTPUT_PROJECTIONS, seed)
     write_weights(policy, folder / "model.safetensors", partial(_fill, policy, gains, seed))
 
-    # lerobot's own processors ask the model hub for their tokenizer.
+    # lerobot's processors would download their tokenizer from the Hub.
     processors = import_module(f"lerobot.policies.{name}.processor_{name}")
     tokenize = partial(_tokenizer_step, processors.TokenizerProcessorStep, folder / TOKENIZER_FOLDER)
     with patched(processors, TokenizerProcessorStep=tokenize):
@@ -93,4 +93,4 @@ def _fill(policy: nn.Module, gains: Mapping[str, float], seed: int, name: str, t
     draw_tensor(policy, gains, seed, name, tensor)
     owner, _, attribute = name.rpartition(".")
     if attribute == "weight" and type(policy.get_submodule(owner)).__name__ == "PiGemmaRMSNorm":
-        tensor.zero_()  # Gemma's norms multiply by one more than their weight
+        tensor.zero_()  # Gemma's norms multiply by 1 + weight

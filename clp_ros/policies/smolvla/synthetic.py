@@ -12,13 +12,13 @@ from clp_ros.policies.features import PolicyFeatures
 from clp_ros.policies.random_weights import byte_level_tokenizer, seeded, vary_layers
 from clp_ros.policies.smolvla.family import VLM_FOLDER
 
-# What a layer adds to its input goes through these: the last matrices of attention and feed-forward.
+# The output projections: a layer adds their products to its input.
 _OUTPUT_PROJECTIONS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 
 
 @dataclass(frozen=True)
 class _Size:
-    """Widths of a checkpoint made at random; ``full`` is lerobot/smolvla_base's."""
+    """Widths of a random checkpoint; ``full`` has those of lerobot/smolvla_base."""
 
     text: dict[str, Any]
     vision: dict[str, Any]
@@ -86,7 +86,7 @@ _SPECIAL_TOKENS = {
 
 
 def _write_vlm(size: _Size, folder: Path) -> None:
-    """Writes the VLM's config, tokenizer and processor, with transformers' own classes."""
+    """Writes the VLM's config, tokenizer and processor with transformers' classes."""
     from transformers import AutoConfig, SmolVLMImageProcessor, SmolVLMProcessor
     from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
 
@@ -122,7 +122,7 @@ def make_checkpoint(family: Family, size_name: str, folder: Path, features: Poli
     _write_vlm(size, folder / VLM_FOLDER)
     inputs, outputs = features.lerobot_features()
     edge = size.vision["image_size"]
-    usual = SmolVLAConfig()  # it pads state and action to 32 components; a robot may have more joints
+    usual = SmolVLAConfig()  # pads state and action to 32 components; a robot may have more joints
     config = SmolVLAConfig(
         max_state_dim=max(usual.max_state_dim, features.state_size),
         max_action_dim=max(usual.max_action_dim, features.action_size),

@@ -32,12 +32,12 @@ class StackScores(StrictModel):
         layers: Number of layers.
         group: Stacks of one group lose the same layers.
         period: Layer kinds alternate with the layer index at this period.
-        dead_last: Whether the last layer's output reaches nothing.
+        dead_last: Whether the last layer's output is not used.
         fixed: 0-based layers that may not be removed.
-        least: Layers that must be left.
-        adjacent: CKA of neighbours, (L-1,).
-        mse: Mean squared error between neighbours' hidden states, (L-1,).
-        cosine: Mean cosine similarity between them, (L-1,).
+        least: Minimum number of layers that must be left.
+        adjacent: CKA of adjacent layers, (L-1,).
+        mse: Mean squared error between the hidden states of adjacent layers, (L-1,).
+        cosine: Mean cosine similarity of these states, (L-1,).
     """
 
     model_config = ConfigDict(extra="allow")
@@ -62,7 +62,7 @@ class StackScores(StrictModel):
 
 
 class CalibrationDocument(StrictModel):
-    """calibration.json, as far as pruning reads it; it says more of how it was made."""
+    """The keys of calibration.json that pruning reads. The file has more, about how it was made."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -103,7 +103,7 @@ class Calibration:
         return {name: np.diagonal(matrix, offset=1).copy() for name, matrix in self.matrices.items()}
 
     def entries(self) -> dict[str, dict[str, Any]]:
-        """The layer stacks' entries in calibration.json, with their scores: those of :class:`StackScores`."""
+        """The entries of the layer stacks in calibration.json, with the keys of :class:`StackScores`."""
         series = {"adjacent": self.adjacent, "mse": self.mse, "cosine": self.cosine}
         return {
             name: self.meta["modules"][name] | {key: values[name].tolist() for key, values in series.items()}
@@ -158,10 +158,10 @@ def _read_matrices(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_matrices(modules: Mapping[str, StackScores], matrices: Mapping[str, np.ndarray]) -> None:
-    """Holds cka.npz against calibration.json.
+    """Compares cka.npz with calibration.json.
 
     Raises:
-        ValueError: They are not of one calibration.
+        ValueError: They belong to different calibrations.
     """
     if modules.keys() != matrices.keys():
         raise ValueError(f"{JSON_FILE} is of {', '.join(modules)}, {MATRICES_FILE} of {', '.join(matrices)}")

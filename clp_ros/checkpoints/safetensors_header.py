@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads and writes the header of a safetensors file without the data.
 
-The safetensors library hands out tensors, not where their bytes lie; surgery copies byte ranges, so it needs the
-offsets. The library checks the header; what it does not check is checked here (repeated names, unknown fields, names
-that look like paths). Format: 8 bytes little-endian header length, a JSON header, the tensors' bytes without gaps.
+Surgery copies byte ranges and needs the tensors' offsets, which the safetensors library does not give. The library
+checks the header. Further checks here are for repeated names, unknown fields, and names that look like paths. Format: 8
+bytes little-endian header length, a JSON header, the tensors' bytes without gaps.
 """
 
 from __future__ import annotations

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 
 def _request[R: Request](request: type[R], options: argparse.Namespace, **other: Any) -> R:
-    """A job's request: its fields are the options of their names, but for those given."""
+    """Returns a job's request. Its fields are the options of the same names, unless given here."""
     return request(**{name: value for name, value in vars(options).items() if name in request.model_fields} | other)
 
 
 def _print_result(options: argparse.Namespace, result: Result, print_text: Callable[[], None]) -> None:
-    """Prints a result as JSON where that is asked for, or else for people."""
+    """Prints a result as JSON if requested, otherwise as text."""
     if options.json:
         print_json(result.to_json())
     else:

@@ -15,9 +15,9 @@ _CHECKPOINT = "checkpoint folder, or a repository on the hub as owner/name or ow
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; ``call`` of the options that it gives is the command, to be called with them.
+    """Returns the parser of all commands. Call ``options.call(options)`` with its result.
 
-    Options that a job's request has too are named as its fields.
+    Options have the names of the fields of the job's request.
     """
     parser = argparse.ArgumentParser(
         prog="clp", description="Prunes the redundant layers of vision-language-action policies, and runs them."

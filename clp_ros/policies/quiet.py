@@ -112,7 +112,7 @@ class _QuietThread:
 @contextlib.contextmanager
 def _filter_warnings() -> Iterator[None]:
     entry = ("ignore", _QuietThread(), Warning, None, 0)
-    filters = cast("list[object]", warnings.filters)  # a list, though its stub says otherwise
+    filters = cast("list[object]", warnings.filters)  # a list, although the stub has another type
     filters.insert(0, entry)
     try:
         yield

@@ -67,7 +67,7 @@ class RealTimeChunking:
         )
         self._normalizer = next((step for step in steps if isinstance(step, NormalizerProcessorStep)), None)
         self._least = horizon
-        self._last: tuple[torch.Tensor, torch.Tensor] | None = None  # as the model made it, and the actions
+        self._last: tuple[torch.Tensor, torch.Tensor] | None = None  # the model's output, and the actions
         self._config = policy.config.rtc_config = RTCConfig(enabled=True, execution_horizon=horizon)
         if hasattr(policy, "init_rtc_processor"):
             policy.init_rtc_processor()
@@ -101,7 +101,7 @@ class RealTimeChunking:
         return {"prev_chunk_left_over": left, "inference_delay": min(delay_steps, horizon)}
 
     def _reanchored(self, absolute: torch.Tensor) -> torch.Tensor:
-        """Actions of the last chunk as the model would have put them from the present state.
+        """Returns actions of the last chunk relative to the present state.
 
         Relative actions refer to the state at the observation. Those of the last chunk refer to an older state, and
         would be wrong by the robot's motion since then.

@@ -147,7 +147,7 @@ def inspection_table(found: Mapping[str, Any]) -> "Group":
     calibration.
 
     Args:
-        found: The JSON of either result of :mod:`clp_ros.jobs.inspect`.
+        found: The JSON of a result of :mod:`clp_ros.jobs.inspect`.
     """
     from rich.console import Group
     from rich.table import Table

@@ -123,7 +123,7 @@ def _write_eagle(size: _Size, folder: Path) -> int:
 
 
 def make_checkpoint(family: Family, size_name: str, folder: Path, features: PolicyFeatures, seed: int) -> None:
-    """As :attr:`clp_ros.policies.family.Family.synthetic` says."""
+    """Writes a random checkpoint; see :attr:`clp_ros.policies.family.Family.synthetic`."""
     from tempfile import TemporaryDirectory
 
     register_plugin()

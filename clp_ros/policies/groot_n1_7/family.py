@@ -240,7 +240,7 @@ def _forward(policy: PreTrainedPolicy, batch: dict[str, Any], rng: np.random.Gen
     valid = batch["action_mask"].bool().any(dim=-1)
     if (padded := batch.get("action_is_pad")) is not None:
         valid[:, : padded.shape[1]] &= ~padded
-        # As lerobot's preprocessor does, told of padding.
+        # As lerobot's preprocessor does with padding.
         batch = batch | {"action": batch["action"] * valid.unsqueeze(-1)}
     run_training_graph(policy, batch, rng, lambda beta, noise_s: (1 - beta) * noise_s)
     # As in lerobot's AlternateVLDiT.

@@ -127,7 +127,7 @@ def _write_processor(backbone: Config, pixels: int, folder: Path) -> dict[str, i
 
 
 def make_checkpoint(family: Family, size_name: str, folder: Path, features: PolicyFeatures, seed: int) -> None:
-    """As :attr:`clp_ros.policies.family.Family.synthetic` says."""
+    """Writes a random checkpoint; see :attr:`clp_ros.policies.family.Family.synthetic`."""
     register_plugin()
     from lerobot.policies.groot.processor_groot import GrootN17VLMEncodeStep
     from lerobot_policy_clp.compat import cosmos_reason2_config
@@ -166,6 +166,6 @@ def make_checkpoint(family: Family, size_name: str, folder: Path, features: Poli
         for step in processor.steps:
             if isinstance(step, GrootN17VLMEncodeStep):
                 step.model_name = str(folder / PROCESSOR_FOLDER)
-                step.device = None  # as the config's: on whatever device it runs
+                step.device = None  # not set, as in the config, so that it runs on any device
                 step.image_target_size, step.image_crop_size = [edge] * 2, [edge * 230 // 256] * 2
         processor.save_pretrained(folder)

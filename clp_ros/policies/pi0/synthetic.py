@@ -48,7 +48,7 @@ _SIZES: Mapping[str, dict[str, Any]] = {
 
 
 def make_checkpoint(family: Family, size_name: str, folder: Path, features: PolicyFeatures, seed: int) -> None:
-    """As :attr:`clp_ros.policies.family.Family.synthetic` says."""
+    """Writes a random checkpoint; see :attr:`clp_ros.policies.family.Family.synthetic`."""
     from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
 
     name, size = family.name, _SIZES[size_name]

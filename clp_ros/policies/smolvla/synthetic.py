@@ -112,7 +112,7 @@ def _write_vlm(size: _Size, folder: Path) -> None:
 
 
 def make_checkpoint(family: Family, size_name: str, folder: Path, features: PolicyFeatures, seed: int) -> None:
-    """As :attr:`clp_ros.policies.family.Family.synthetic` says."""
+    """Writes a random checkpoint; see :attr:`clp_ros.policies.family.Family.synthetic`."""
     import torch
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy

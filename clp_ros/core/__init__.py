@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What everything rests on: errors, validated settings, output folders written whole or not at all, processes."""
+"""Errors, validated settings, atomic output folders and processes, used by all other rooms."""
 
 import lazy_loader as _lazy
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Output that is either whole or not there: written under a temporary name, then renamed."""
+"""Writes output atomically: under a temporary name, which is then changed."""
 
 import contextlib
 import fcntl
@@ -16,19 +16,19 @@ from typing import Any
 
 from clp_ros.core.errors import ClpError
 
-# What _hidden_folder makes.
+# The names from _hidden_folder.
 _TEMPORARY = re.compile(r"\.(?P<target>.+)\.[a-z0-9_]{8}(?P<kind>\.partial|\.old)")
 
 
 def refuse_lfs_pointer(start: bytes, where: object) -> None:
-    """Refuses what Git leaves in a file's place where it was cloned without Git LFS.
+    """Refuses the pointer that Git leaves in a file's place after cloning without Git LFS.
 
     Args:
-        start: The file's first bytes, 8 at least.
+        start: The file's first bytes, at least 8.
         where: The file, for the error.
 
     Raises:
-        ClpError: They are those of a pointer.
+        ClpError: The file is a pointer.
     """
     if start.startswith(b"version https://git-lfs"[: len(start)]) and len(start) >= 8:
         raise ClpError(
@@ -39,7 +39,7 @@ def refuse_lfs_pointer(start: bytes, where: object) -> None:
 
 
 def check_output_folder(target: Path, overwrite: bool = False) -> None:
-    """Refuses an output folder that already holds something.
+    """Refuses an output folder that is not empty, or cannot be replaced.
 
     Raises:
         ClpError: ``target`` is a file, a link or a mount point, or a folder that is not empty while ``overwrite`` is
@@ -55,12 +55,12 @@ def check_output_folder(target: Path, overwrite: bool = False) -> None:
 
 
 def check_apart(target: Path, inputs: Iterable[Path]) -> None:
-    """Refuses an output folder that holds an input or lies in one: overwriting it would delete the input.
+    """Refuses an output folder that contains an input or is inside one: overwriting it would delete the input.
 
     Raises:
-        ClpError: It does.
+        ClpError: It contains an input or is inside one.
     """
-    # As written too, not only as links lead: a link to an input that lies in the output would be deleted with it.
+    # Paths are also compared without resolving links, because a link in the output to an input would be deleted too.
     ways: tuple[Callable[[Path], str], ...] = (os.path.realpath, os.path.abspath)
     for given, way in itertools.product(inputs, ways):
         output, source = Path(way(target)), Path(way(given))
@@ -74,12 +74,12 @@ def check_apart(target: Path, inputs: Iterable[Path]) -> None:
 def atomic_folder(target: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
     """Yields an empty temporary folder beside ``target`` and renames it to ``target`` when the block succeeds.
 
-    On any exception, KeyboardInterrupt too, the temporary folder is removed and ``target`` is left as it was. With
-    ``overwrite`` the old folder is moved aside first and deleted only after the new one stands in its place. What a
-    killed process left of the same target is cleared away first (:func:`clear_leftovers`).
+    On any exception, including KeyboardInterrupt, the temporary folder is removed and ``target`` is not changed. With
+    ``overwrite``, the old folder is first renamed, and deleted after the new one has replaced it. Leftovers of a killed
+    process for the same target are deleted first (:func:`clear_leftovers`).
 
     Args:
-        target: The folder to make. Its parents are made too.
+        target: The folder to create. Its parents are created too.
         overwrite: Whether a folder that is not empty may be replaced.
 
     Raises:
@@ -99,7 +99,7 @@ def atomic_folder(target: str | os.PathLike[str], overwrite: bool = False) -> It
     try:
         yield temporary
         _open_files(temporary)
-        check_output_folder(target, overwrite)  # another process may have written there in the meantime
+        check_output_folder(target, overwrite)  # another process may have written there meanwhile
         _replace_folder(temporary, target)
     except BaseException:
         _discard(temporary)
@@ -109,15 +109,14 @@ def atomic_folder(target: str | os.PathLike[str], overwrite: bool = False) -> It
 
 
 def is_temporary(folder: Path) -> bool:
-    """Whether a folder is :func:`atomic_folder`'s own, by its name: not yet whole, or about to be deleted."""
+    """Whether a folder is a temporary one of :func:`atomic_folder`, by its name: incomplete, or about to be deleted."""
     return _TEMPORARY.fullmatch(folder.name) is not None
 
 
 def clear_leftovers(target: str | os.PathLike[str]) -> None:
-    """Clears away what killed processes left of ``target``, and only that: live ones hold a lock on their folder.
+    """Deletes the leftovers of killed processes for ``target``. Running processes hold a lock on their folder.
 
-    Unfinished folders are deleted. An old folder that was moved aside is put back where nothing has taken its place,
-    otherwise deleted.
+    Incomplete folders are deleted. A renamed old folder is restored if nothing has replaced it, otherwise deleted.
     """
     target = Path(target).resolve()
     if not target.parent.is_dir():
@@ -129,7 +128,7 @@ def clear_leftovers(target: str | os.PathLike[str]) -> None:
             found[match["kind"]].append(path)
     cleared = [_discard_unlocked(path) for path in found[".partial"]]
     if not all(cleared):
-        return  # a live process may have moved the old folder aside
+        return  # a running process may have renamed the old folder
     for path in found[".old"]:
         if target.exists():
             _discard(path)
@@ -138,20 +137,22 @@ def clear_leftovers(target: str | os.PathLike[str]) -> None:
 
 
 def _locked_temporary(target: Path) -> tuple[Path, int]:
-    """A temporary folder and its descriptor, which holds a lock on it that the system lifts when the process dies."""
+    """Returns a temporary folder and its descriptor with a lock, which the system releases when the process ends."""
     while True:
-        # Hidden, and not named as a checkpoint: whatever is interrupted between here and the rename, nothing takes it.
+        # The folder is hidden and not named as a checkpoint, so that it is not used if the process is killed before the
+        # rename.
         temporary = _hidden_folder(target, ".partial")
         lock = os.open(temporary, os.O_RDONLY)
-        with contextlib.suppress(OSError):  # a file system without locks: then no process clears this folder away
+        with contextlib.suppress(OSError):  # without locks in the file system, no process deletes this folder
             fcntl.flock(lock, fcntl.LOCK_EX)
-        if temporary.exists():  # another process may have cleared it away before it was locked
+        if temporary.exists():  # another process may have deleted it before it was locked
             return temporary, lock
         os.close(lock)
 
 
 def _hidden_folder(target: Path, suffix: str) -> Path:
-    """Makes an empty folder beside ``target``, as mkdtemp does, but with the umask's mode, which the output keeps."""
+    """Creates an empty folder beside ``target`` like mkdtemp, but with the umask's mode, because it becomes the
+    output."""
     while True:
         folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}{suffix}")
         with contextlib.suppress(FileExistsError):
@@ -160,7 +161,7 @@ def _hidden_folder(target: Path, suffix: str) -> Path:
 
 
 def _open_files(folder: Path) -> None:
-    """Gives files at least the umask's mode: what safetensors writes, only its owner can read."""
+    """Gives files at least the umask's mode, because files from safetensors are readable by their owner only."""
     mode = folder.stat().st_mode & 0o666
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink():
@@ -168,7 +169,7 @@ def _open_files(folder: Path) -> None:
 
 
 def _discard_unlocked(folder: Path) -> bool:
-    """Deletes a folder unless a process holds its lock. Whether it did."""
+    """Deletes a folder unless a process holds its lock. Returns whether it was deleted."""
     try:
         lock = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -184,7 +185,7 @@ def _discard_unlocked(folder: Path) -> bool:
 
 
 def _discard(folder: Path) -> None:
-    """Deletes a folder, its settings first: nothing loads what is left if that is interrupted."""
+    """Deletes a folder, its settings first, so that an interrupted deletion leaves nothing that loads."""
     for path in folder.glob("*.json"):
         with contextlib.suppress(OSError):
             path.unlink()
@@ -206,9 +207,9 @@ def _replace_folder(new: Path, target: Path) -> None:
 
 
 def rewrite_json(folder: Path, change: Callable[[dict[str, dict[str, Any]]], None]) -> None:
-    """Lets ``change`` edit, in place, the JSON objects at the top level of a folder, by file name; then writes them.
+    """Calls ``change`` with the JSON objects at the top level of a folder, by file name, to edit in place; writes them.
 
-    Files that ``change`` left as they were keep their bytes.
+    Files that ``change`` does not edit keep their bytes.
     """
     documents = {}
     for path in sorted(folder.glob("*.json")):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading JSON that others wrote: sound and without repeated keys, or a ClpError."""
+"""Reads JSON files strictly: invalid JSON and repeated keys are errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def parse_json(text: bytes, where: object, hint: str = _HINT) -> Any:
 
     Args:
         text: UTF-8 JSON.
-        where: What it was read from, for the error.
+        where: Its source, for the error.
         hint: What the user can do about a fault.
 
     Raises:
@@ -40,7 +40,10 @@ def parse_json(text: bytes, where: object, hint: str = _HINT) -> Any:
         return json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     except ClpError:
         raise
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError, JSONDecodeError, absurdly long or nested ones
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # UnicodeDecodeError, JSONDecodeError, numbers that are too long, or too deep nesting
         raise ClpError(f"not valid JSON ({error})", where=where, hint=hint) from error
 
 

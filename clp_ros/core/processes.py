@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work split over the processes that torchrun or accelerate starts: which of them this is, and how all end together.
+"""Splits work over the processes that torchrun or accelerate starts, and ends all of them together after an error.
 
-Without such a launcher there is one process, and everything here does nothing.
+Without such a launcher there is one process, and these functions do nothing.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-# What both launchers set, and what torch.distributed's env:// reads.
+# The variables that both launchers set and torch.distributed's env:// reads.
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _FAILED = "clp_ros/failed"
-# A process may have to wait for another's last frame, on a slower machine. One that dies ends the others at once.
+# Time to wait for the last frame of a process on a slower machine. A process that dies ends the others at once.
 _TIMEOUT = timedelta(hours=2)
 
 _store: Any = None
 
 
 class FailedElsewhereError(Exception):
-    """Another process has failed, and tells why."""
+    """Another process has failed, and reports the error."""
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
     """Joins the processes of the launcher, if one started this process, for the time of the block.
 
-    They leave together, so that the launcher does not end the one that still has to tell what went wrong.
+    They end together, so that the launcher does not end the process that still has to report its error.
     """
     global _store
     if not all(os.environ.get(name) for name in _VARIABLES):
@@ -62,9 +62,9 @@ def process_group() -> Iterator[None]:
 
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """What is written to stdout within the block goes to stderr, from compiled code, too.
+    """Redirects stdout to stderr in the block, also that of compiled code.
 
-    gloo tells on stdout that it is connected, in pieces that mix with the other processes'. stdout is the caller's.
+    gloo writes messages about its connections to stdout, which is for results.
     """
     sys.stdout.flush()
     stdout = os.dup(1)
@@ -96,7 +96,7 @@ def world_size() -> int:
 
 
 def local_device(device: str) -> str:
-    """The device of this process, where ``device`` leaves open which: with CUDA, each process has its own."""
+    """Returns the device of this process. ``auto`` and ``cuda`` give each process a GPU of its own."""
     if _store is None or device not in ("auto", "cuda"):
         return device
     import torch
@@ -107,7 +107,7 @@ def local_device(device: str) -> str:
 
 
 def gather(value: Any) -> list[Any]:
-    """Every process's value, in the order of ranks. All must call it."""
+    """Returns the values of all processes in the order of ranks. All processes must call it."""
     if _store is None:
         return [value]
     import torch.distributed as dist
@@ -118,26 +118,26 @@ def gather(value: Any) -> list[Any]:
 
 
 def check_others() -> None:
-    """Ends this process's work soon after another has failed.
+    """Raises an error soon after another process has failed.
 
     Raises:
-        FailedElsewhereError: One has.
+        FailedElsewhereError: Another process has failed.
     """
     if _store is not None and _store.check([_FAILED]):
         raise FailedElsewhereError
 
 
 def agree() -> None:
-    """Waits for all processes to come here; where one has failed on the way, ends this one with exit code 1."""
+    """Waits until all processes have called it. If one has failed before, ends this one with exit code 1."""
     if any(gather(False)):
         raise SystemExit(1)
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What fails within the block in one process fails in all; only the first that failed raises its own error.
+    """Makes all processes fail if one fails in the block. Only the first that failed raises its own error.
 
-    What lies between two calls of :func:`agree`, or a call and the block's end, must not wait for other processes.
+    Code between two calls of :func:`agree`, or between a call and the block's end, must not wait for other processes.
     """
     try:
         yield

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where config/, launch/ and rosbags/ lie: in the source tree, or under share/ of the prefix of the installation."""
+"""Finds config/, launch/ and rosbags/ in the source tree, or under share/ of the installation's prefix."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def resource_path(relative: str | Path) -> Path:
         An absolute path that exists.
 
     Raises:
-        ClpError: It is in neither place.
+        ClpError: The file is in neither place.
     """
     package = Path(__file__).resolve().parents[1]
     roots = [package.parent] if (package.parent / "package.xml").is_file() else []

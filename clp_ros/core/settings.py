@@ -21,7 +21,7 @@ class Settings(StrictModel):
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's own rule that a mapping's keys are unique, which PyYAML does not check.
+    """A loader that refuses repeated keys of a mapping, which YAML forbids and PyYAML does not check.
 
     ruamel.yaml checks the rule itself, but takes twice as long to load a file and reads YAML 1.2, in which ``yes`` and
     ``12:30`` are strings and ``010`` is ten: settings that users have written would change their meaning.
@@ -32,7 +32,7 @@ def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[An
     seen = set()
     for key_node, _ in node.value:
         if key_node.tag == "tag:yaml.org,2002:merge":
-            continue  # "<<: *anchor": its keys give way to the mapping's own
+            continue  # "<<: *anchor": the mapping's own keys override its keys
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, Hashable):
             continue  # construct_mapping refuses it
@@ -46,7 +46,7 @@ _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
-    """What to suggest for an unknown name: the nearest known one, or all of them."""
+    """Returns the hint for an unknown name: the nearest known one, or all of them."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known)) or 'none'}"
 
@@ -55,7 +55,7 @@ def load_settings[SettingsT: Settings](path: Path, schema: type[SettingsT]) -> S
     """Reads one YAML file.
 
     Raises:
-        ClpError: The file is missing, is not YAML, or does not fit ``schema``; it names the file and the key.
+        ClpError: The file is missing, is not YAML, or does not fit ``schema``; the message names the file and the key.
     """
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
@@ -65,7 +65,7 @@ def load_settings[SettingsT: Settings](path: Path, schema: type[SettingsT]) -> S
         mark = getattr(error, "problem_mark", None)
         problem = f"line {mark.line + 1}: {getattr(error, 'problem', error)}" if mark else error
         raise ClpError(f"the file is not YAML ({problem})", where=path, hint="correct the syntax") from error
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or an invalid date
         raise ClpError(f"the file cannot be read ({error})", where=path, hint="give a YAML file in UTF-8") from error
     except RecursionError:
         raise ClpError("the file is nested too deeply", where=path, hint="start from a file under config/") from None
@@ -78,7 +78,7 @@ def load_settings[SettingsT: Settings](path: Path, schema: type[SettingsT]) -> S
 
 
 def _fault(error: ValidationError, path: Path, schema: type[Settings]) -> ClpError:
-    # An unknown key first: where a needed key is mistyped, pydantic would name the one that is missing before it.
+    # An unknown key first: for a mistyped key, pydantic lists the missing one before the unknown one.
     first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     key = place(first) or "(top level)"
     if first["type"] == "extra_forbidden":
@@ -89,7 +89,7 @@ def _fault(error: ValidationError, path: Path, schema: type[Settings]) -> ClpErr
 
 
 def _keys_at(schema: Any, location: tuple[Any, ...]) -> list[str]:
-    """The keys a schema knows at a location, following models, mappings and sequences of them."""
+    """Returns the keys of a schema at a location, following models, mappings and sequences of them."""
     current = schema
     for part in location:
         if isinstance(current, type) and issubclass(current, BaseModel):
@@ -102,7 +102,7 @@ def _keys_at(schema: Any, location: tuple[Any, ...]) -> list[str]:
 
 
 def find_settings(name_or_path: str | Path, folder: str, kind: str) -> Path:
-    """The YAML file that a name under ``config/<folder>``, or a path, stands for.
+    """Returns the YAML file for a name under ``config/<folder>``, or for a path.
 
     Args:
         name_or_path: ``aloha_bimanual``, or a path that ends in .yaml or .yml.
@@ -116,7 +116,7 @@ def find_settings(name_or_path: str | Path, folder: str, kind: str) -> Path:
     if text.endswith((".yaml", ".yml")) or "/" in text:
         try:
             return Path(text).expanduser()
-        except RuntimeError:  # there is no such user: nor such a file
+        except RuntimeError:  # there is no such user
             return Path(text)
     known = {path.stem: path for path in resource_path(f"config/{folder}").glob("*.yaml")}
     if text in known:

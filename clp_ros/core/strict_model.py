@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Documents validated by pydantic: one base for all of them, and faults in words that do not speak of Python."""
+"""The base of all documents validated by pydantic, and error messages without Python's terms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-# What pydantic calls a fault, and what to tell; braces are filled from the fault's own context.
+# pydantic's error types, and our messages. Braces are filled from the error's context.
 _WORDS = {
     "missing": "is missing",
     "extra_forbidden": "is not known",
@@ -44,7 +44,7 @@ def place(fault: Mapping[str, Any]) -> str:
 
 
 def describe(fault: Mapping[str, Any]) -> str:
-    """What is wrong in one of ``ValidationError.errors()``, in a few words, with the value where it is a short one."""
+    """Describes one of ``ValidationError.errors()`` in a few words, with the value if it is short."""
     words = _WORDS.get(fault["type"])
     what = words.format(**fault.get("ctx", {})) if words else fault["msg"].removeprefix("Value error, ")
     without_value = fault["type"] in ("missing", "extra_forbidden", "value_error", "too_short", "too_long")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many threads torch computes with on a CPU: as many as the machine has cores, unless told otherwise."""
+"""Sets the number of PyTorch's threads on a CPU, by default the number of cores."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from contextlib import contextmanager
 from clp_ros.core.errors import ClpError
 
 _VARIABLE = "OMP_NUM_THREADS"
-_default: int | None = None  # torch's own, before it was told otherwise
+_default: int | None = None  # PyTorch's number before it was set
 
 
 def set_threads(number: int) -> int | None:
-    """Lets torch compute with so many threads from now on, in threads that are started after this too.
+    """Sets the number of PyTorch's threads, for the threads that exist and those started later.
 
     Args:
-        number: How many; 0: as many as torch takes by itself.
+        number: The number; 0: PyTorch's default.
 
     Returns:
-        How many torch computes with now, by its own account; None where it was never told otherwise.
+        PyTorch's number of threads; None if it was never set.
 
     Raises:
-        ClpError: It is negative.
+        ClpError: The number is negative.
     """
     global _default
     if number < 0:
@@ -42,7 +42,7 @@ def set_threads(number: int) -> int | None:
 
 @contextmanager
 def using_threads(number: int) -> Iterator[None]:
-    """Within the block, torch computes with so many threads, in processes started in it too; 0 changes nothing.
+    """Sets the number of PyTorch's threads in the block, also for processes started in it; 0 changes nothing.
 
     Does not import torch.
     """

@@ -123,7 +123,7 @@ def test_a_killed_process_is_told(setting):
 
 
 def test_wrong_arguments_are_told(tiny_checkpoint, tmp_path):
-    with pytest.raises(ClpError, match="runs is 0"):
+    with pytest.raises(ClpError, match="runs: the number is 0"):
         benchmark([tiny_checkpoint], runs=0)
     with pytest.raises(ClpError, match="no checkpoint is given"):
         benchmark([])

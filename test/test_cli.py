@@ -104,7 +104,7 @@ def test_calibrate_prune_verify_benchmark(there, tiny_calibration, recording):
         pruned["parameters"][k] for k in ("before", "after")
     ]
     assert result["ratios"][1]["gflops"] > 1
-    assert fails("calibrate", *arguments, "--output", "my calibration", cwd=there).endswith("or --overwrite")
+    assert fails("calibrate", *arguments, "--output", "my calibration", cwd=there).endswith("add --overwrite)")
 
 
 def test_make_checkpoint_prints_one_json_object_and_nothing_else(tmp_path):

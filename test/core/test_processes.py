@@ -105,7 +105,7 @@ def test_a_fault_in_all_processes_is_told_once(tiny_checkpoint, tmp_path):
     codes, _, stderr = start_without_launcher(2, tmp_path, *MODULE, *arguments)
     assert codes == [1, 1]
     assert stderr.count("error: ") == 1
-    assert stderr.count("no_such_bag, ") == 1
+    assert stderr.count("no_such_bag: ") == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -158,7 +158,7 @@ def test_a_repository_on_the_hub_is_a_checkpoint_too(
         assert peer.set_parameters("/pruning", checkpoint="someone/other") == [""]
         response = prune(peer)
         assert not response.success
-        assert response.message.endswith("hf download someone/other")
+        assert "hf download someone/other" in response.message
         assert "Traceback" not in node.log
 
 

@@ -380,7 +380,7 @@ def test_an_impossible_removal_is_refused(source: Path, tmp_path: Path, removal:
             (5, 6),
             "the 4 kinds of layers of dit would not alternate .* \\(hint: remove 3,4,5,6 or 4,5,6,7 or 5,6,7,8\\)$",
         ),
-        (4, (), (1, 2, 3, 5), "remove 1,2,3,4 or 2,3,4,5$"),
+        (4, (), (1, 2, 3, 5), r"remove 1,2,3,4 or 2,3,4,5\)$"),
         (4, (), (8, 9, 10, 11), ""),
         (2, (3,), (3, 4), "layers 3 of dit have to stay: .* \\(hint: remove 4,5\\)$"),
         (1, (0, 1, 2), (1, 5), "layers 1 of dit have to stay: .* \\(hint: remove 5\\)$"),

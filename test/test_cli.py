@@ -263,7 +263,7 @@ def test_faults_of_a_loaded_checkpoint_are_one_line_too(tiny_checkpoint, tmp_pat
     shutil.rmtree(copied / "vlm")
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps(config | {"vlm_model_name": str(tmp_path / "gone")}))
-    assert "lerobot cannot build its model" in fails("benchmark", copied, "--json")
+    assert "lerobot cannot build the model" in fails("benchmark", copied, "--json")
 
 
 def test_the_folder_that_one_stands_in_may_be_the_output(there, tmp_path):

@@ -89,7 +89,7 @@ def load_policy(
             fake_weights(policy)
         policy.eval()
         files = [checkpoint.path / name for name in PROCESSORS]
-        with _reported("its processors do not load", checkpoint.path, "save them again with this lerobot", *files):
+        with _reported("the processors do not load", checkpoint.path, "save them again with this lerobot", *files):
             preprocessor, postprocessor = load_processors(checkpoint, device)
     return LeRobotPolicy(checkpoint, policy, preprocessor, postprocessor, device)
 
@@ -110,7 +110,7 @@ def build_model(family: Family, folder: Path, device: str, where: Path | None = 
 
     where = where or folder
     reported = _reported(
-        "lerobot cannot build its model", where, "check config.json and what it points to", folder / CONFIG_FILE
+        "lerobot cannot build the model", where, "check config.json and what it points to", folder / CONFIG_FILE
     )
     with reported, empty_weights():
         return family.build(folder, device)

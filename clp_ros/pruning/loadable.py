@@ -26,7 +26,7 @@ def check_loadable(plan: SurgeryPlan) -> str | None:
         None where the two agree; otherwise why they could not be compared on this machine.
 
     Raises:
-        ClpError: The result would not load, or lerobot cannot build its model.
+        ClpError: The result would not load, or lerobot cannot build the model.
     """
     checkpoint = plan.checkpoint
     if find_spec("lerobot") is None:

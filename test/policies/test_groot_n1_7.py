@@ -377,7 +377,7 @@ def test_actions_that_count_from_the_state_are_decoded_with_the_state_seen(check
 def test_a_checkpoint_without_its_tokenizer_is_refused_when_it_is_loaded(checkpoint, tmp_path):
     folder = shutil.copytree(checkpoint, tmp_path / "bare")
     (folder / "vlm_processor" / "tokenizer.json").unlink()
-    with pytest.raises(ClpError, match="its processors do not load"):
+    with pytest.raises(ClpError, match="the processors do not load"):
         load_policy(folder, "cpu")
 
 

@@ -273,7 +273,7 @@ def test_nan_and_infinity_name_the_layer(kind, bad, dtype):
     sums.update(good)
     states = [state.clone() for state in good]
     states[7][13, 2] = bad
-    with pytest.raises(ClpError, match="vlm layer 7,"):
+    with pytest.raises(ClpError, match="vlm layer 7: "):
         sums.update(states)
     assert sums.tokens == 20
     sums.update(good)

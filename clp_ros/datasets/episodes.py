@@ -309,7 +309,7 @@ def read_frames(
 ) -> Iterator[Frame]:
     """Reads the frames at given control ticks, in their order, with at most ``chunk`` steps of the bag in memory.
 
-    A frame with an image that cannot be decoded is left out, where these are few.
+    Frames with an image that cannot be decoded are left out, unless there are too many.
 
     Args:
         reader: The episode.

@@ -34,9 +34,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from multiprocessing.context import SpawnProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,23 @@ def idle_loop(cpu: int) -> None:
         pass
 
 
+@contextmanager
+def running(processes: Sequence[SpawnProcess], end: Event) -> Iterator[None]:
+    """Starts processes, sets ``end`` after the block, and refuses their results where one of them failed."""
+    for process in processes:
+        process.start()
+    try:
+        yield
+    finally:
+        end.set()
+        for process in processes:
+            process.join(30)
+            if process.is_alive():
+                process.kill()
+    if any(process.exitcode for process in processes):
+        raise RuntimeError("a process of the benchmark failed, or the node gave up: see above")
+
+
 def run(name: str, phases: tuple[float, ...], seconds: float, kind: Load, record: dict[str, Value]) -> bool:
     """One run of all processes, printed and added to the record; returns whether the goals are reached."""
     context = multiprocessing.get_context("spawn")
@@ -161,25 +180,16 @@ def run(name: str, phases: tuple[float, ...], seconds: float, kind: Load, record
             context.Process(target=target, args=(folder, end, *more))
             for target, *more in ((cameras, phases, kind), (joint_states,), (receiver,), (node, kind))
         ]
-        for process in processes:
-            process.start()
-        load, memory, before = [], [], cpu_ticks()
-        ticks = [(time.time_ns(), before)]
-        deadline = time.monotonic() + seconds + WARM_UP_S
-        try:
+        load, memory = [], []
+        with running(processes, end):
+            before = cpu_ticks()
+            ticks = [(time.time_ns(), before)]
+            deadline = time.monotonic() + seconds + WARM_UP_S
             while time.monotonic() < deadline and all(process.is_alive() for process in processes):
                 time.sleep(WHILE_S)
                 ticks.append((time.time_ns(), cpu_ticks()))
                 load.append(os.getloadavg()[0])
                 memory.append(anonymous_mb(processes[-1].pid))
-        finally:
-            end.set()
-            for process in processes:
-                process.join(30)
-                if process.is_alive():
-                    process.kill()
-        if any(process.exitcode for process in processes):
-            raise RuntimeError("a process of the benchmark failed, or the node gave up: see above")
         spent = cpu_ticks() - before
         busy = f"load average {np.mean(load):.1f}, CPUs {1 - (spent[1] + spent[3]) / spent.sum():.0%} busy, "
         busy += f"{spent[7] / spent.sum():.1%} taken by the host"

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from camera_load import JPEG, cameras, joint_states
+from camera_load import JPEG, cameras, joint_states, running
 from results import Table, add_output_argument, write_results
 
 STEPS = 100
@@ -100,23 +100,13 @@ def run(mode: str, noise: float, seconds: float) -> dict[str, Any]:
             (node, (folder, end, ready, mode, noise)),
         )
         processes = [context.Process(target=target, args=arguments) for target, arguments in targets]
-        for process in processes:
-            process.start()
-        try:
+        with running(processes, end):
             if not ready.wait(60):
                 raise RuntimeError("the node did not become active: see above")
             before, deadline = ticks(), time.monotonic() + seconds
             while time.monotonic() < deadline and all(process.is_alive() for process in processes):
                 time.sleep(0.2)
             spent = ticks() - before
-        finally:
-            end.set()
-            for process in processes:
-                process.join(30)
-                if process.is_alive():
-                    process.kill()
-        if any(process.exitcode for process in processes):
-            raise RuntimeError("a process of the benchmark failed, or the node gave up: see above")
         times = json.loads(Path(folder, "node.json").read_text())
         calls = json.loads(Path(folder, "stops.json").read_text())
         received = json.loads(Path(folder, "receiver.json").read_text())

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_tools import remove_in_memory, run_without_network
-from hidden_state_tools import states_and_masks
+from hidden_state_tools import plugin_policy, random_sample, states_and_masks
 from safetensors.torch import load_file, save_file
 
 from clp_ros.calibration.calibrate import calibrate_bags
@@ -64,12 +64,7 @@ def nvidia(checkpoint: Path, policy: LeRobotPolicy, tmp_path_factory: pytest.Tem
 
 @pytest.fixture(scope="module")
 def sample(policy: LeRobotPolicy) -> dict[str, Any]:
-    rng = np.random.default_rng(1)
-    return {
-        "images": {key: rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for key in policy.image_features},
-        "state": rng.standard_normal(policy.state_size).astype(np.float32),
-        "task": "Fold the shorts.",
-    }
+    return random_sample(policy)
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +75,6 @@ def batch(policy: LeRobotPolicy, sample: dict[str, Any]) -> dict[str, Any]:
 
 def noise() -> torch.Tensor:
     return torch.randn(1, 16, 132, generator=torch.Generator().manual_seed(0))
-
-
-def plugin_policy(folder: Path) -> Any:
-    """As lerobot's own commands load it."""
-    from lerobot.configs.policies import PreTrainedConfig
-    from lerobot.policies.factory import get_policy_class
-
-    with quiet():
-        return get_policy_class(PreTrainedConfig.from_pretrained(folder).type).from_pretrained(folder)
 
 
 # Removing layers

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,20 +101,21 @@ def load_mujoco() -> Any:
     return mujoco
 
 
-def load_model(embodiment: Embodiment) -> Model:
+def load_model(embodiment: Embodiment, furnish: Callable[[Any], None] | None = None) -> Model:
     """Returns the model of an embodiment that clp_ros ships.
 
     Args:
         embodiment: The robot. Its joints may have a tf_prefix.
+        furnish: Adds bodies to the ``mujoco.MjSpec`` before it is compiled, and may move cameras.
 
     Raises:
         ClpError: The embodiment has no model, its joints or cameras differ from the model's, or a package is missing.
     """
     makers = {
-        "ur5": lambda: _universal_robot(ur.UR5E),
-        "ur10e": lambda: _universal_robot(ur.UR10E),
-        "aloha_single": lambda: _aloha(("right",)),
-        "aloha_bimanual": lambda: _aloha(("left", "right")),
+        "ur5": lambda: _universal_robot(ur.UR5E, furnish),
+        "ur10e": lambda: _universal_robot(ur.UR10E, furnish),
+        "aloha_single": lambda: _aloha(("right",), furnish),
+        "aloha_bimanual": lambda: _aloha(("left", "right"), furnish),
     }
     if embodiment.name not in makers:
         raise ClpError(
@@ -140,12 +142,14 @@ def load_model(embodiment: Embodiment) -> Model:
     return model
 
 
-def _universal_robot(kinematics: ur.Kinematics) -> Model:
-    compiled = load_mujoco().MjModel.from_xml_string(ur.model(kinematics))
+def _universal_robot(kinematics: ur.Kinematics, furnish: Callable[[Any], None] | None) -> Model:
+    spec = load_mujoco().MjSpec.from_string(ur.model(kinematics))
+    if furnish is not None:
+        furnish(spec)
     arm = [Joint(name, ((name, 1.0),)) for name in ur.JOINTS]
     gripper = Joint(ur.GRIPPER, ((ur.GRIPPER, 1.0), ("right_knuckle", 1.0)))
     return Model(
-        compiled,
+        spec.compile(),
         (*arm, gripper),
         np.array(ur.HOME),
         {name: name for name in ("cam_front", "cam_wrist")},
@@ -154,7 +158,7 @@ def _universal_robot(kinematics: ur.Kinematics) -> Model:
     )
 
 
-def _aloha(sides: tuple[str, ...]) -> Model:
+def _aloha(sides: tuple[str, ...], furnish: Callable[[Any], None] | None) -> Model:
     mujoco = load_mujoco()
     found = importlib.util.find_spec("gym_aloha")  # not imported, because only its files are needed
     if found is None or not found.submodule_search_locations:
@@ -177,6 +181,8 @@ def _aloha(sides: tuple[str, ...]) -> Model:
     to_gripper = (_GRIPPER[1] - _GRIPPER[0]) / (_FINGER[1] - _FINGER[0])
     gripper = Follower("gripper", to_gripper, _GRIPPER[0] - to_gripper * _FINGER[0])
     cameras = {"cam_high": "top", "cam_low": "angle"} | {f"cam_{side}_wrist": f"{side}_wrist" for side in sides}
+    if furnish is not None:
+        furnish(spec)
     return Model(
         spec.compile(),
         tuple(joints),

@@ -14,7 +14,7 @@ from clp_ros.robots.embodiment import Embodiment
 from clp_ros.robots.trajectory import Trajectory
 from clp_ros.robots.trajectory_controller import Command, State
 from clp_ros.simulation.closed_loop import Controllers
-from clp_ros.simulation.model import Follower, Joint, load_model, load_mujoco
+from clp_ros.simulation.model import Follower, Joint, Model, load_model, load_mujoco
 
 # After a larger jump of the clock, the robot does not simulate the time in between.
 _BEHIND_NS = 10**9
@@ -26,6 +26,7 @@ class SimulatedRobot:
     Args:
         embodiment: A robot that clp_ros ships. Topics and tf_prefix may differ.
         seed: Seed of the cube's position.
+        model: The model; None: the one of :func:`clp_ros.simulation.model.load_model`.
 
     Attributes:
         embodiment: The robot.
@@ -36,10 +37,10 @@ class SimulatedRobot:
         ClpError: The robot has no model, or a package is missing.
     """
 
-    def __init__(self, embodiment: Embodiment, seed: int = 0) -> None:
+    def __init__(self, embodiment: Embodiment, seed: int = 0, model: Model | None = None) -> None:
         self.embodiment = embodiment
         self._mujoco = load_mujoco()
-        self._model = load_model(embodiment)
+        self._model = load_model(embodiment) if model is None else model
         model = self._model.mujoco
         self.data: Any = self._mujoco.MjData(model)
         self.step_ns = round(model.opt.timestep * 1e9)
@@ -94,13 +95,17 @@ class SimulatedRobot:
         draw = np.random.default_rng(seed)
         place = draw.uniform(*model.cube_range)
         away = spread * draw.uniform(-1.0, 1.0, len(model.home)) * self._turns
-        self._home = np.clip(model.home + away, self._lower, self._upper)
-        self._mujoco.mj_resetData(model.mujoco, data)
-        data.qpos[self._position] = self._home[self._joint] * self._gain
-        data.ctrl[self._actuator] = data.qpos[self._position]
+        self._rest_at(np.clip(model.home + away, self._lower, self._upper))
         data.joint(model.cube).qpos[:] = [*place, 1, 0, 0, 0]
         self._mujoco.mj_forward(model.mujoco, data)
-        self._controllers = Controllers(self.embodiment, self._home)
+
+    def _rest_at(self, home: np.ndarray) -> None:
+        """Resets MuJoCo's state and the controllers, with the joints at rest: (joints,) rad or m."""
+        self._home = home
+        self._mujoco.mj_resetData(self._model.mujoco, self.data)
+        self.data.qpos[self._position] = home[self._joint] * self._gain
+        self.data.ctrl[self._actuator] = self.data.qpos[self._position]
+        self._controllers = Controllers(self.embodiment, home)
         self._time_ns: int | None = None
 
     # ------------------------------------------------------------------------------------------------ moving

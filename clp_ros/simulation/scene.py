@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from clp_ros.simulation.model import load_mujoco
 
 Layout = Mapping[str, "Placement"]
 """Where each object of a scene begins, by its name. An object that is not named is not there."""
+
+WRIST_FOVY = 45.0
+"""Field of view of ALOHA's wrist cameras in scenes, in degrees. gym-aloha's 20 show little more than the fingertips."""
 
 # Where an object is that is not there: far outside of every picture. It falls freely, which costs no contacts.
 _NOWHERE = (60.0, 60.0, -100.0)
@@ -138,6 +142,28 @@ def _movable(
     body = spec.worldbody.add_body(name=name, mass=mass, inertia=inertia, explicitinertial=True)
     body.add_freejoint(name=name)
     body.add_geom(name=name, type=kind, size=list(size), condim=4)
+
+
+def aim(camera: Any, position: tuple[float, float, float], at: tuple[float, float, float], fovy: float) -> None:
+    """Moves a camera of a ``mujoco.MjSpec``. Its picture is upright, or has the world's y axis up if it looks down.
+
+    Args:
+        camera: The camera.
+        position: Where it is, in metres.
+        at: What it looks at, in metres.
+        fovy: Its vertical field of view, in degrees.
+    """
+    backward = np.subtract(position, at)
+    backward /= np.linalg.norm(backward)
+    upward = np.array([0.0, 1.0, 0.0] if abs(backward[2]) > 0.999 else [0.0, 0.0, 1.0])
+    right = np.cross(upward, backward)
+    right /= np.linalg.norm(right)
+    axes = np.stack([right, np.cross(backward, right), backward], axis=1)
+    mujoco = load_mujoco()
+    camera.mode = mujoco.mjtCamLight.mjCAMLIGHT_FIXED
+    camera.alt.type = mujoco.mjtOrientation.mjORIENTATION_QUAT
+    camera.pos, camera.fovy = position, fovy
+    camera.quat = Rotation.from_matrix(axes).as_quat(scalar_first=True)
 
 
 class Scene(ABC):

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from clp_ros.simulation.model import load_mujoco
-from clp_ros.simulation.scene import Bin, Box, Can, Layout, Scene, SceneObject, Zone
+from clp_ros.simulation.scene import WRIST_FOVY, Bin, Box, Can, Layout, Scene, SceneObject, Zone, aim
 from clp_ros.simulation.scenes.colours import BIN, BRIGHT, DULL, ZONE, painted
 
 # Smallest distances between the centres of two objects, in metres: room for the open gripper beside each.
@@ -65,17 +64,13 @@ class OneArmTable(Scene):
         self.robot = robot
 
     def furnish(self, spec: Any) -> None:
-        """Adds the objects, and moves the scene's camera nearer, so that the cube has 5 pixels in 96."""
+        """Adds the objects, and moves the camera nearer. The wrist camera of ALOHA gets a wider view."""
         super().furnish(spec)
         if self.robot == "aloha_single":
-            camera = spec.camera("top")
-            camera.mode = load_mujoco().mjtCamLight.mjCAMLIGHT_FIXED
-            camera.pos, camera.fovy = [-0.35, 0.5, 0.5], 55
-            camera.alt.xyaxes = [0, -1, 0, 0.743, 0, 0.669]
+            aim(spec.camera("top"), (-0.35, 0.5, 0.5), (0.12, 0.5, 0.0), 48)
+            spec.camera("right_wrist").fovy = WRIST_FOVY
         else:
-            camera = spec.camera("cam_front")
-            camera.pos = [1.05, 0, 0.5]
-            camera.alt.xyaxes = [0, 1, 0, -0.644, 0, 0.765]
+            aim(spec.camera("cam_front"), (1.05, 0.0, 0.5), (0.48, 0.0, 0.03), 46)
 
     def draw(self, rng: np.random.Generator) -> Layout:
         """See :class:`clp_ros.simulation.scene.Scene`."""

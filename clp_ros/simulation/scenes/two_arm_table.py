@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clp_ros.simulation.model import load_mujoco
-from clp_ros.simulation.scene import Bin, Box, Can, Layout, Scene, SceneObject
+from clp_ros.simulation.scene import WRIST_FOVY, Bin, Box, Can, Layout, Scene, SceneObject, aim
 from clp_ros.simulation.scenes.colours import BIN, BRIGHT, DULL, ZONE, painted
 
 _YAW = 0.25
@@ -24,12 +23,11 @@ class TwoArmTable(Scene):
     )
 
     def furnish(self, spec: Any) -> None:
-        """Adds the objects, and moves the camera above the table nearer."""
+        """Adds the objects, and moves the camera above the table nearer. The wrist cameras get a wider view."""
         super().furnish(spec)
-        camera = spec.camera("top")
-        camera.mode = load_mujoco().mjtCamLight.mjCAMLIGHT_FIXED
-        camera.pos, camera.fovy = [0.0, 0.53, 0.75], 52
-        camera.alt.xyaxes = [1, 0, 0, 0, 1, 0]
+        aim(spec.camera("top"), (0.0, 0.53, 0.75), (0.0, 0.53, 0.0), 50)
+        for side in ("left", "right"):
+            spec.camera(f"{side}_wrist").fovy = WRIST_FOVY
 
     def draw(self, rng: np.random.Generator) -> Layout:
         """See :class:`clp_ros.simulation.scene.Scene`."""

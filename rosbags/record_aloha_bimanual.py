@@ -23,7 +23,7 @@ from clp_ros.bags.writer import STORE, header, write_bag
 from clp_ros.core.errors import ClpError
 from clp_ros.core.files import atomic_folder, check_output_folder
 from clp_ros.messages.images import JPEG_FORMAT, encode_jpeg
-from clp_ros.simulation.recording import CAMERA_DELAY_MS, EPOCH_NS, JOINT_DELAY_MS
+from clp_ros.simulation.recorded_topics import CAMERA_DELAY_MS, EPOCH_NS, JOINT_DELAY_MS
 
 MILLISECOND = SECOND // 1000
 JOINT_RATE = 50.0  # Hz; ALOHA's control rate, and gym-aloha's

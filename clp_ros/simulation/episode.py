@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from clp_ros.simulation.perturbation import Perturbation, Pushes
+from clp_ros.simulation.perturbation import UNPERTURBED, Perturbation, Pushes
 from clp_ros.simulation.servo import ArmServo
 from clp_ros.simulation.task_simulation import Seed, TaskSimulation
 
@@ -46,7 +46,7 @@ class ExpertPolicy:
     """
 
     def __init__(
-        self, simulation: TaskSimulation, speed: float = 1.0, perturbation: Perturbation = Perturbation()
+        self, simulation: TaskSimulation, speed: float = 1.0, perturbation: Perturbation = UNPERTURBED
     ) -> None:
         self._perturbation = perturbation
         self._period_s = simulation.embodiment.period_ns / 1e9
@@ -133,7 +133,7 @@ def play_episode(
         simulation: The simulation. ``success_s`` and ``time_s`` tell the result.
         policy: Drives the robot.
         seed: The start, and all else that is random.
-        watch: Called after each step of the model with the time since the start, in nanoseconds.
+        watch: Called at the start, and after each step of the model, with the time since the start in nanoseconds.
         time_limit_s: Longest episode, in seconds; None: the task's.
         rest_s: Time after success, in seconds.
 
@@ -142,6 +142,8 @@ def play_episode(
     """
     simulation.reset(seed)
     policy.reset(simulation, seed)
+    if watch is not None:
+        watch(0)
     limit = simulation.task.time_limit_s if time_limit_s is None else time_limit_s
     period_s = simulation.embodiment.period_ns / 1e9
     while True:
@@ -160,7 +162,7 @@ def run_episode(
     *,
     size: tuple[int, int] | None = None,
     picture_every: int = 1,
-    wording: int = 0,
+    wording: int | None = None,
     time_limit_s: float | None = None,
     rest_s: float = REST_S,
 ) -> Rollout:
@@ -172,7 +174,7 @@ def run_episode(
         seed: The start, and all else that is random.
         size: Width and height of the pictures; None: no pictures.
         picture_every: Control steps from one picture of each camera to the next.
-        wording: The wording of the instruction.
+        wording: Number of the instruction's wording; None: the one that the seed draws.
         time_limit_s: Longest episode, in seconds; None: the task's.
         rest_s: Time after success, in seconds.
     """

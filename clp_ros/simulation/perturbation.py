@@ -26,6 +26,10 @@ class Perturbation:
     turn: float = 8.0
 
 
+UNPERTURBED = Perturbation()
+"""No pushes."""
+
+
 class Pushes:
     """The pushes of one arm in one episode.
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import heapq
-import itertools
 import math
 import operator
 from collections import Counter
@@ -15,47 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from clp_ros.bags.writer import STORE, header, write_bag
+from clp_ros.bags.writer import write_bag
 from clp_ros.core.errors import ClpError
 from clp_ros.core.files import atomic_folder, check_output_folder
-from clp_ros.messages.images import JPEG_FORMAT, encode_jpeg
 from clp_ros.robots.embodiment import JOINT_STATE_TYPE, Embodiment
 from clp_ros.robots.trajectory import split_trajectory
 from clp_ros.simulation.closed_loop import START_NS
 from clp_ros.simulation.experts import demonstration, solved
 from clp_ros.simulation.motion import Motion
+from clp_ros.simulation.recorded_topics import APART_NS, DEFAULT_SETTINGS, EPOCH_NS, RecordedTopics, RecordingSettings
 from clp_ros.simulation.robot import SimulatedRobot
-
-EPOCH_NS = 1_750_000_000 * 10**9
-"""Beginning of a simulation on the clock of the bags: 2025-06-15 15:06:40 UTC."""
-JOINT_DELAY_MS, CAMERA_DELAY_MS = (0.4, 1.6), (4.0, 10.0)
-"""Smallest and largest delay from the stamp to the reception, in ms. Images are exposed, compressed and sent first."""
 
 # Largest random offset of the arm's initial pose, in rad, and time at rest after the task, in seconds.
 _SPREAD, _REST_S = 0.1, 0.5
-# Time between the beginnings of two episodes, so that no two recordings overlap in time.
-_APART_NS = 60 * 10**9
-# Time of the first image, and offset of each further robot's joint states: nothing is synchronised on a real robot.
-_FIRST_PICTURE_NS, _JOINT_PHASE_NS = 7_300_000, 3_100_000
 # Number of initial states that are tried for an episode.
 _TRIES = 10
-
-
-@dataclass(frozen=True)
-class RecordingSettings:
-    """Settings of a recording.
-
-    Attributes:
-        camera_rate: Images per second, on each topic.
-        joint_state_rate: Joint states per second, on each topic.
-        size: Width and height of the images; None: those of the embodiment.
-        quality: Quality of the JPEGs, 1 to 100.
-    """
-
-    camera_rate: float = 30.0
-    joint_state_rate: float = 100.0
-    size: tuple[int, int] | None = None
-    quality: int = 80
 
 
 @dataclass(frozen=True)
@@ -80,7 +53,7 @@ def record(
     output: Path,
     episodes: int | None = None,
     seed: int = 0,
-    settings: RecordingSettings = RecordingSettings(),
+    settings: RecordingSettings = DEFAULT_SETTINGS,
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Episode]:
@@ -136,14 +109,14 @@ class _Recorder:
         self._embodiment = embodiment
         self._settings = settings
         self._seed = seed
-        self._sources = _sources(embodiment, settings)
+        self._topics = RecordedTopics(self.robot, settings)
         self._progress, self._episodes = progress, episodes
-        self._picture(next(iter(embodiment.cameras)))  # raises now if rendering fails
+        self._topics.picture(next(iter(embodiment.cameras)))  # raises now if rendering fails
 
     def record(self, index: int, folder: Path, final: Path) -> Episode:
         """Writes an episode into an empty folder, which is renamed to ``final`` later."""
         notes = {"made_by": "clp record", "seed": str(self._seed), "episode": str(index)}
-        topics = {source.topic: source.kind for source in self._sources}
+        topics = {source.topic: source.kind for source in self._topics.sources}
         for attempt in range(_TRIES):
             self.robot.reset([self._seed, index, attempt], _SPREAD)
             try:
@@ -169,36 +142,20 @@ class _Recorder:
         delay = np.random.default_rng([self._seed, index])
         waiting: list[tuple[int, int, str, Any]] = []  # a joint state may arrive before an earlier image
         self._begin(motion)
-        for number, (time_ns, source) in enumerate(_due(self._sources, seconds)):
-            stamp_ns = EPOCH_NS + index * _APART_NS + time_ns
+        for number, (time_ns, source) in enumerate(self._topics.due(seconds)):
+            stamp_ns = EPOCH_NS + index * APART_NS + time_ns
             while waiting and waiting[0][0] <= stamp_ns:
                 receive_ns, _, topic, message = heapq.heappop(waiting)
                 yield receive_ns, topic, message
             self.robot.step(START_NS + time_ns)
             receive_ns = stamp_ns + round(delay.uniform(*source.delay_ms) * 1e6)
-            heapq.heappush(waiting, (receive_ns, number, source.topic, self._message(source, stamp_ns)))
+            heapq.heappush(waiting, (receive_ns, number, source.topic, self._topics.message(source, stamp_ns)))
             counts[source.topic] += 1
             if source.kind != JOINT_STATE_TYPE:
                 done = index * pictures + sum(counts[camera.topic] for camera in self._embodiment.cameras.values())
                 self._progress(done, self._episodes * pictures)
         for receive_ns, _, topic, message in sorted(waiting, key=operator.itemgetter(0, 1)):
             yield receive_ns, topic, message
-
-    def _message(self, source: _Source, stamp_ns: int) -> Any:
-        head = header(stamp_ns, source.frame)
-        if source.kind == JOINT_STATE_TYPE:
-            names, positions, speeds = self.robot.joint_states(source.name)
-            return STORE.types[source.kind](head, names, np.array(positions), np.array(speeds), np.empty(0))
-        picture = self._picture(source.name)
-        if source.kind.endswith("CompressedImage"):
-            return STORE.types[source.kind](head, JPEG_FORMAT, encode_jpeg(picture, self._settings.quality))
-        height, width, channels = picture.shape
-        return STORE.types[source.kind](head, height, width, "rgb8", 0, width * channels, picture.reshape(-1))
-
-    def _picture(self, camera: str) -> np.ndarray:
-        settings = self._embodiment.cameras[camera]
-        width, height = self._settings.size or (settings.width, settings.height)
-        return self.robot.picture(camera, height, width)
 
     def _begin(self, motion: Motion) -> None:
         """Gives the motion to the robot's controllers."""
@@ -207,44 +164,3 @@ class _Recorder:
         times = np.arange(1, math.ceil(motion.seconds / period_s) + 1) * period_s
         for trajectory in split_trajectory(times, motion.at(times), self._embodiment):
             self.robot.receive(trajectory, START_NS)
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A topic. ``name`` is the camera, or the entry of ``joint_states``."""
-
-    name: str
-    topic: str
-    kind: str
-    frame: str
-    rate: float
-    phase_ns: int
-    delay_ms: tuple[float, float]
-
-
-def _sources(embodiment: Embodiment, settings: RecordingSettings) -> list[_Source]:
-    found = [
-        _Source(
-            name, states.topic, JOINT_STATE_TYPE, "", settings.joint_state_rate, index * _JOINT_PHASE_NS, JOINT_DELAY_MS
-        )
-        for index, (name, states) in enumerate(embodiment.joint_states.items())
-    ]
-    between_ns = round(1e9 / settings.camera_rate / len(embodiment.cameras))
-    for index, (name, camera) in enumerate(embodiment.cameras.items()):
-        phase_ns = _FIRST_PICTURE_NS + index * between_ns
-        frame = f"{name}_color_optical_frame"
-        found.append(_Source(name, camera.topic, camera.type, frame, settings.camera_rate, phase_ns, CAMERA_DELAY_MS))
-    return found
-
-
-def _due(sources: list[_Source], seconds: float) -> Iterator[tuple[int, _Source]]:
-    """Yields time (nanoseconds from the beginning) and topic of each message, in the order of time."""
-
-    def of(source: _Source) -> Iterator[tuple[int, _Source]]:
-        for number in itertools.count():
-            time_ns = source.phase_ns + round(number * 1e9 / source.rate)
-            if time_ns >= seconds * 1e9:
-                return
-            yield time_ns, source
-
-    return heapq.merge(*map(of, sources), key=operator.itemgetter(0))

@@ -136,9 +136,7 @@ class Zone:
 SceneObject = Box | Can | Bin | Zone
 
 
-def _movable(
-    spec: Any, name: str, kind: Any, size: tuple[float, ...], mass: float, inertia: np.ndarray
-) -> None:
+def _movable(spec: Any, name: str, kind: Any, size: tuple[float, ...], mass: float, inertia: np.ndarray) -> None:
     body = spec.worldbody.add_body(name=name, mass=mass, inertia=inertia, explicitinertial=True)
     body.add_freejoint(name=name)
     body.add_geom(name=name, type=kind, size=list(size), condim=4)

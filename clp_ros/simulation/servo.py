@@ -69,7 +69,8 @@ class ArmServo:
         position, rotation = self.kinematics(command[:6])
         factor = self._speed * goal.speed
         target = goal.position - sag
-        self._linear = _changed(self._linear, target - position, _SPEED * factor, _ACCELERATION * self._speed**2, self._period_s)
+        limit = _ACCELERATION * self._speed**2
+        self._linear = _changed(self._linear, target - position, _SPEED * factor, limit, self._period_s)
         turn = (goal.rotation * Rotation.from_matrix(rotation).inv()).as_rotvec()
         limit = _TURN_ACCELERATION * self._speed**2
         self._angular = _changed(self._angular, turn, _TURN * self._speed, limit, self._period_s)

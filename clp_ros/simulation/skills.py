@@ -37,7 +37,7 @@ def nearest(angle: float, to: float, period: float) -> float:
 
 
 def grasp_yaw(state: ArmState, direction: float, period: float = math.pi / 2) -> float:
-    """Returns the gripper's yaw for fingers along an object's side of that direction, within half a turn of ``down``."""
+    """Returns the gripper's yaw for fingers along an object's side, in rad. It stays near the arm's ``down``."""
     yaw = nearest(direction, state.yaw, period)
     return nearest(direction, 0.0, period) if abs(yaw) > 0.6 * math.pi else yaw
 
@@ -63,7 +63,9 @@ def approach(state: ArmState, position: np.ndarray, yaw: float, gripper: float, 
     return _over(state, position, min(HOVER_M, extra), state.arm.turned_down(yaw), gripper, speed)
 
 
-def _over(state: ArmState, position: np.ndarray, height: float, rotation: Rotation, gripper: float, speed: float = 1.0) -> Goal:
+def _over(
+    state: ArmState, position: np.ndarray, height: float, rotation: Rotation, gripper: float, speed: float = 1.0
+) -> Goal:
     """Returns a goal above a position. The tool moves sideways only as far as it is high enough."""
     wanted = position + np.array([0.0, 0.0, height])
     share = float(np.clip((state.position[2] - wanted[2] + 0.04) / 0.03, 0.0, 1.0))
@@ -85,7 +87,8 @@ def grasp(state: ArmState, target: ObjectState, yaw: float, offset: np.ndarray |
     beside, above = np.linalg.norm(state.position[:2] - point[:2]), state.position[2] - point[2]
     closing = state.opening_command < 0.95 and arm.name in target.touched_by
     tolerance = _CLOSING_M if closing else _NEAR_M + 0.002
-    if beside < tolerance and abs(above) < tolerance and (closing or state.opening > _OPEN or state.opening_command < 0.9):
+    ready = closing or state.opening > _OPEN or state.opening_command < 0.9
+    if beside < tolerance and abs(above) < tolerance and ready:
         return Goal(point, arm.turned_down(yaw), arm.grasp)
     if state.opening < _OPEN and above < 0.05 + _GRASP_BELOW_M and beside < 0.06:
         # It came down, or dropped the object, with a closed gripper: it opens above.

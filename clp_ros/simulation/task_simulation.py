@@ -78,8 +78,14 @@ class TaskSimulation(SimulatedRobot):
         self._task = task
         self._held_ns, self.success_s = 0, None
 
-    def instruction(self, wording: int = 0) -> str:
-        """Returns the instruction of this start, in one of the task's wordings."""
+    def instruction(self, wording: int | None = None) -> str:
+        """Returns the instruction of this start.
+
+        Args:
+            wording: Number of the task's wording; None: the one that the seed draws.
+        """
+        if wording is None:
+            wording = int(self._wording * len(self._task.wordings))
         return self._task.instruction(self.layout, wording)
 
     def reset(self, seed: Seed, spread: float = SPREAD) -> None:
@@ -93,6 +99,7 @@ class TaskSimulation(SimulatedRobot):
         rng = np.random.default_rng([*(int(number) for number in numbers), _START])
         away = spread * rng.uniform(-1.0, 1.0, len(self._model.home)) * self._turns
         self.layout = self._scene.draw(rng)
+        self._wording = rng.random()
         self._rest_at(np.clip(self._model.home + away, self._lower, self._upper))
         self._furniture.place(self.data, self.layout)
         self._mujoco.mj_forward(self._model.mujoco, self.data)

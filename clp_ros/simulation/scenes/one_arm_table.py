@@ -67,7 +67,7 @@ class OneArmTable(Scene):
         """Adds the objects, and moves the camera nearer. The wrist camera of ALOHA gets a wider view."""
         super().furnish(spec)
         if self.robot == "aloha_single":
-            aim(spec.camera("top"), (-0.35, 0.5, 0.5), (0.12, 0.5, 0.0), 48)
+            aim(spec.camera("top"), (-0.35, 0.5, 0.5), (0.12, 0.5, 0.0), 54)
             spec.camera("right_wrist").fovy = WRIST_FOVY
         else:
             aim(spec.camera("cam_front"), (1.05, 0.0, 0.5), (0.48, 0.0, 0.03), 46)

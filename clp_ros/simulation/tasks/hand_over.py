@@ -66,7 +66,8 @@ class HandOver(SimulatedTask):
             else:
                 carry = Goal(_MEET, giving, giver.arm.grasp)
             arrived = np.linalg.norm(giver.position - _MEET) < 0.02 and _off(giver, giving) < 0.1
-            return {giver.arm.name: carry, taker.arm.name: _take(taker, cube.position, taking, wait) if arrived else wait}
+            take = _take(taker, cube.position, taking, wait) if arrived else wait
+            return {giver.arm.name: carry, taker.arm.name: take}
         return {giver.arm.name: skills.grasp(giver, cube, skills.grasp_yaw(giver, cube.yaw)), taker.arm.name: wait}
 
 

@@ -76,7 +76,7 @@ class ExpertPolicy:
         """See :class:`EpisodePolicy`."""
         state = simulation.state()
         goals = simulation.task.goals(state)
-        action = simulation.commanded_positions().copy()
+        action = simulation.commanded_positions()
         executed = action.copy()
         for name, servo in self._servos.items():
             arm = servo.arm
@@ -178,7 +178,9 @@ def run_episode(
         time_limit_s: Longest episode, in seconds; None: the task's.
         rest_s: Time after success, in seconds.
     """
-    states, actions, steps = [], [], []
+    states: list[np.ndarray] = []
+    actions: list[np.ndarray] = []
+    steps: list[int] = []
     pictures: dict[str, list[np.ndarray]] = {name: [] for name in simulation.embodiment.cameras}
     for measured, action in play_episode(simulation, policy, seed, None, time_limit_s, rest_s):
         if size is not None and len(states) % picture_every == 0:

@@ -26,7 +26,7 @@ class SimulatedRobot:
     Args:
         embodiment: A robot that clp_ros ships. Topics and tf_prefix may differ.
         seed: Seed of the cube's position.
-        model: The model; None: the one of :func:`clp_ros.simulation.model.load_model`.
+        furnished: The robot's model with other objects; None: the one of :func:`clp_ros.simulation.model.load_model`.
 
     Attributes:
         embodiment: The robot.
@@ -37,10 +37,10 @@ class SimulatedRobot:
         ClpError: The robot has no model, or a package is missing.
     """
 
-    def __init__(self, embodiment: Embodiment, seed: int = 0, model: Model | None = None) -> None:
+    def __init__(self, embodiment: Embodiment, seed: int = 0, furnished: Model | None = None) -> None:
         self.embodiment = embodiment
         self._mujoco = load_mujoco()
-        self._model = load_model(embodiment) if model is None else model
+        self._model = load_model(embodiment) if furnished is None else furnished
         model = self._model.mujoco
         self.data: Any = self._mujoco.MjData(model)
         self.step_ns = round(model.opt.timestep * 1e9)

@@ -101,7 +101,7 @@ class ArmServo:
 def _changed(now: np.ndarray, error: np.ndarray, speed: float, acceleration: float, period_s: float) -> np.ndarray:
     """Returns the velocity of the next control step, that brings an error to zero within the limits."""
     distance = float(np.linalg.norm(error))
-    wanted = np.zeros(3)
+    wanted: np.ndarray = np.zeros(3)
     if distance > 1e-9:
         fastest = min(speed, _GAIN * distance, math.sqrt(acceleration * distance))
         wanted = error * (fastest / distance)

@@ -47,6 +47,7 @@ class TaskSimulation(SimulatedRobot):
     """
 
     layout: Layout
+    success_s: float | None
 
     def __init__(self, embodiment: Embodiment, task: SimulatedTask, seed: Seed = 0) -> None:
         if embodiment.name not in task.robots:
@@ -76,7 +77,8 @@ class TaskSimulation(SimulatedRobot):
         if self.embodiment.name not in task.robots or task.scene(self.embodiment.name) != self._scene:
             raise ClpError(f"the task {task.name!r} has another scene than {self._task.name!r}")
         self._task = task
-        self._held_ns, self.success_s = 0, None
+        self._held_ns = 0
+        self.success_s = None
 
     def instruction(self, wording: int | None = None) -> str:
         """Returns the instruction of this start.
@@ -105,7 +107,8 @@ class TaskSimulation(SimulatedRobot):
         self._mujoco.mj_forward(self._model.mujoco, self.data)
         self._command = self._home.copy()
         self._judged_ns: int | None = None
-        self._steps, self._held_ns, self.success_s = 0, 0, None
+        self._steps, self._held_ns = 0, 0
+        self.success_s = None
 
     # ------------------------------------------------------------------------------------------------ moving
 
@@ -113,11 +116,6 @@ class TaskSimulation(SimulatedRobot):
     def time_s(self) -> float:
         """Time since the start, in seconds."""
         return self._steps * self.step_ns / 1e9
-
-    @property
-    def command(self) -> np.ndarray:
-        """The last command of :meth:`act`: (joints,) float64, rad or m."""
-        return self._command.copy()
 
     def act(self, positions: np.ndarray, watch: Callable[[int], None] | None = None) -> None:
         """Simulates one control step. The command moves in a straight line, as a controller of positions moves it.
@@ -194,7 +192,7 @@ class TaskSimulation(SimulatedRobot):
 
     def commanded_positions(self) -> np.ndarray:
         """Returns what all joints were commanded last, by :meth:`act` or by trajectories: (joints,) rad or m."""
-        return self._command if self._time_ns is None else self.commanded().positions
+        return self._command.copy() if self._time_ns is None else self.commanded().positions
 
     def _touching(self) -> dict[str, set[tuple[str, str]]]:
         """Returns arm and finger of each contact, by object."""

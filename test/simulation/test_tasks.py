@@ -96,7 +96,7 @@ def test_an_episode_is_reproducible_and_pushes_are_recovered_from(simulations: d
     # The same seed gives the same pushes. Actions are the expert's answers, from which pushed commands differ.
     actions, commands = [], []
     for _, action in play_episode(simulation, pushed, 5):
-        commands.append(simulation.command)
+        commands.append(simulation.commanded_positions())
         actions.append(action)
     np.testing.assert_array_equal(first.actions, actions)
     gaps = np.abs(np.array(commands[1:]) - np.array(actions[:-1])).max(axis=1)

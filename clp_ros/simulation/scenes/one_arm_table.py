@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from clp_ros.simulation.scene import WRIST_FOVY, Bin, Box, Can, Layout, Scene, SceneObject, Zone, aim
+from clp_ros.simulation.scene import WRIST_FOVY, Bin, Box, Can, Layout, Scene, Zone, aim
 from clp_ros.simulation.scenes.colours import BIN, BRIGHT, DULL, ZONE, painted
 
 # Smallest distances between the centres of two objects, in metres: room for the open gripper beside each.
@@ -53,7 +53,7 @@ class OneArmTable(Scene):
         robot: Name of the embodiment.
     """
 
-    objects: tuple[SceneObject, ...] = (
+    objects = (
         Bin("bin"),
         Zone("zone"),
         Can("can", 0.018, 0.025, 0.05),

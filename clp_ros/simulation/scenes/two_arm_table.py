@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clp_ros.simulation.scene import WRIST_FOVY, Bin, Box, Can, Layout, Scene, SceneObject, aim
+from clp_ros.simulation.scene import WRIST_FOVY, Bin, Box, Can, Layout, Scene, aim
 from clp_ros.simulation.scenes.colours import BIN, BRIGHT, DULL, ZONE, painted
 
 _YAW = 0.25
@@ -16,7 +16,7 @@ _YAW = 0.25
 class TwoArmTable(Scene):
     """The cube is nearer to one arm. The bar lies across the middle, so that each arm reaches one of its ends."""
 
-    objects: tuple[SceneObject, ...] = (
+    objects = (
         Bin("bin"),
         Box("bar", (0.12, 0.015, 0.015), 0.1),
         Can("can", 0.018, 0.025, 0.05),

@@ -29,9 +29,10 @@ from typing import Any
 
 from results import Table, Value, add_output_argument, write_results
 
+from clp_ros.checkpoints.layer_stack import group_units
 from clp_ros.core.files import atomic_folder
 from clp_ros.policies.checkpoint import Checkpoint
-from clp_ros.pruning.selection import allowed_budgets, criterion_scores, select_layers
+from clp_ros.pruning.selection import allowed_budgets, criterion_scores, select_units
 from clp_ros.pruning.surgery import plan_surgery
 
 # arXiv 2606.20246v2, Table 5: the layers each stack has, and those that go. π0.5 is not in it: π0's.
@@ -116,14 +117,10 @@ def _removal(checkpoint: Checkpoint) -> dict[str, list[int]]:
     # Not Table 5's stack: the last layers that may go, as many as the default share.
     removal: dict[str, list[int]] = {}
     budgets = checkpoint.family.default_budget(checkpoint.config)
-    for module in {module.group: module for module in checkpoint.modules}.values():
-        budget = max(
-            size
-            for size in allowed_budgets(module.layers, module.pattern_period, module.protected_layers)
-            if size <= budgets[module.group]
-        )
-        scores = criterion_scores("keep-first", module.layers)
-        removal[module.name] = list(select_layers(scores, budget, None, module.pattern_period, module.protected_layers))
+    for group, units in group_units(checkpoint.layer_stacks).items():
+        budget = max(size for size in allowed_budgets(units) if size <= budgets[group])
+        removed, _ = select_units(criterion_scores("keep-first", units.count), budget, units)
+        removal[next(stack.name for stack in checkpoint.layer_stacks if stack.group == group)] = list(removed)
     return removal
 
 
@@ -151,9 +148,9 @@ def measure(source: Path, scratch: Path, runs: int) -> dict[str, Any]:
     given = json.dumps(removal)
     pruned, copied, reference = scratch / "pruned", scratch / "copied", scratch / "reference"
     subprocess.run([*prune, reference, given], check=True, stdout=subprocess.DEVNULL)
-    kept = list(plan_surgery(Checkpoint.open(source), removal).ranges())
+    kept = [piece[:3] for piece in plan_surgery(Checkpoint.open(source), removal).pieces()]
     roomy = (
-        6 * Checkpoint.open(reference).bytes < _available()
+        6 * Checkpoint.open(reference).nbytes < _available()
     )  # otherwise only what the next command reads is in the page cache
     repeat = 2 if roomy else 1
     if roomy:
@@ -180,7 +177,7 @@ def measure(source: Path, scratch: Path, runs: int) -> dict[str, Any]:
     medians = {job: statistics.median(times) for job, times in seconds.items()}
     fastest = {job: min(times) for job, times in seconds.items()}
     return {
-        "bytes": Checkpoint.open(reference).bytes,
+        "bytes": Checkpoint.open(reference).nbytes,
         "removed": removal,
         "all_seconds": seconds,
         "seconds": medians,

@@ -372,7 +372,7 @@ def test_a_checkpoint_for_another_lerobot_is_told_which_one(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     layers = {
         module.layer_prefix.format(layer=layer) + "weight": np.zeros(2, np.float32)
-        for module in family_of(config, "config.json").modules(config)
+        for module in family_of(config, "config.json").layer_stacks(config)
         for layer in range(module.layers)
     }
     save_file(layers, tmp_path / "model.safetensors")

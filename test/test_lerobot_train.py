@@ -95,7 +95,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             with quiet():
                 family.make_checkpoint("tiny", base, base, PUSHT, 0)
             removal = {}
-            for module in Checkpoint.open(base).modules:
+            for module in Checkpoint.open(base).layer_stacks:
                 first = 1 + max(module.protected_layers, default=0)
                 removal[module.name] = tuple(range(first, first + max(2, module.pattern_period)))
             prune_checkpoint(base, folder / "pruned", removal)

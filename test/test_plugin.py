@@ -39,7 +39,7 @@ def made(request, family_checkpoint) -> Path:
 def removed(made) -> dict[str, tuple[int, ...]]:
     """One run of layers a module: the first that may go."""
     sets = {}
-    for module in Checkpoint.open(made).modules:
+    for module in Checkpoint.open(made).layer_stacks:
         runs = [
             range(start, start + module.pattern_period) for start in range(1, module.layers - module.pattern_period)
         ]
@@ -175,7 +175,7 @@ def test_stock_lerobot_finds_the_plugin_by_itself(pruned, observation, expected,
 
 
 def layer_tensors(folder: Path) -> list[str]:
-    module = Checkpoint.open(folder).modules[0]
+    module = Checkpoint.open(folder).layer_stacks[0]
     return sorted(key for key in Checkpoint.open(folder).tensors if key.startswith(module.layer_prefix.format(layer=1)))
 
 
@@ -197,7 +197,7 @@ def add_a_tensor(_: Path, weights: dict[str, torch.Tensor]) -> str:
 
 
 def add_a_layer(folder: Path, weights: dict[str, torch.Tensor]) -> str:
-    module = Checkpoint.open(folder).modules[0]
+    module = Checkpoint.open(folder).layer_stacks[0]
     last, another = (module.layer_prefix.format(layer=module.layers - 1 + more) for more in (0, 1))
     added = {another + key.removeprefix(last): value for key, value in weights.items() if key.startswith(last)}
     weights |= {key: value.clone() for key, value in added.items()}

@@ -5,3 +5,4 @@ from .manifest import Manifest as Manifest
 from .manifest import read_manifest as read_manifest
 from .safetensors_header import TensorInfo as TensorInfo
 from .safetensors_header import read_header as read_header
+from .units import UnitKind as UnitKind

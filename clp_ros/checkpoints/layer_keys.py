@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from clp_ros.checkpoints.layer_stack import LayerStack
+from clp_ros.checkpoints.units import UnitKind
 from clp_ros.core.errors import ClpError
 
 _HINT = "give a complete copy of the checkpoint"
@@ -81,7 +82,8 @@ def check_layers(modules: tuple[LayerStack, ...], shapes: Mapping[str, tuple[int
         where: The checkpoint, for the error.
 
     Raises:
-        ClpError: A layer is missing or too many, or lacks, adds or reshapes a tensor against its peers.
+        ClpError: A layer is missing or too many, lacks, adds or reshapes a tensor against its peers, or is not as wide
+            as config.json says.
     """
     keys = LayerKeys(modules, where)
     layers: dict[str, dict[int, dict[str, tuple[int, ...]]]] = {module.name: {} for module in modules}
@@ -91,6 +93,8 @@ def check_layers(modules: tuple[LayerStack, ...], shapes: Mapping[str, tuple[int
     for module in modules:
         found = layers[module.name]
         _check_numbering(module, found, where)
+        for layer, units in enumerate(module.inner_units):
+            found[layer] = _check_widths(f"layer {layer} of {module.name}", units, found[layer], where)
         for kind in range(min(module.pattern_period, module.layers)):
             _check_peers(
                 module, {layer: found[layer] for layer in range(kind, module.layers, module.pattern_period)}, where
@@ -114,6 +118,27 @@ def _check_numbering(module: LayerStack, found: Mapping[int, object], where: obj
             where=where,
             hint="give the config.json that was saved with these weights",
         )
+
+
+def _check_widths(
+    place: str, units: tuple[UnitKind, ...], tensors: Mapping[str, tuple[int, ...]], where: object
+) -> dict[str, tuple[int, ...]]:
+    """Checks the sizes that config.json gives a layer; returns its shapes with -1 for these, to compare them."""
+    shapes = dict(tensors)
+    for kind in units:
+        for rest, dimension in kind.dimensions.items():
+            if rest not in shapes:  # an error where its peers have it
+                continue
+            shape = list(shapes[rest])
+            if dimension >= len(shape) or shape[dimension] != kind.count * kind.size:
+                raise ClpError(
+                    f"{place} has {rest} of shape {shape}, but config.json gives it {kind.count} {kind.name}",
+                    where=where,
+                    hint=_HINT,
+                )
+            shape[dimension] = -1
+            shapes[rest] = tuple(shape)
+    return shapes
 
 
 def _check_peers(module: LayerStack, peers: Mapping[int, Mapping[str, tuple[int, ...]]], where: object) -> None:

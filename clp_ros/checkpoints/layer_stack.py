@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from clp_ros.checkpoints.units import UnitKind
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class LayerStack:
         protected_layers: 0-based layers that may not be removed, whatever their score: something else depends on their
             index.
         min_layers: Layers that must be left, however few ``protected_layers`` there are.
+        inner_units: For each layer, the kinds of units inside of it, with the number that config.json gives that layer.
+            Such layers may differ in width. Empty: layers of one kind have equal shapes.
     """
 
     name: str
@@ -40,3 +45,17 @@ class LayerStack:
     probe: str | None = "input_layernorm"
     protected_layers: frozenset[int] = frozenset()
     min_layers: int = 1
+    inner_units: tuple[tuple[UnitKind, ...], ...] = ()
+
+    @property
+    def layer_units(self) -> UnitKind:
+        """The layers, with the constraints on their removal."""
+        return UnitKind("layers", self.layers, self.pattern_period, self.protected_layers, self.min_layers)
+
+
+def group_units(stacks: Iterable[LayerStack]) -> dict[str, UnitKind]:
+    """The layers that the stacks of each group lose together, by group, with the constraints of all these stacks."""
+    units: dict[str, UnitKind] = {}
+    for stack in stacks:
+        units[stack.group] = units.get(stack.group, stack.layer_units).joined(stack.layer_units)
+    return units

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """clp.json, the manifest of a pruned checkpoint: what was removed from what, and why.
 
-Layer numbers at the top level are those of the first source, however often the checkpoint was pruned; ``steps`` holds
-each pruning in the layer numbers of its own source.
+Numbers of units at the top level are those of the first source, however often the checkpoint was pruned; ``steps``
+holds each pruning in the numbers of its own source.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pydantic import Field, ValidationError, model_validator
 from clp_ros.core.errors import ClpError
 from clp_ros.core.json_object import read_json_object
 from clp_ros.core.strict_model import StrictModel, describe, place
+
+SCHEMA_VERSION = 3
 
 _Count = Annotated[int, Field(ge=0)]
 
@@ -33,12 +35,27 @@ class Parameters(StrictModel):
     after: _Count
 
 
+class UnitRecord(StrictModel):
+    """What one layer lost of the units of one kind inside of it, 0-based."""
+
+    original: _Count
+    removed: list[_Count]
+
+    @model_validator(mode="after")
+    def _sorted(self) -> UnitRecord:
+        if self.removed != sorted(set(self.removed)) or (self.removed and self.removed[-1] >= self.original):
+            raise ValueError("the removed units are not sorted, or not there")
+        return self
+
+
 class ModuleRecord(StrictModel):
-    """What one module lost, in 0-based layers.
+    """What one layer stack lost, in 0-based layers.
 
     Attributes:
         threshold: τ, the least score of a layer that could go; null where none was used, absent before version 2.
         scores: ``scores[i]`` compares layers i and i+1; null where none were given.
+        units: What layers that stay lost inside, by kind of unit (``channels``, ``heads``) and layer; absent before
+            version 3.
     """
 
     original_layers: _Count
@@ -46,6 +63,7 @@ class ModuleRecord(StrictModel):
     kept: list[_Count]
     threshold: float | None = None
     scores: list[float] | None
+    units: dict[str, dict[str, UnitRecord]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _partition(self) -> ModuleRecord:
@@ -55,6 +73,8 @@ class ModuleRecord(StrictModel):
             raise ValueError("removed or kept layers are not sorted")
         if sorted(self.removed + self.kept) != list(range(self.original_layers)):
             raise ValueError("removed and kept layers are not all layers")
+        if not {layer for layers in self.units.values() for layer in layers} <= {str(layer) for layer in self.kept}:
+            raise ValueError("units are of layers that are not kept")
         return self
 
 
@@ -80,7 +100,7 @@ class Manifest(StrictModel):
         steps: Every pruning, oldest first.
     """
 
-    schema_version: Literal[1, 2]
+    schema_version: Literal[1, 2, 3]
     clp_ros_version: str
     family: str
     source: Source
@@ -107,6 +127,13 @@ def read_manifest(path: Path, family: str, layers: dict[str, int]) -> dict[str, 
     """
     hint = f"give the {path.name} that was written with these weights, or delete it"
     raw = read_json_object(path, hint)
+    version = raw.get("schema_version")
+    if type(version) is int and version > SCHEMA_VERSION:
+        raise ClpError(
+            f"its schema_version is {version}, and this version of clp_ros reads 1 to {SCHEMA_VERSION}",
+            where=path,
+            hint="install the clp_ros that wrote it, or a later one",
+        )
     try:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:

@@ -60,7 +60,7 @@ class TensorInfo:
         return math.prod(self.shape)
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """Number of bytes."""
         return self.end - self.start
 
@@ -118,7 +118,7 @@ def encode_header(
     header: dict[str, Any] = {_METADATA: dict(sorted(metadata.items()))} if metadata else {}
     position = 0
     for name, tensor in tensors:
-        end = position + tensor.bytes
+        end = position + tensor.nbytes
         header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()

@@ -42,7 +42,7 @@ def describe(policy: LeRobotPolicy) -> dict[str, Any]:
         "parameters_tied": sum(weight.numel() for name, weight in weights.items() if name not in tied),
         "trainable": sum(w.numel() for name, w in weights.items() if name not in tied and w.requires_grad),
         "gflops": count_gflops(policy),
-        "bytes": checkpoint.bytes,
+        "bytes": checkpoint.nbytes,
         "dtype": by_dtype.most_common(1)[0][0],
     }
 

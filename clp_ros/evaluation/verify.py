@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clp_ros.checkpoints.folder import WEIGHTS_FILE
 from clp_ros.checkpoints.hub import missing_repository
 from clp_ros.core.errors import ClpError
-from clp_ros.policies.checkpoint import WEIGHTS_FILE, Checkpoint
+from clp_ros.policies.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import torch

@@ -128,10 +128,10 @@ def _checkpoint(folder: Path) -> InspectedCheckpoint:
                 least=module.min_layers,
                 parameters=parameters[module.name],
             )
-            for module in checkpoint.modules
+            for module in checkpoint.layer_stacks
         ],
         parameters=checkpoint.parameters(),
-        bytes=checkpoint.bytes,
+        bytes=checkpoint.nbytes,
         fingerprint=checkpoint.fingerprint(),
         manifest=checkpoint.manifest,
     )

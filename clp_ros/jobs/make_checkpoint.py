@@ -81,7 +81,7 @@ def run(request: MakeCheckpointRequest, progress: Progress = SILENT) -> MakeChec
             hint="free some disk space, or give another --output",
         ) from error
     made = Checkpoint.open(final)
-    return MakeCheckpointResult(output=final, family=family.name, parameters=made.parameters(), bytes=made.bytes)
+    return MakeCheckpointResult(output=final, family=family.name, parameters=made.parameters(), bytes=made.nbytes)
 
 
 def embodiment_features(embodiment: Embodiment) -> PolicyFeatures:

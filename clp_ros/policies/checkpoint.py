@@ -9,15 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import stat
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path, PurePath, PureWindowsPath
+from pathlib import Path, PurePath
 from typing import Any
 
+from clp_ros.checkpoints.folder import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    MANIFEST_FILE,
+    PROCESSORS,
+    WEIGHTS_FILE,
+    FileStamp,
+    file_stamp,
+    list_files,
+    read_weights,
+)
 from clp_ros.checkpoints.hub import local_folder
 from clp_ros.checkpoints.layer_keys import LayerKeys, check_layers
 from clp_ros.checkpoints.layer_stack import LayerStack
@@ -35,20 +44,8 @@ from clp_ros.core.json_object import parse_json, read_json_object
 from clp_ros.policies.family import Config, Family
 from clp_ros.policies.registry import family_of
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"  # the one file stock lerobot loads
-INDEX_FILE = "model.safetensors.index.json"
-MANIFEST_FILE = "clp.json"
-PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
-
-_SHARD_NAME = re.compile(r"model-\d+-of-\d+\.safetensors")
-# Version control and download records: not part of the checkpoint, and wrong for a copy of it.
-_IGNORED_FOLDERS = {".git", ".cache"}
 _SAMPLES = 4  # blocks of a tensor that the fingerprint reads, evenly spaced, first and last among them
 _SAMPLE_BYTES = 4096
-
-# Device, inode, size, and time of the last change in nanoseconds: equal only for one file with one content.
-type FileStamp = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class Checkpoint:
         path: The folder, absolute.
         config: The parsed config.json.
         family: The VLA family.
-        modules: Its prunable modules.
+        layer_stacks: Its prunable layer stacks.
         tensors: Every stored tensor by name, in the order of files and bytes.
         metadata: The ``__metadata__`` strings of all weight files. safetensors stores shared tensors once and writes
             ``{other name: stored name}`` here: see :attr:`shared`.
@@ -73,7 +70,7 @@ class Checkpoint:
     path: Path
     config: Config
     family: Family
-    modules: tuple[LayerStack, ...]
+    layer_stacks: tuple[LayerStack, ...]
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
     weight_files: tuple[str, ...]
@@ -101,45 +98,45 @@ class Checkpoint:
             raise ClpError(
                 f"cannot be read ({error.strerror or error})",
                 where=error.filename or folder,
-                fix="check the path and its permissions",
+                hint="check the path and its permissions",
             ) from error
 
     @classmethod
     def _open(cls, folder: Path) -> Checkpoint:
         if not folder.is_dir():
             fault = "is not a folder" if folder.exists() else "does not exist"
-            raise ClpError(f"the checkpoint folder {fault}", where=folder, fix="give a folder with config.json in it")
+            raise ClpError(f"the checkpoint folder {fault}", where=folder, hint="give a folder with config.json in it")
         if is_temporary(folder):
             raise ClpError(
                 "the folder is what a command left that was killed while it wrote",
                 where=folder,
-                fix="run that command again, which clears it away",
+                hint="run that command again, which clears it away",
             )
         refuse_training_folder(folder)
-        found = dict(sorted(_walk(folder)))
+        found = dict(sorted(list_files(folder)))
         files = {name: size for name, size in found.items() if not is_pickle(name)}
         if CONFIG_FILE not in files:
             raise ClpError(
-                f"there is no {CONFIG_FILE}", where=folder, fix="give a folder that save_pretrained of lerobot wrote"
+                f"there is no {CONFIG_FILE}", where=folder, hint="give a folder that save_pretrained of lerobot wrote"
             )
         config = read_json_object(folder / CONFIG_FILE)
         try:
             family = family_of(config, folder / CONFIG_FILE)
-            modules = family.modules(config)
+            stacks = family.layer_stacks(config)
         except ClpError as error:  # a family does not know where the config lies
-            raise ClpError(error.what, where=folder / CONFIG_FILE, fix=error.fix) from error
+            raise ClpError(error.what, where=folder / CONFIG_FILE, hint=error.hint) from error
         except (TypeError, AttributeError, KeyError, ValueError) as error:
             raise ClpError(  # a family reads its fields plainly; whatever type it meets there, the file is at fault
-                f"a field has the wrong type ({error})", where=folder / CONFIG_FILE, fix="give an undamaged copy of it"
+                f"a field has the wrong type ({error})", where=folder / CONFIG_FILE, hint="give an undamaged copy of it"
             ) from error
         if WEIGHTS_FILE not in files and INDEX_FILE not in files:
             refuse_missing_weights(folder, files, found.keys() - files.keys())
-        tensors, metadata, stamps = _read_weights(folder, files)
+        tensors, metadata, stamps = read_weights(folder, files)
         try:
             if family.refuse_names is not None:
                 family.refuse_names(tensors)
         except ClpError as error:
-            raise ClpError(error.what, where=folder, fix=error.fix) from error
+            raise ClpError(error.what, where=folder, hint=error.hint) from error
         refuse_old_statistics(folder, tensors)
         for name in files.keys() - {CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, *stamps}:
             if name.endswith(".safetensors"):  # the processors' statistics
@@ -149,11 +146,11 @@ class Checkpoint:
                 if name in PROCESSORS:
                     refuse_missing_state(folder / name, document, files)
         if _is_unwrapped(family, tensors):
-            modules = tuple(replace(m, layer_prefix=m.layer_prefix.removeprefix(family.wrapper)) for m in modules)
-        checkpoint = cls(folder, config, family, modules, tensors, metadata, tuple(stamps), files, stamps)
+            stacks = tuple(replace(s, layer_prefix=s.layer_prefix.removeprefix(family.wrapper)) for s in stacks)
+        checkpoint = cls(folder, config, family, stacks, tensors, metadata, tuple(stamps), files, stamps)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         shapes |= {name: tensors[stored].shape for name, stored in checkpoint.shared.items()}
-        check_layers(modules, shapes, folder)
+        check_layers(stacks, shapes, folder)
         if MANIFEST_FILE not in files:
             return checkpoint
         from clp_ros.checkpoints.manifest import (
@@ -165,11 +162,11 @@ class Checkpoint:
 
     @property
     def layers(self) -> dict[str, int]:
-        """Number of layers, by module."""
-        return {module.name: module.layers for module in self.modules}
+        """Number of layers, by layer stack."""
+        return {stack.name: stack.layers for stack in self.layer_stacks}
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """Size of all files."""
         return sum(self.files.values())
 
@@ -192,8 +189,8 @@ class Checkpoint:
         return sum(tensor.elements for tensor in self.tensors.values())
 
     def module_parameters(self) -> dict[str, int]:
-        """Number of parameters in the layers of each module."""
-        keys, counts = LayerKeys(self.modules), dict.fromkeys(self.layers, 0)
+        """Number of parameters in the layers of each stack."""
+        keys, counts = LayerKeys(self.layer_stacks), dict.fromkeys(self.layers, 0)
         for name, tensor in self.tensors.items():
             if key := keys.split(name):
                 counts[key.module] += tensor.elements
@@ -211,11 +208,11 @@ class Checkpoint:
         """
         path = self.path / name
         try:
-            unchanged = _stamp(path if descriptor is None else descriptor) == self.stamps[name]
+            unchanged = file_stamp(path if descriptor is None else descriptor) == self.stamps[name]
         except OSError:
             unchanged = False
         if not unchanged:  # a training run that saves over its last checkpoint, say
-            raise ClpError("the file changed while it was read", where=path, fix="try again when it is whole")
+            raise ClpError("the file changed while it was read", where=path, hint="try again when it is whole")
 
     def fingerprint(self) -> str:
         """SHA-256 that tells checkpoints apart without reading them whole.
@@ -241,14 +238,11 @@ class Checkpoint:
                     self.check_unchanged(name, file.fileno())
         except OSError as error:
             raise ClpError(
-                f"cannot be read any more ({error.strerror})", where=error.filename or self.path, fix="check the folder"
+                f"cannot be read any more ({error.strerror})",
+                where=error.filename or self.path,
+                hint="check the folder",
             ) from error
         return digest.hexdigest()
-
-
-def _stamp(file: Path | int) -> FileStamp:
-    status = os.fstat(file) if isinstance(file, int) else file.stat()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def model_names(family: Family, stored: Collection[str]) -> dict[str, str]:
@@ -284,104 +278,13 @@ def _is_unwrapped(family: Family, names: Collection[str]) -> bool:
     return bool(family.wrapper) and not any(name.startswith(family.wrapper) for name in names)
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, int]]:
-    """Yields every file's path relative to the folder, with ``/``, and its size."""
-    for current, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
-        folders[:] = sorted(name for name in folders if name not in _IGNORED_FOLDERS)
-        real = Path(current).resolve()
-        for name in folders:
-            if real.is_relative_to(Path(current, name).resolve()):
-                raise ClpError("the link leads back to a folder around it", where=Path(current, name), fix="remove it")
-        for name in names:
-            path = Path(current, name)
-            if path.is_symlink() and not path.exists():
-                raise ClpError("the link leads nowhere", where=path, fix="download the checkpoint again")
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
-                raise ClpError("neither a file nor a folder", where=path, fix="remove it")
-            yield path.relative_to(folder).as_posix(), status.st_size
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _read_weights(
-    folder: Path, files: Mapping[str, int]
-) -> tuple[dict[str, TensorInfo], dict[str, str], dict[str, FileStamp]]:
-    """Reads the headers of all weight files and holds them against the index, if there is one.
-
-    Returns:
-        The tensors, the metadata, and the stamps by name of the weight file.
-    """
-    index = _read_index(folder / INDEX_FILE) if INDEX_FILE in files else None
-    if index is None and WEIGHTS_FILE not in files:
-        raise ClpError(f"there is neither {WEIGHTS_FILE} nor {INDEX_FILE}", where=folder, fix="give a whole checkpoint")
-    names = tuple(sorted(set(index.values()))) if index is not None else (WEIGHTS_FILE,)
-    for name in names:
-        if name not in files:
-            raise ClpError(f"the shard {name} is missing", where=folder, fix="give a whole checkpoint")
-    for name in files:
-        if (name == WEIGHTS_FILE or _SHARD_NAME.fullmatch(name)) and name not in names:
-            raise ClpError(
-                "more weights than the index names: which ones count is unclear" if index is not None
-                else "a shard without an index",
-                where=folder / name,
-                fix="keep either the single file, or the index and its shards",
-            )  # fmt: skip
-    tensors: dict[str, TensorInfo] = {}
-    metadata: dict[str, str] = {}
-    stamps = {}
-    for name in names:
-        stamps[name] = _stamp(folder / name)
-        found, notes = read_header(folder / name)
-        for tensor in found:
-            if tensor in tensors:
-                raise ClpError(f"tensor {tensor} is in {tensors[tensor].file} too", where=folder / name)
-            if index is not None and index.get(tensor) != name:
-                raise ClpError(
-                    f"tensor {tensor} is not where the index says ({index.get(tensor, 'nowhere')})",
-                    where=folder / name,
-                    fix="give the index that was saved with these shards",
-                )
-        for key, value in notes.items():
-            if metadata.setdefault(key, value) != value:
-                raise ClpError(f"__metadata__ {key!r} differs from another shard's", where=folder / name)
-        tensors |= found
-    if index is not None and (absent := sorted(index.keys() - tensors.keys())):
-        raise ClpError(
-            f"the index names {absent[0]} in {index[absent[0]]}, which lacks it",
-            where=folder / INDEX_FILE,
-            fix="give the index that was saved with these shards",
-        )
-    return tensors, metadata, stamps
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    fix = "give an undamaged copy of the index"
-    weight_map = read_json_object(path, fix).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ClpError("weight_map is not an object of tensor and file names", where=path, fix=fix)
-    for tensor, name in weight_map.items():
-        if not isinstance(name, str) or not _is_plain_name(name):
-            raise ClpError(f"weight_map puts {tensor} into {name!r}, no plain file name", where=path, fix=fix)
-        if not name.endswith(".safetensors"):
-            raise ClpError(f"weight_map puts {tensor} into {name!r}, no safetensors file", where=path, fix=fix)
-    return weight_map
-
-
-def _is_plain_name(name: str) -> bool:
-    # Also under Windows' rules: "C:model.safetensors" and "a\b" are paths there.
-    return name.isprintable() and name not in {"", ".", ".."} and PureWindowsPath(name).name == name == Path(name).name
-
-
 def _blocks(tensor: TensorInfo) -> Iterator[range]:
     """The byte ranges of a tensor that the fingerprint covers."""
-    if tensor.bytes <= _SAMPLES * _SAMPLE_BYTES:
+    if tensor.nbytes <= _SAMPLES * _SAMPLE_BYTES:
         yield range(tensor.start, tensor.end)
         return
     for sample in range(_SAMPLES):
-        start = tensor.start + (tensor.bytes - _SAMPLE_BYTES) * sample // (_SAMPLES - 1)
+        start = tensor.start + (tensor.nbytes - _SAMPLE_BYTES) * sample // (_SAMPLES - 1)
         yield range(start, start + _SAMPLE_BYTES)
 
 

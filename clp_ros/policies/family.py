@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clp_ros.checkpoints.layer_stack import LayerStack
+from clp_ros.checkpoints.layer_stack import LayerStack, group_units
 from clp_ros.core.errors import ClpError
 from clp_ros.core.files import rewrite_json
 
@@ -36,9 +36,12 @@ class Family:
     Attributes:
         name: As the command line and the files name it.
         recognises: Whether a config.json is of this family.
-        modules: The prunable modules of a checkpoint with this config. Raises ClpError on a config it cannot prune.
-        with_depths: The config with new numbers of layers, by module name. Does not change its argument. Raises
+        layer_stacks: The prunable layer stacks of a checkpoint with this config. Raises ClpError on a config it cannot
+            prune.
+        with_depths: The config with new numbers of layers, by layer stack. Does not change its argument. Raises
             ClpError where the model cannot be so shallow.
+        with_widths: The config with the numbers of units inside of the layers that stay: by layer stack, for each
+            layer, by kind. Stacks without :attr:`clp_ros.checkpoints.layer_stack.LayerStack.inner_units` are not in it.
         rewrite_local_paths: ``rewrite_local_paths(documents, folder, contents)`` rewrites, in place, every path in the
             top-level JSON files of a checkpoint (by file name) that points to something the checkpoint itself holds, so
             that it points into ``folder``. ``contents`` is where its files lie now: ``folder``, or what will be renamed
@@ -72,7 +75,7 @@ class Family:
 
     name: str
     recognises: Callable[[Config], bool]
-    modules: Callable[[Config], tuple[LayerStack, ...]]
+    layer_stacks: Callable[[Config], tuple[LayerStack, ...]]
     with_depths: Callable[[Config, Mapping[str, int]], dict[str, Any]]
     rewrite_local_paths: Callable[[Mapping[str, dict[str, Any]], Path, Path], None]
     default_ratio: Mapping[str, float]
@@ -89,6 +92,7 @@ class Family:
     link_processors: Callable[[Any, Any], None] | None = None
     denoise: str = "model.denoise_step"
     skips_absent_cameras: bool = False
+    with_widths: Callable[[Config, Mapping[str, Sequence[Mapping[str, int]]]], dict[str, Any]] | None = None
 
     def make_checkpoint(self, size: str, folder: Path, final: Path, features: PolicyFeatures, seed: int) -> None:
         """Writes a seeded random checkpoint of the real classes, which runs on any device.
@@ -114,17 +118,10 @@ class Family:
 
         Never more than may go: of a stack pruned before, the share may be.
         """
-        groups: dict[str, list[LayerStack]] = {}
-        for module in self.modules(config):
-            groups.setdefault(module.group, []).append(module)
         budgets = {}
-        for group, members in groups.items():
-            count = members[0].layers
-            staying = max(
-                len(frozenset({0}).union(*(one.protected_layers for one in members))),
-                *(one.min_layers for one in members),
-            )
-            budgets[group] = min(int(count * self.default_ratio[group]), count - staying)
+        for group, units in group_units(self.layer_stacks(config)).items():
+            staying = max(len(units.protected | {0}), units.min_left)
+            budgets[group] = min(int(units.count * self.default_ratio[group]), units.count - staying)
         return budgets
 
 

@@ -10,9 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, override
 
+from clp_ros.checkpoints.folder import CONFIG_FILE
 from clp_ros.core.errors import ClpError
 from clp_ros.policies.base import Policy
-from clp_ros.policies.checkpoint import CONFIG_FILE, Checkpoint
+from clp_ros.policies.checkpoint import Checkpoint
 from clp_ros.policies.family import Family
 from clp_ros.policies.normalisation import Normalisation, normalise_by, read_normalisation
 from clp_ros.policies.processors import rename_map

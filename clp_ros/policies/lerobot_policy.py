@@ -38,7 +38,7 @@ class LeRobotPolicy(LeRobotFeatures):
     @property
     @override
     def layer_stacks(self) -> tuple[LayerStack, ...]:
-        return self.checkpoint.modules
+        return self.checkpoint.layer_stacks
 
     @property
     def modules(self) -> tuple[LayerStack, ...]:

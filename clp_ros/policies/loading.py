@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clp_ros.checkpoints.folder import CONFIG_FILE, PROCESSORS
 from clp_ros.checkpoints.hub import missing_repository
 from clp_ros.checkpoints.tensor_check import check_tensors
 from clp_ros.core.errors import ClpError
 from clp_ros.core.json_object import read_json_object
-from clp_ros.policies.checkpoint import CONFIG_FILE, PROCESSORS, Checkpoint
+from clp_ros.policies.checkpoint import Checkpoint
 from clp_ros.policies.family import Family, check_lerobot
 from clp_ros.policies.lerobot_features import feature_size
 from clp_ros.policies.lerobot_policy import LeRobotPolicy

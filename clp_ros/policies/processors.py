@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from clp_ros.checkpoints.folder import PROCESSORS
 from clp_ros.checkpoints.not_a_checkpoint import unregistered_step
 from clp_ros.core.errors import ClpError
 from clp_ros.core.json_object import read_json_object
-from clp_ros.policies.checkpoint import PROCESSORS, Checkpoint
+from clp_ros.policies.checkpoint import Checkpoint
 from clp_ros.policies.family import Family
 from clp_ros.policies.normalisation import MODE_STATISTICS
 from clp_ros.policies.statistics import ACTION

@@ -16,7 +16,7 @@ def parse_budgets(texts: list[str]) -> dict[str, int]:
     for text in texts:
         name, _, count = text.partition("=")
         if not name or not count.isdecimal() or name in budgets:
-            raise ClpError(f"the budget {text!r} is not MODULE=K, once a module", fix="write it as in vlm=6")
+            raise ClpError(f"the budget {text!r} is not MODULE=K, once a module", hint="write it as in vlm=6")
         budgets[name] = int(count)
     return budgets
 
@@ -32,6 +32,8 @@ def parse_removals(texts: list[str]) -> dict[str, tuple[int, ...]]:
         name, _, layers = text.partition("=")
         numbers = layers.split(",")
         if not name or not all(number.strip().isdecimal() for number in numbers) or name in removals:
-            raise ClpError(f"the removal {text!r} is not MODULE=1,2,5, once a module", fix="write it as in vlm=1,2,5,6")
+            raise ClpError(
+                f"the removal {text!r} is not MODULE=1,2,5, once a module", hint="write it as in vlm=1,2,5,6"
+            )
         removals[name] = tuple(int(number) for number in numbers)
     return removals

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copying byte ranges between files as fast as `cp` copies whole ones."""
+"""Copying byte ranges between files as fast as `cp` copies whole ones, and slices of tensors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from clp_ros.core.errors import ClpError
 
@@ -20,6 +21,28 @@ _BUFFER = 128 * 2**10
 
 # The kernel, the file system or a sandbox cannot copy inside the kernel.
 _UNSUPPORTED = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The indices of one dimension of a tensor that stay.
+
+    Attributes:
+        rows: Product of the dimensions before it.
+        count: Number of its indices.
+        width: Number of bytes of one index: all dimensions behind it.
+        kept: The indices that stay, sorted.
+    """
+
+    rows: int
+    count: int
+    width: int
+    kept: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes that stay."""
+        return self.rows * len(self.kept) * self.width
 
 
 def reserve(target: int, size: int) -> None:
@@ -69,10 +92,30 @@ class RangeCopier:
             if not copied:  # some file systems answer 0 for "cannot", as others do for the end of the file
                 copied = self._copy_by_buffer(source, start, count)
             if not copied:
-                raise ClpError("the file became shorter while it was read", where=where, fix="try again")
+                raise ClpError("the file became shorter while it was read", where=where, hint="try again")
             start += copied
             if self._progress is not None:
                 self._progress(copied)
+
+    def append_slice(self, source: int, start: int, cut: Cut, where: object) -> None:
+        """Appends what stays of a tensor whose bytes begin at ``start``; the rest as :meth:`append`."""
+        if cut.rows == 1:
+            for index in cut.kept:
+                self.append(source, start + index * cut.width, start + (index + 1) * cut.width, where)
+            return
+        import numpy as np  # half the start of a process, and layers are removed without it
+
+        row = cut.count * cut.width
+        step = max(1, _CHUNK // row)  # rows read at once
+        for first in range(0, cut.rows, step):
+            rows = min(step, cut.rows - first)
+            block = os.pread(source, rows * row, start + first * row)
+            if len(block) < rows * row:
+                raise ClpError("the file became shorter while it was read", where=where, hint="try again")
+            kept = np.frombuffer(block, np.uint8).reshape(rows, cut.count, cut.width).take(cut.kept, axis=1)
+            self._write(memoryview(kept.reshape(-1)))
+            if self._progress is not None:
+                self._progress(kept.nbytes)
 
     def _copy_in_kernel(self, source: int, start: int, count: int) -> int:
         if not self._in_kernel:
@@ -91,8 +134,10 @@ class RangeCopier:
             read = os.preadv(source, [self._buffer[: count - copied]], start + copied)
             if not read:
                 break
-            written = 0
-            while written < read:
-                written += os.write(self._target, self._buffer[written:read])
+            self._write(self._buffer[:read])
             copied += read
         return copied
+
+    def _write(self, content: memoryview) -> None:
+        while content:
+            content = content[os.write(self._target, content) :]

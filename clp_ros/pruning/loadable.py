@@ -8,8 +8,9 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+from clp_ros.checkpoints.folder import CONFIG_FILE
 from clp_ros.core.errors import ClpError, NotHereError
-from clp_ros.policies.checkpoint import CONFIG_FILE, model_names
+from clp_ros.policies.checkpoint import model_names
 from clp_ros.policies.family import check_lerobot
 from clp_ros.pruning.surgery import SurgeryPlan
 
@@ -55,5 +56,5 @@ def check_loadable(plan: SurgeryPlan) -> str | None:
     try:
         check_tensors(model, model_names(checkpoint.family, shapes), shapes, checkpoint.path)
     except ClpError as error:
-        raise ClpError(f"the result would not load: {error.what}", where=error.where, fix=error.fix) from error
+        raise ClpError(f"the result would not load: {error.what}", where=error.where, hint=error.hint) from error
     return None

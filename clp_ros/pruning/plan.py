@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from clp_ros.calibration.calibrate import check_seed
 from clp_ros.calibration.calibration_file import Calibration
-from clp_ros.checkpoints.layer_stack import LayerStack
+from clp_ros.checkpoints.layer_stack import LayerStack, group_units
 from clp_ros.core.errors import ClpError
 from clp_ros.core.settings import did_you_mean
 from clp_ros.policies.checkpoint import Checkpoint
@@ -20,10 +20,9 @@ from clp_ros.pruning.selection import (
     CRITERIA,
     allowed_budgets,
     blocks,
-    calibrated_threshold,
     criterion_scores,
     group_scores,
-    select_layers,
+    select_units,
 )
 
 
@@ -122,33 +121,29 @@ def make_plan(
         ClpError: A module or criterion is unknown, budgets of one group differ, or no set fits.
     """
     if criterion not in CRITERIA:
-        raise ClpError(f"unknown criterion {criterion!r}", fix=did_you_mean(criterion, list(CRITERIA)))
+        raise ClpError(f"unknown criterion {criterion!r}", hint=did_you_mean(criterion, list(CRITERIA)))
     check_seed(seed)
     if threshold is not None and not math.isfinite(threshold):
-        raise ClpError(f"the threshold is {threshold}", fix="give a number, or none")
+        raise ClpError(f"the threshold is {threshold}", hint="give a number, or none")
     modules = calibration.meta["modules"]
     unknown = sorted(set(budgets or ()) - set(modules))
     if unknown:
-        raise ClpError(f"a budget names no module: {unknown[0]!r}", fix=did_you_mean(unknown[0], list(modules)))
-    groups: dict[str, list[str]] = {}
-    for name, module in modules.items():
-        groups.setdefault(module["group"], []).append(name)
+        raise ClpError(f"a budget names no module: {unknown[0]!r}", hint=did_you_mean(unknown[0], list(modules)))
+    stacks = [_layer_stack(name, module) for name, module in modules.items()]
     plans = []
-    for group, names in groups.items():
-        layers, period = modules[names[0]]["layers"], modules[names[0]]["period"]
-        fixed = {layer for name in names for layer in modules[name].get("fixed", ())}
-        scores = _group_scores(calibration, names, layers, criterion, seed)
-        given = _given_budget(names, budgets)
-        if given is None and threshold is not None and not budgets:
-            most = layers - max(modules[name].get("least", 1) for name in names)
-            given = _largest_budget(scores, threshold, period, fixed, most)
-        budget = given or 0
+    for group, units in group_units(stacks).items():
+        members = [stack for stack in stacks if stack.group == group]
+        names = tuple(stack.name for stack in members)
+        scores = _group_scores(calibration, members, criterion, seed)
+        budget = _given_budget(names, budgets)
+        if budget is None and threshold is not None and not budgets:
+            most = units.count - units.min_left
+            budget = max(size for size in allowed_budgets(units, scores, threshold) if size <= most)
         try:
-            removed = select_layers(scores, budget, threshold, period, fixed)
+            removed, used = select_units(scores, budget or 0, units, threshold)
         except ClpError as error:
-            raise ClpError(error.what, where=" and ".join(names), fix=error.fix) from error
-        used = threshold if threshold is not None else calibrated_threshold(scores, budget, period, fixed)
-        plans.append(GroupPlan(group, tuple(names), scores, used, blocks(scores, used), removed))
+            raise ClpError(error.what, where=" and ".join(names), hint=error.hint) from error
+        plans.append(GroupPlan(group, names, scores, used, blocks(scores, used), removed))
     return Plan(criterion, tuple(plans))
 
 
@@ -158,18 +153,15 @@ def default_plan(calibration: Calibration, checkpoint: Checkpoint, criterion: st
     Where the structure of a stack does not allow just that many, the nearest smaller number that it allows; the plan's
     notes say so. Args and errors as :func:`make_plan`.
     """
-    budgets, notes = {}, []
-    groups: dict[str, list[LayerStack]] = {}
-    for module in checkpoint.modules:
-        groups.setdefault(module.group, []).append(module)
-    for group, share in checkpoint.family.default_budget(checkpoint.config).items():
-        members = groups[group]
-        fixed = frozenset().union(*(module.protected_layers for module in members))
-        allowed = allowed_budgets(members[0].layers, members[0].pattern_period, fixed)
-        budget = max(size for size in allowed if size <= share)
-        budgets |= {module.name: budget for module in members}
+    budgets: dict[str, int] = {}
+    notes = []
+    shares = checkpoint.family.default_budget(checkpoint.config)
+    for group, units in group_units(checkpoint.layer_stacks).items():
+        share, members = shares[group], [stack for stack in checkpoint.layer_stacks if stack.group == group]
+        budget = max(size for size in allowed_budgets(units) if size <= share)
+        budgets |= {stack.name: budget for stack in members}
         if budget < share:
-            names = " and ".join(module.name for module in members)
+            names = " and ".join(stack.name for stack in members)
             notes.append(f"{names}: {budget} layers go and not {share}, the paper's share, which cannot go alone")
     return replace(make_plan(calibration, budgets, criterion=criterion, seed=seed), notes=tuple(notes))
 
@@ -184,34 +176,40 @@ def check_calibration(calibration: Calibration, checkpoint: Checkpoint) -> None:
         raise ClpError(
             f"the calibration is of another checkpoint ({calibration.meta['checkpoint']['path']})",
             where=checkpoint.path,
-            fix="calibrate this checkpoint, or give the one that was calibrated",
+            hint="calibrate this checkpoint, or give the one that was calibrated",
         )
 
 
-def _group_scores(calibration: Calibration, names: list[str], layers: int, criterion: str, seed: int) -> np.ndarray:
+def _layer_stack(name: str, module: Mapping[str, Any]) -> LayerStack:
+    """A stack as calibration.json describes it: without its place in the model."""
+    return LayerStack(
+        name,
+        module["group"],
+        module["layers"],
+        layer_prefix="",
+        layers_path="",
+        pattern_period=module["period"],
+        last_output_unused=module["dead_last"],
+        protected_layers=frozenset(module.get("fixed", ())),
+        min_layers=module.get("least", 1),
+    )
+
+
+def _group_scores(calibration: Calibration, stacks: Sequence[LayerStack], criterion: str, seed: int) -> np.ndarray:
+    layers = stacks[0].layers
     measured = {"cka": calibration.adjacent, "mse": calibration.mse, "cosine": calibration.cosine}.get(criterion)
     if measured is None:
         return criterion_scores(criterion, layers, seed=seed)
-    modules = calibration.meta["modules"]
-    dead = [name for name in names if modules[name]["dead_last"] and len(names) > 1]
-    members = {name: criterion_scores(criterion, layers, measured[name], seed) for name in names}
-    return group_scores(members, dead)
+    unused = [stack.name for stack in stacks if stack.last_output_unused and len(stacks) > 1]
+    members = {stack.name: criterion_scores(criterion, layers, measured[stack.name], seed) for stack in stacks}
+    return group_scores(members, unused)
 
 
-def _given_budget(names: list[str], budgets: Mapping[str, int] | None) -> int | None:
+def _given_budget(names: Sequence[str], budgets: Mapping[str, int] | None) -> int | None:
     given = {budgets[name] for name in names if budgets and name in budgets}
     if len(given) > 1:
         raise ClpError(
-            f"{' and '.join(names)} lose the same layers, but their budgets differ", fix="give one budget for the group"
+            f"{' and '.join(names)} lose the same layers, but their budgets differ",
+            hint="give one budget for the group",
         )
     return given.pop() if given else None
-
-
-def _largest_budget(scores: np.ndarray, threshold: float, period: int, fixed: Collection[int], most: int) -> int:
-    for budget in range(min(most, int((scores >= threshold).sum())), 0, -1):
-        try:
-            select_layers(scores, budget, threshold, period, fixed)
-        except ClpError:
-            continue
-        return budget
-    return 0

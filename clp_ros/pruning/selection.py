@@ -4,9 +4,9 @@
 ``scores[i]`` compares layer i with layer i + 1 and so belongs to layer i + 1, the one that would go; L layers have
 L - 1 scores, and layer 0 never goes. Larger means more redundant.
 
-Alternating layer kinds (``period`` of them, by index) must survive: the j-th kept layer has index = j (mod period).
-Reading upwards, a layer can be kept exactly where a multiple of ``period`` was removed below it. So every removed run
-has a length divisible by ``period``, but for a run at the end, which may have any length.
+Alternating layer kinds (``pattern_period`` of them, by index) must survive: the j-th kept layer has index = j modulo
+the period. Reading upwards, a layer can be kept exactly where a multiple of the period was removed below it. So every
+removed run has a length divisible by the period, but for a run at the end, which may have any length.
 """
 
 from __future__ import annotations
@@ -19,48 +19,52 @@ from itertools import islice
 import numpy as np
 from numpy.typing import ArrayLike
 
+from clp_ros.checkpoints.units import UnitKind
 from clp_ros.core.errors import ClpError
 
 CRITERIA = ("cka", "mse", "cosine", "random", "keep-first")
 """What layers can be chosen by: the paper's criterion, and those it is compared with (RQ2)."""
 
 
-def select_layers(
-    scores: ArrayLike,
-    budget: int,
-    threshold: float | None = None,
-    period: int = 1,
-    fixed: Collection[int] = (),
-) -> tuple[int, ...]:
+def select_units(
+    scores: ArrayLike, budget: int, units: UnitKind, threshold: float | None = None
+) -> tuple[tuple[int, ...], float | None]:
     """Picks the layers to remove, exactly.
 
-    Of all sets of ``budget`` candidates (layers that are not ``fixed`` and whose score is at least ``threshold``) that
+    Of all sets of ``budget`` candidates (layers that are not protected and whose score is at least ``threshold``) that
     leave the kinds alternating, the one of largest total score. Totals are compared exactly (as fractions); among equal
     totals the set that comes first in lexicographic order is taken.
 
     Args:
         scores: (L-1,) float.
-        budget: Layers to remove, k.
+        budget: Number of layers to remove, k.
+        units: The L layers and the constraints on their removal. ``min_left`` does not limit a given budget.
         threshold: Least score of a candidate, tau; the largest that leaves such a set if not given.
-        period: Number of alternating layer kinds; 1 when all layers are of one kind.
-        fixed: 0-based layers that may not go.
 
     Returns:
-        Layers to remove, 0-based, sorted.
+        The layers to remove, 0-based, sorted; and the threshold, None for budget 0 if it was not given.
 
     Raises:
         ClpError: A score is NaN or infinite, or no such set exists: the message says which budgets or thresholds do.
     """
     values = _values(scores)
-    _check(values, budget, period)
-    if threshold is None:
-        threshold = calibrated_threshold(values, budget, period, fixed)
-    elif math.isnan(threshold):
-        raise ClpError("threshold is not a number", fix="give a number, or none")
-    found = next(_best_sets(_gains(values, threshold, fixed), budget, period), None)
-    if found is None:
-        raise _infeasible(values, budget, threshold, period, fixed)
-    return found
+    _check(values, budget, units)
+    if threshold is not None and math.isnan(threshold):
+        raise ClpError("threshold is not a number", hint="give a number, or none")
+    if threshold is None and budget == 0:
+        return (), None
+    for least in [threshold] if threshold is not None else sorted(set(values), reverse=True):
+        found = next(_best_sets(_gains(values, least, units), budget, units.pattern_period), None)
+        if found is not None:
+            return found, least
+    raise _infeasible(values, budget, -math.inf if threshold is None else threshold, units)
+
+
+def select_layers(
+    scores: ArrayLike, budget: int, threshold: float | None = None, period: int = 1, fixed: Collection[int] = ()
+) -> tuple[int, ...]:
+    """The layers that :func:`select_units` removes, for ``period`` alternating layer kinds and ``fixed`` layers."""
+    return select_units(scores, budget, _layer_units(scores, period, fixed), threshold)[0]
 
 
 def calibrated_threshold(scores: ArrayLike, budget: int, period: int = 1, fixed: Collection[int] = ()) -> float | None:
@@ -69,25 +73,21 @@ def calibrated_threshold(scores: ArrayLike, budget: int, period: int = 1, fixed:
     Args and errors as :func:`select_layers`. Where no layer is ``fixed``, one exists for every budget below L: the last
     layers can always go.
     """
-    values = _values(scores)
-    _check(values, budget, period)
-    if budget == 0:
-        return None
-    for threshold in sorted(set(values), reverse=True):
-        if next(_best_sets(_gains(values, threshold, fixed), budget, period), None) is not None:
-            return threshold
-    raise _infeasible(values, budget, -math.inf, period, fixed)
+    return select_units(scores, budget, _layer_units(scores, period, fixed))[1]
 
 
-def allowed_budgets(layers: int, period: int = 1, fixed: Collection[int] = ()) -> tuple[int, ...]:
-    """The numbers of layers that can go, whatever the scores: from 0 up, sorted.
+def allowed_budgets(units: UnitKind, scores: ArrayLike | None = None, threshold: float = -math.inf) -> tuple[int, ...]:
+    """The numbers of layers that can go, from 0 up, sorted. Layer 0 never goes; ``min_left`` is not considered.
 
     Args:
-        layers: Layers of the module, L.
-        period: Number of alternating layer kinds.
-        fixed: 0-based layers that may not go; layer 0 never does.
+        units: The L layers and the constraints on their removal.
+        scores: (L-1,) float; None: whatever the scores.
+        threshold: Least score of a layer that goes.
     """
-    return _budgets(_gains([0.0] * (layers - 1), -math.inf, fixed), period)
+    gains = _gains([0.0] * (units.count - 1) if scores is None else _values(scores), threshold, units)
+    return tuple(
+        size for size in range(len(gains)) if next(_best_sets(gains, size, units.pattern_period), None) is not None
+    )
 
 
 def blocks(scores: ArrayLike, threshold: float | None) -> tuple[tuple[int, ...], ...]:
@@ -147,7 +147,7 @@ def criterion_scores(criterion: str, layers: int, adjacent: ArrayLike | None = N
         (L-1,) float64.
     """
     if criterion not in CRITERIA:
-        raise ClpError(f"unknown criterion {criterion!r}", fix=f"use one of {', '.join(CRITERIA)}")
+        raise ClpError(f"unknown criterion {criterion!r}", hint=f"use one of {', '.join(CRITERIA)}")
     if criterion == "random":
         return np.random.default_rng(seed).permutation(np.arange(1, layers)) / layers
     if criterion == "keep-first":
@@ -158,9 +158,7 @@ def criterion_scores(criterion: str, layers: int, adjacent: ArrayLike | None = N
     return -scores if criterion == "mse" else scores
 
 
-def nearest_allowed(
-    removed: Collection[int], layers: int, period: int, limit: int = 4, fixed: Collection[int] = ()
-) -> tuple[tuple[int, ...], ...]:
+def nearest_allowed(removed: Collection[int], units: UnitKind, limit: int = 4) -> tuple[tuple[int, ...], ...]:
     """The removal sets nearest to this one that may go and keep the kinds alternating, for an error message.
 
     Nearest by the number of layers added and left out; of those, sets of the same size come first, then lexicographic
@@ -168,10 +166,8 @@ def nearest_allowed(
 
     Args:
         removed: Layers that were to go, 0-based.
-        layers: Layers of the module, L.
-        period: Number of alternating layer kinds.
+        units: The layers and the constraints on their removal. ``min_left`` is not considered.
         limit: Most sets to return.
-        fixed: 0-based layers that may not go.
 
     Returns:
         Sorted sets; ``removed`` itself alone if it may go. None where nothing may.
@@ -179,13 +175,14 @@ def nearest_allowed(
     Raises:
         ClpError: A layer is not there, or all would go.
     """
+    layers = units.count
     gone = _removal(removed, layers)
-    gains = [None if layer in fixed else Fraction(1 if layer in gone else -1) for layer in range(layers)]
+    gains = [None if layer in units.protected else Fraction(1 if layer in gone else -1) for layer in range(layers)]
     if 0 not in gone:
         gains[0] = None
     near: dict[int, list[tuple[int, ...]]] = {}
     for size in sorted(range(1 if gone else 0, layers), key=lambda size: abs(size - len(gone))):
-        for candidate in islice(_best_sets(gains, size, period), limit):
+        for candidate in islice(_best_sets(gains, size, units.pattern_period), limit):
             near.setdefault(len(gone.symmetric_difference(candidate)), []).append(candidate)
     return tuple(near[min(near)][:limit]) if near else ()
 
@@ -196,17 +193,21 @@ def _values(scores: ArrayLike) -> list[float]:
         raise ValueError(f"expected (layers - 1,) scores, got shape {array.shape}")
     if not np.isfinite(array).all():
         layer = int(np.flatnonzero(~np.isfinite(array))[0]) + 1
-        raise ClpError(f"score is {array[layer - 1]}", where=f"layer {layer}", fix="calibrate again")
+        raise ClpError(f"score is {array[layer - 1]}", where=f"layer {layer}", hint="calibrate again")
     return array.tolist()
 
 
-def _check(values: Sequence[float], budget: int, period: int) -> None:
-    if period < 1:
-        raise ValueError(f"period must be at least 1, not {period}")
+def _layer_units(scores: ArrayLike, period: int, fixed: Collection[int]) -> UnitKind:
+    return UnitKind("layers", np.size(scores) + 1, period, frozenset(fixed))
+
+
+def _check(values: Sequence[float], budget: int, units: UnitKind) -> None:
+    if units.pattern_period < 1 or units.count != len(values) + 1:
+        raise ValueError(f"{len(values)} scores do not fit {units}")
     if not 0 <= budget <= len(values):
         raise ClpError(
             f"cannot remove {budget} of {len(values) + 1} layers",
-            fix=f"use a budget from 0 to {len(values)} (the first layer stays)",
+            hint=f"use a budget from 0 to {len(values)} (the first layer stays)",
         )
 
 
@@ -216,25 +217,20 @@ def _removal(removed: Collection[int], layers: int) -> frozenset[int]:
     if strangers:
         raise ClpError(
             f"no layer {', '.join(map(str, strangers))} in a module of {layers} layers",
-            fix=f"layers are 0 to {layers - 1}",
+            hint=f"layers are 0 to {layers - 1}",
         )
     if len(gone) == layers:
-        raise ClpError(f"cannot remove all {layers} layers", fix="keep one")
+        raise ClpError(f"cannot remove all {layers} layers", hint="keep one")
     return gone
 
 
-def _gains(values: Sequence[float], threshold: float | None, fixed: Collection[int]) -> list[Fraction | None]:
+def _gains(values: Sequence[float], threshold: float, units: UnitKind) -> list[Fraction | None]:
     """What removing each layer adds to the total; None for layers that are no candidates (layer 0 never is)."""
-
-    def may_go(layer: int, score: float) -> bool:
-        return threshold is not None and score >= threshold and layer not in fixed
-
-    return [None, *(Fraction(v) if may_go(layer, v) else None for layer, v in enumerate(values, start=1))]
-
-
-def _budgets(gains: Sequence[Fraction | None], period: int) -> tuple[int, ...]:
-    """The sizes of the sets there are."""
-    return tuple(size for size in range(len(gains)) if next(_best_sets(gains, size, period), None) is not None)
+    candidates = (
+        Fraction(score) if score >= threshold and layer not in units.protected else None
+        for layer, score in enumerate(values, start=1)
+    )
+    return [None, *candidates]
 
 
 def _best_sets(gains: Sequence[Fraction | None], size: int, period: int) -> Iterator[tuple[int, ...]]:
@@ -248,9 +244,8 @@ def _best_sets(gains: Sequence[Fraction | None], size: int, period: int) -> Iter
     best[layers][size] = Fraction(0)
 
     def gain_if_removed(layer: int, below: int) -> Fraction | None:
-        if gains[layer] is None or below == size or best[layer + 1][below + 1] is None:
-            return None
-        return gains[layer] + best[layer + 1][below + 1]
+        gain, above = gains[layer], best[layer + 1][below + 1] if below < size else None
+        return None if gain is None or above is None else gain + above
 
     def gain_if_kept(layer: int, below: int) -> Fraction | None:
         return best[layer + 1][below] if below % period == 0 else None
@@ -275,19 +270,16 @@ def _best_sets(gains: Sequence[Fraction | None], size: int, period: int) -> Iter
         yield from walk(0, ())
 
 
-def _infeasible(
-    values: Sequence[float], budget: int, threshold: float, period: int, fixed: Collection[int]
-) -> ClpError:
-    layers = len(values) + 1
+def _infeasible(values: Sequence[float], budget: int, threshold: float, units: UnitKind) -> ClpError:
     wanted = [f"have scores of {threshold:g} or more"] if threshold > -math.inf else []
-    if inner := sorted(layer for layer in fixed if 0 < layer < layers):
+    if inner := sorted(layer for layer in units.protected if 0 < layer < units.count):
         wanted.append(f"are none of those that have to stay ({', '.join(map(str, inner))})")
-    if period > 1:
-        wanted.append(f"leave its {period} kinds of layers alternating")
-    possible = _budgets(_gains(values, threshold, fixed), period)
+    if units.pattern_period > 1:
+        wanted.append(f"leave its {units.pattern_period} kinds of layers alternating")
+    possible = allowed_budgets(units, values, threshold)
     below = max(size for size in possible if size < budget)  # budget 0 always will do
     near = [below, *(size for size in possible if size > budget)][:2]
-    fix = f"use a budget of {' or '.join(map(str, near))}"
-    if budget in allowed_budgets(layers, period, fixed):
-        fix += f", or a threshold of at most {calibrated_threshold(values, budget, period, fixed)!r}"
-    return ClpError(f"no {budget} layers of {layers} {' and '.join(wanted)}", fix=fix)
+    hint = f"use a budget of {' or '.join(map(str, near))}"
+    if budget in allowed_budgets(units):
+        hint += f", or a threshold of at most {select_units(values, budget, units)[1]!r}"
+    return ClpError(f"no {budget} layers of {units.count} {' and '.join(wanted)}", hint=hint)

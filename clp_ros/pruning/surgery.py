@@ -76,7 +76,7 @@ def prune_checkpoint(
         raise ClpError(
             f"cannot write the checkpoint ({error.strerror or error})",
             where=error.filename or target,
-            fix="make room on the disk, or give another --output",
+            hint="make room on the disk, or give another --output",
         ) from error
     return manifest
 
@@ -90,7 +90,7 @@ def _check_processors(checkpoint: Checkpoint) -> None:
                 raise ClpError(
                     "steps is not a list of objects",
                     where=checkpoint.path / name,
-                    fix="save the checkpoint again with lerobot",
+                    hint="save the checkpoint again with lerobot",
                 )
 
 
@@ -98,13 +98,13 @@ def _check_output(plan: SurgeryPlan, target: Path) -> None:
     source, real = os.path.realpath(plan.checkpoint.path), os.path.realpath(target)
     if os.path.commonpath([source, real]) in {source, real}:
         raise ClpError(
-            "the output lies in the source checkpoint or around it", where=target, fix="give an --output apart from it"
+            "the output lies in the source checkpoint or around it", where=target, hint="give an --output apart from it"
         )
     existing = next(parent for parent in target.parents if parent.exists())
     free = shutil.disk_usage(existing).free
-    if plan.bytes > free:
+    if plan.nbytes > free:
         raise ClpError(
-            f"the disk has {free:,} bytes free, the checkpoint needs {plan.bytes:,}",
+            f"the disk has {free:,} bytes free, the checkpoint needs {plan.nbytes:,}",
             where=existing,
-            fix="make room, or give an --output on another disk",
+            hint="make room, or give an --output on another disk",
         )

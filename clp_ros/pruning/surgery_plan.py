@@ -1,48 +1,71 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a removal leaves of a checkpoint: its tensors, their byte ranges, its config.json. Nothing is written."""
+"""Which units of which stack stay, and what that leaves of a checkpoint's tensors and config. Nothing is written."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
 from typing import Any
 
+from clp_ros.checkpoints.folder import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE
 from clp_ros.checkpoints.layer_keys import LayerKeys
-from clp_ros.checkpoints.layer_stack import LayerStack
+from clp_ros.checkpoints.layer_stack import LayerStack, group_units
 from clp_ros.checkpoints.safetensors_header import DTYPE_BITS, TensorInfo, encode_header
+from clp_ros.checkpoints.units import UnitKind
 from clp_ros.core.errors import ClpError
-from clp_ros.policies.checkpoint import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, Checkpoint
-from clp_ros.pruning.byte_ranges import PAGE
+from clp_ros.policies.checkpoint import Checkpoint
+from clp_ros.pruning.byte_ranges import PAGE, Cut
+
+
+@dataclass(frozen=True)
+class TensorSlice(TensorInfo):
+    """A tensor that loses units inside of its layer: the shape is that of the result, the byte range the source's."""
+
+    cut: Cut
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes of the result."""
+        return self.cut.nbytes
 
 
 @dataclass(frozen=True)
 class SurgeryPlan:
-    """What a removal leaves of a checkpoint, before anything is written.
+    """Which units of which stack stay, before anything is written. All numbers are the source's.
 
     Attributes:
         checkpoint: The source.
-        removal: Layers that go, by module, sorted; every module is in it.
+        kept: Layers that stay, sorted; every stack is in it.
+        kept_inside: Units inside of layers that stay, sorted, by stack, layer and kind
+            (:attr:`clp_ros.checkpoints.layer_stack.LayerStack.inner_units`). What is not in it stays whole.
     """
 
     checkpoint: Checkpoint
-    removal: Mapping[str, tuple[int, ...]]
+    kept: Mapping[str, tuple[int, ...]]
+    kept_inside: Mapping[str, Mapping[int, Mapping[str, tuple[int, ...]]]] = field(default_factory=dict)
 
-    @cached_property
-    def kept(self) -> dict[str, tuple[int, ...]]:
-        """Layers that stay, by module, in the source's numbers."""
-        return {
-            name: tuple(layer for layer in range(count) if layer not in self.removal[name])
-            for name, count in self.checkpoint.layers.items()
-        }
+    @property
+    def removal(self) -> dict[str, tuple[int, ...]]:
+        """Layers that go, by stack."""
+        return {stack.name: stack.layer_units.without(self.kept[stack.name]) for stack in self.checkpoint.layer_stacks}
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json with the depths that are left. Raises ClpError where the family cannot be so shallow."""
-        depths = {name: len(kept) for name, kept in self.kept.items()}
-        return self.checkpoint.family.with_depths(self.checkpoint.config, depths)
+        """config.json with the depths and widths that are left. Raises ClpError where a stack cannot be so shallow."""
+        family, stacks = self.checkpoint.family, self.checkpoint.layer_stacks
+        config = family.with_depths(self.checkpoint.config, {name: len(kept) for name, kept in self.kept.items()})
+        widths = {
+            stack.name: [
+                {kind.name: len(self._kept_units(stack, layer, kind)) for kind in stack.inner_units[layer]}
+                for layer in self.kept[stack.name]
+            ]
+            for stack in stacks
+            if stack.inner_units
+        }
+        return config if family.with_widths is None else family.with_widths(config, widths)
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
@@ -54,10 +77,12 @@ class SurgeryPlan:
         names: dict[str, list[str]] = {stored: [stored] for stored in source.tensors}
         for name, stored in sorted(source.shared.items()):
             names[stored].append(name)
-        renamed = {}
+        renamed: dict[str, TensorInfo] = {}
         for stored, tensor in source.tensors.items():
-            if staying := [new for name in names[stored] if (new := self._rename(name)) is not None]:
-                renamed[staying[0]] = tensor
+            staying = {new: self._part(name, tensor) for name in names[stored] if (new := self._rename(name))}
+            if len(staying) > 1 and any(part is not tensor for part in staying.values()):
+                raise ClpError(f"tensor {stored} is shared, and cannot lose units of one layer", where=source.path)
+            renamed |= dict(list(staying.items())[:1])
         # Wide elements first, as safetensors writes them: then every tensor starts at a multiple of its element's size
         # whatever was cut out before it. The sort is stable, so neighbours stay neighbours.
         return dict(sorted(renamed.items(), key=lambda item: -DTYPE_BITS[item[1].dtype]))
@@ -89,25 +114,22 @@ class SurgeryPlan:
         It is as long as puts most bytes at the place within a page that they have in the source (:data:`PAGE`).
         """
         aligned, position = Counter({0: 0}), 0
-        for _, start, end in self.ranges():
+        for _, start, end, cut in self.pieces():
             shift = (start - position) % PAGE
-            if shift % 8 == 0:  # the data has to start at a multiple of 8
+            if shift % 8 == 0 and cut is None:  # the data has to start at a multiple of 8
                 aligned[shift] += end - start
-            position += end - start
+            position += cut.nbytes if cut else end - start
         return encode_header(self.tensors.items(), self.metadata, PAGE, aligned.most_common(1)[0][0])
 
-    def ranges(self) -> Iterator[tuple[str, int, int]]:
-        """The byte ranges to copy, as (file, start, end), neighbours merged."""
-        pending: tuple[str, int, int] | None = None
+    def pieces(self) -> list[tuple[str, int, int, Cut | None]]:
+        """What to copy, as (file, start, end, None), neighbours merged; or with the cut of a tensor that is sliced."""
+        pieces: list[tuple[str, int, int, Cut | None]] = []
         for tensor in self.tensors.values():
-            if pending and (tensor.file, tensor.start) == (pending[0], pending[2]):
-                pending = (tensor.file, pending[1], tensor.end)
-                continue
-            if pending:
-                yield pending
-            pending = (tensor.file, tensor.start, tensor.end)
-        if pending:
-            yield pending
+            cut = tensor.cut if isinstance(tensor, TensorSlice) else None
+            follows = pieces and pieces[-1][0] == tensor.file and pieces[-1][2:] == (tensor.start, None)
+            start = pieces.pop()[1] if follows and cut is None else tensor.start
+            pieces.append((tensor.file, start, tensor.end, cut))
+        return pieces
 
     def copied_files(self) -> dict[str, int]:
         """Size of every file that is taken over as it is."""
@@ -115,14 +137,14 @@ class SurgeryPlan:
         return {name: size for name, size in self.checkpoint.files.items() if name not in rewritten}
 
     @cached_property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """Bytes that will be copied (all that is written, but the rewritten JSON files)."""
-        weights = sum(tensor.bytes for tensor in self.tensors.values())
+        weights = sum(tensor.nbytes for tensor in self.tensors.values())
         return len(self.header) + weights + sum(self.copied_files().values())
 
     @cached_property
     def _keys(self) -> LayerKeys:
-        return LayerKeys(self.checkpoint.modules)
+        return LayerKeys(self.checkpoint.layer_stacks)
 
     @cached_property
     def _numbers(self) -> dict[str, dict[int, int]]:
@@ -131,81 +153,100 @@ class SurgeryPlan:
     def _rename(self, name: str) -> str | None:
         return self._keys.rename(name, self._numbers)
 
+    def _kept_units(self, stack: LayerStack, layer: int, kind: UnitKind) -> tuple[int, ...]:
+        return self.kept_inside.get(stack.name, {}).get(layer, {}).get(kind.name, tuple(range(kind.count)))
+
+    def _part(self, name: str, tensor: TensorInfo) -> TensorInfo:
+        """The tensor without the units inside of its layer that go."""
+        key = self._keys.split(name) if self.kept_inside else None
+        if key is None:
+            return tensor
+        (stack,) = (stack for stack in self.checkpoint.layer_stacks if stack.name == key.module)
+        for kind in stack.inner_units[key.layer] if stack.inner_units else ():
+            units = self._kept_units(stack, key.layer, kind)
+            if len(units) == kind.count or key.rest not in kind.dimensions:
+                continue
+            dimension = kind.dimensions[key.rest]
+            before, after = tensor.shape[:dimension], tensor.shape[dimension + 1 :]
+            bits = math.prod(after) * kind.size * DTYPE_BITS[tensor.dtype]
+            if bits % 8:
+                raise ClpError(f"{kind.name} of {name} are no whole bytes", where=self.checkpoint.path)
+            shape = (*before, len(units) * kind.size, *after)
+            cut = Cut(math.prod(before), kind.count, bits // 8, units)
+            return TensorSlice(tensor.file, tensor.dtype, shape, tensor.start, tensor.end, cut)
+        return tensor
+
 
 def plan_surgery(checkpoint: Checkpoint, removal: Mapping[str, Sequence[int]]) -> SurgeryPlan:
     """Checks a removal against the structure of a checkpoint.
 
     Args:
         checkpoint: The source.
-        removal: 0-based layers to remove, by module. Modules of one group lose the same layers: naming one of them
-            names all. A module without an entry loses none, unless its group has one.
+        removal: 0-based layers to remove, by stack. Stacks of one group lose the same layers: naming one of them
+            names all. A stack without an entry loses none, unless its group has one.
 
     Raises:
-        ClpError: A module is unknown; layers are out of range, repeated, all of them, or none at all; the modules of a
+        ClpError: A stack is unknown; layers are out of range, repeated, all of them, or none at all; the stacks of a
             group disagree; a layer has to stay; or those left would not alternate in kind as before.
     """
     known = checkpoint.layers
     for name in removal:
         if name not in known:
-            raise ClpError(f"there is no module {name!r}", where=checkpoint.path, fix=f"use one of: {', '.join(known)}")
-    groups = sorted(checkpoint.modules, key=lambda module: module.group)
-    resolved: dict[str, tuple[int, ...]] = {}
-    for group, members in groupby(groups, key=lambda module: module.group):
-        modules = tuple(members)
-        named = {
-            module.name: _checked_layers(module, removal[module.name]) for module in modules if module.name in removal
-        }
-        fixed = frozenset().union(*(module.protected_layers for module in modules))
+            raise ClpError(
+                f"there is no module {name!r}", where=checkpoint.path, hint=f"use one of: {', '.join(known)}"
+            )
+    kept: dict[str, tuple[int, ...]] = {}
+    for group, units in group_units(checkpoint.layer_stacks).items():
+        stacks = [stack for stack in checkpoint.layer_stacks if stack.group == group]
+        named = {stack.name: _checked_layers(stack, removal[stack.name]) for stack in stacks if stack.name in removal}
         if len(set(named.values())) > 1:
-            sets = {one for layers in named.values() if layers for one in _nearest(modules[0], fixed, layers, 1)}
+            sets = {one for layers in named.values() if layers for one in _nearest(units, layers, 1)}
             raise ClpError(
                 f"the modules of the group {group} must lose the same layers, not "
                 + " and ".join(f"{name} {list(layers)}" for name, layers in named.items()),
-                fix=f"name one set for the group{', as ' * bool(sets)}{' or '.join(sorted(sets))}",
+                hint=f"name one set for the group{', as ' * bool(sets)}{' or '.join(sorted(sets))}",
             )
         layers = next(iter(named.values()), ())
-        for module in modules:
-            _check_structure(module, fixed, layers)
-            resolved[module.name] = layers
-    if not any(resolved.values()):
-        raise ClpError("no layer to remove is given", fix=f"name layers of: {', '.join(known)}")
-    return SurgeryPlan(checkpoint, {name: resolved[name] for name in known})
+        _check_structure(stacks[0].name, units, layers)
+        kept |= {stack.name: units.without(layers) for stack in stacks}
+    if all(len(kept[name]) == count for name, count in known.items()):
+        raise ClpError("no layer to remove is given", hint=f"name layers of: {', '.join(known)}")
+    return SurgeryPlan(checkpoint, {name: kept[name] for name in known})
 
 
-def _checked_layers(module: LayerStack, layers: Sequence[int]) -> tuple[int, ...]:
-    where = f"module {module.name}"
+def _checked_layers(stack: LayerStack, layers: Sequence[int]) -> tuple[int, ...]:
+    where = f"module {stack.name}"
     for layer in layers:
         if isinstance(layer, bool) or not hasattr(layer, "__index__"):
-            raise ClpError(f"{layer!r} is no layer number", where=where, fix="give 0-based layer numbers")
-        if not 0 <= layer < module.layers:
-            raise ClpError(f"there is no layer {layer}", where=where, fix=f"its layers are 0 to {module.layers - 1}")
+            raise ClpError(f"{layer!r} is no layer number", where=where, hint="give 0-based layer numbers")
+        if not 0 <= layer < stack.layers:
+            raise ClpError(f"there is no layer {layer}", where=where, hint=f"its layers are 0 to {stack.layers - 1}")
     unique = sorted({int(layer) for layer in layers})
     if len(unique) != len(layers):
-        raise ClpError(f"a layer is named twice in {sorted(layers)}", where=where, fix="name each layer once")
-    if len(unique) == module.layers:
-        raise ClpError("no layer would be left", where=where, fix="leave at least one")
+        raise ClpError(f"a layer is named twice in {sorted(layers)}", where=where, hint="name each layer once")
+    if len(unique) == stack.layers:
+        raise ClpError("no layer would be left", where=where, hint="leave at least one")
     return tuple(unique)
 
 
-def _check_structure(module: LayerStack, fixed: frozenset[int], layers: Sequence[int]) -> None:
-    kept = [layer for layer in range(module.layers) if layer not in layers]
-    if staying := sorted(fixed.intersection(layers)):
-        fault = f"layers {_listed(staying)} of {module.name} have to stay: something else depends on where they stand"
-    elif any((layer - place) % module.pattern_period for place, layer in enumerate(kept)):
+def _check_structure(name: str, units: UnitKind, layers: Sequence[int]) -> None:
+    if staying := sorted(units.protected.intersection(layers)):
+        fault = f"layers {_listed(staying)} of {name} have to stay: something else depends on where they stand"
+    elif not units.keeps_pattern(layers):
         fault = (
-            f"without layers {_listed(layers)} the {module.pattern_period} kinds of layers of {module.name} would not "
+            f"without layers {_listed(layers)} the {units.pattern_period} kinds of layers of {name} would not "
             "alternate as before, and nothing could load the result"
         )
     else:
         return
-    near = _nearest(module, fixed, layers)
-    raise ClpError(fault, fix=f"remove {' or '.join(near)}" if near else f"remove nothing from {module.name}")
+    near = _nearest(units, layers)
+    raise ClpError(fault, hint=f"remove {' or '.join(near)}" if near else f"remove nothing from {name}")
 
 
-def _nearest(module: LayerStack, fixed: frozenset[int], layers: Sequence[int], limit: int = 4) -> list[str]:
+def _nearest(units: UnitKind, layers: Sequence[int], limit: int = 4) -> list[str]:
     from clp_ros.pruning.selection import nearest_allowed  # needs numpy: half the start of a process, for an error only
 
-    return [_listed(near) for near in nearest_allowed(layers, module.layers, module.pattern_period, limit, fixed)]
+    return [_listed(near) for near in nearest_allowed(layers, units, limit)]
 
 
 def _listed(layers: Sequence[int]) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing the files of a surgery plan: weights byte range by byte range, the other files copied or rewritten."""
+"""Writing the files of a surgery plan: weights by byte ranges and slices, the other files copied or rewritten."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from clp_ros.checkpoints.folder import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from clp_ros.core.errors import ClpError
 from clp_ros.core.files import rewrite_json
-from clp_ros.policies.checkpoint import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from clp_ros.pruning.byte_ranges import RangeCopier, reserve
 from clp_ros.pruning.surgery_plan import SurgeryPlan
 
@@ -42,7 +42,7 @@ def write_checkpoint(
         nonlocal done
         done += count
         if progress is not None:
-            progress(done, plan.bytes)
+            progress(done, plan.nbytes)
 
     _write_weights(plan, folder / WEIGHTS_FILE, advance)
     for name in plan.copied_files():
@@ -58,7 +58,7 @@ def write_checkpoint(
         raise ClpError(
             f"a JSON file is not built as {family.name} checkpoints are ({type(error).__name__}: {error})",
             where=plan.checkpoint.path,
-            fix="save the checkpoint again with lerobot",
+            hint="save the checkpoint again with lerobot",
         ) from error
     _write_json(folder / MANIFEST_FILE, manifest)
     # Last, so that a folder cut short is no checkpoint to anything that looks for one.
@@ -70,12 +70,15 @@ def _write_weights(plan: SurgeryPlan, path: Path, advance: Callable[[int], None]
     with ExitStack() as stack:
         opened = {name: stack.enter_context((checkpoint.path / name).open("rb")) for name in checkpoint.weight_files}
         target = stack.enter_context(path.open("wb", buffering=0))
-        reserve(target.fileno(), len(plan.header) + sum(end - start for _, start, end in plan.ranges()))
+        reserve(target.fileno(), len(plan.header) + sum(tensor.nbytes for tensor in plan.tensors.values()))
         target.write(plan.header)
         advance(len(plan.header))
         copier = RangeCopier(target.fileno(), advance)
-        for name, start, end in plan.ranges():
-            copier.append(opened[name].fileno(), start, end, checkpoint.path / name)
+        for name, start, end, cut in plan.pieces():
+            if cut is None:
+                copier.append(opened[name].fileno(), start, end, checkpoint.path / name)
+            else:
+                copier.append_slice(opened[name].fileno(), start, cut, checkpoint.path / name)
         for name, file in opened.items():
             checkpoint.check_unchanged(name, file.fileno())
 

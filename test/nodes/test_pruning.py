@@ -62,7 +62,7 @@ def calibration(checkpoint: Path, tmp_path: Path) -> Path:
     """A calibration of the checkpoint, with random scores."""
     source, rng = Checkpoint.open(checkpoint), np.random.default_rng(4)
     matrices = {}
-    for module in source.modules:
+    for module in source.layer_stacks:
         half = rng.uniform(0.8, 1, (LAYERS, LAYERS))
         matrices[module.name] = np.triu(half, 1) + np.triu(half, 1).T + np.eye(LAYERS)
     modules = {
@@ -72,7 +72,7 @@ def calibration(checkpoint: Path, tmp_path: Path) -> Path:
             "period": module.pattern_period,
             "dead_last": module.last_output_unused,
         }
-        for module in source.modules
+        for module in source.layer_stacks
     }
     adjacent = {name: rng.uniform(0.1, 1, LAYERS - 1) for name in matrices}
     meta = {

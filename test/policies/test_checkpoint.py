@@ -48,7 +48,7 @@ def test_every_tensor_is_found_with_its_bytes(tmp_path: Path, shards: int):
     for name, tensor in checkpoint.tensors.items():
         with (checkpoint.path / tensor.file).open("rb") as file:
             file.seek(tensor.start)
-            assert file.read(tensor.bytes) == expected[name].tobytes()
+            assert file.read(tensor.nbytes) == expected[name].tobytes()
         assert (tensor.shape, tensor.elements) == (expected[name].shape, expected[name].size)
     assert checkpoint.parameters() == sum(array.size for array in expected.values())
     assert checkpoint.layers == {"vlm": LAYERS, "expert": LAYERS}
@@ -56,7 +56,7 @@ def test_every_tensor_is_found_with_its_bytes(tmp_path: Path, shards: int):
         module: sum(array.size for name, array in expected.items() if name.startswith(layer_key(module, 0, "")[:-2]))
         for module in ("vlm", "expert")
     }
-    assert checkpoint.bytes == sum(path.stat().st_size for path in checkpoint.path.rglob("*") if path.is_file())
+    assert checkpoint.nbytes == sum(path.stat().st_size for path in checkpoint.path.rglob("*") if path.is_file())
     assert {"README.md", "vlm/tokenizer.json"} < checkpoint.files.keys()
     assert checkpoint.family.name == "smolvla"
     assert checkpoint.manifest is None

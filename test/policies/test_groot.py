@@ -73,7 +73,7 @@ def test_the_two_gr00ts_are_told_apart(config, family):
 
 @pytest.mark.parametrize("config", [LEROBOT, NVIDIA, {"type": "clp_groot"}])
 def test_modules_are_those_of_the_paper(config):
-    modules = FAMILY.modules(config)
+    modules = FAMILY.layer_stacks(config)
     assert {module.name: module.layers for module in modules} == {"llm": 12, "vl_self_attention": 4, "dit": 16}
     assert {module.name: module.pattern_period for module in modules} == {"llm": 1, "vl_self_attention": 1, "dit": 2}
     assert {module.group for module in modules} == {"llm", "vl_self_attention", "dit"}
@@ -91,7 +91,7 @@ def test_depths_are_written_where_each_layout_has_them():
     assert head["diffusion_model_cfg"] == {"num_layers": 8, "interleave_self_attention": True}
     assert head["vl_self_attention_cfg"] == {"num_layers": 3}
     for config in (changed, nvidia):
-        assert {module.name: module.layers for module in FAMILY.modules(config)} == depths
+        assert {module.name: module.layers for module in FAMILY.layer_stacks(config)} == depths
     assert before == (LEROBOT, NVIDIA)
     assert FAMILY.with_depths(LEROBOT, {"llm": 12, "vl_self_attention": 4, "dit": 16}) == LEROBOT
 
@@ -107,7 +107,7 @@ def test_depths_are_written_where_each_layout_has_them():
 )
 def test_configs_without_a_depth_are_refused(config):
     with pytest.raises(ClpError, match="the number of layers of"):
-        FAMILY.modules(config)
+        FAMILY.layer_stacks(config)
 
 
 def test_stock_processors_get_steps_that_work():
@@ -421,7 +421,7 @@ def test_full_size_has_the_published_models_parameters(removal, sizes):
 
     from clp_ros.policies.empty_weights import empty_weights
 
-    layers = {module.name: module.layers for module in FAMILY.modules(LEROBOT)}
+    layers = {module.name: module.layers for module in FAMILY.layer_stacks(LEROBOT)}
     fields = {f"{name}_layers": count - len(removal.get(name, ())) for name, count in layers.items()}
     camera = {"observation.images.image": PolicyFeature(FeatureType.VISUAL, (3, 256, 256))}
     with quiet(), empty_weights():

@@ -453,7 +453,7 @@ def test_configs_are_told_apart():
 def test_published_depths_are_lerobots():
     from lerobot.policies.groot.groot_n1_7 import GR00T_N1_7_DEFAULTS, _cosmos_reason2_qwen3_vl_config
 
-    llm, attention, dit = FAMILY.modules({"type": "groot", "tune_vlln": True})
+    llm, attention, dit = FAMILY.layer_stacks({"type": "groot", "tune_vlln": True})
     assert llm.layers == GR00T_N1_7_DEFAULTS["select_layer"] == 16
     assert attention.layers == GR00T_N1_7_DEFAULTS["vl_self_attention_cfg"]["num_layers"] == 4
     assert dit.layers == GR00T_N1_7_DEFAULTS["diffusion_model_cfg"]["num_layers"] == 32
@@ -478,7 +478,7 @@ def test_nvidias_layout_prunes_and_lerobot_takes_it_as_a_base_model(nvidia, poli
 
     source = Checkpoint.open(nvidia)
     assert source.layers == {"llm": 6, "vl_self_attention": 4, "dit": 8}
-    assert [module.protected_layers for module in source.modules] == [{0, 1}, set(), set()]
+    assert [module.protected_layers for module in source.layer_stacks] == [{0, 1}, set(), set()]
     prune_checkpoint(nvidia, tmp_path / "pruned", REMOVAL)
     config = json.loads((tmp_path / "pruned" / "config.json").read_text())
     assert config["select_layer"] == 4
@@ -526,7 +526,7 @@ def test_a_checkpoint_that_stock_lerobot_saved_loads_and_prunes(stock, policy, s
 
 def test_a_base_model_that_is_not_here_is_asked_for():
     with pytest.raises(ClpError, match=r"someone/GR00T-N1\.7-mine, which is not a local folder"):
-        FAMILY.modules({"type": "groot", "tune_vlln": True, "base_model_path": "someone/GR00T-N1.7-mine"})
+        FAMILY.layer_stacks({"type": "groot", "tune_vlln": True, "base_model_path": "someone/GR00T-N1.7-mine"})
 
 
 def test_no_model_hub_is_asked(checkpoint, tmp_path):

@@ -428,9 +428,9 @@ def test_configs_of_lerobot_and_of_the_plugin_are_recognised(name):
     for config in ({"type": name}, {"type": f"clp_{name}", "num_layers": 12}):
         family = family_of(config, "config.json")
         assert family.name == name
-        assert {module.layers for module in family.modules(config)} == {config.get("num_layers", 18)}
-        assert {module.pattern_period for module in family.modules(config)} == {1}
-        assert [module.last_output_unused for module in family.modules(config)] == [True, False]
+        assert {module.layers for module in family.layer_stacks(config)} == {config.get("num_layers", 18)}
+        assert {module.pattern_period for module in family.layer_stacks(config)} == {1}
+        assert [module.last_output_unused for module in family.layer_stacks(config)] == [True, False]
     for other in ({"type": f"{name}_fast"}, {"type": None}, {"type": [name]}, {}):
         assert not families()[name].recognises(other)
 
@@ -438,7 +438,7 @@ def test_configs_of_lerobot_and_of_the_plugin_are_recognised(name):
 @pytest.mark.parametrize("layers", [0, -1, 2.5, True, "18", None])
 def test_depths_that_are_none_are_refused(layers):
     with pytest.raises(ClpError, match="num_layers"):
-        families()["pi0"].modules({"type": "clp_pi0", "num_layers": layers})
+        families()["pi0"].layer_stacks({"type": "clp_pi0", "num_layers": layers})
 
 
 def test_a_pruned_config_gets_the_plugins_type_and_a_whole_one_keeps_its_own():

@@ -47,7 +47,7 @@ def forward(policy, batch, rng):
 FAMILY = Family(
     name="toy_vla",
     recognises=lambda config: config.get("type") == "toy_vla",
-    modules=modules,
+    layer_stacks=modules,
     with_depths=lambda config, depths: {**config, "depth": depths["blocks"]},
     rewrite_local_paths=lambda documents, folder, contents: None,
     default_ratio={"blocks": 1 / 3},

@@ -195,7 +195,7 @@ CONFIG = {"type": "smolvla", "num_vlm_layers": 16}
     ],
 )
 def test_period_follows_from_the_config(more, period):
-    assert {module.pattern_period for module in smolvla.FAMILY.modules(CONFIG | more)} == {period}
+    assert {module.pattern_period for module in smolvla.FAMILY.layer_stacks(CONFIG | more)} == {period}
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_period_follows_from_the_config(more, period):
 )
 def test_configs_that_cannot_be_pruned_are_refused(more):
     with pytest.raises(ClpError, match=next(iter(more))):
-        smolvla.FAMILY.modules(CONFIG | more)
+        smolvla.FAMILY.layer_stacks(CONFIG | more)
 
 
 def test_depths_are_rewritten_for_both_towers_and_the_config_is_left_alone():

@@ -7,9 +7,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from clp_ros.core.errors import ClpError
-from clp_ros.pruning.byte_ranges import RangeCopier, reserve
+from clp_ros.pruning.byte_ranges import Cut, RangeCopier, reserve
 
 # Behind a head of 4 bytes: within pages as in the source (the first, long one and the last), and otherwise.
 RANGES = [(4, 5_000_004), (70_000, 70_001), (99_000, 99_000), (50, 60), (6_000_000, 9_000_001), (4_111, 8_000_001)]
@@ -52,10 +53,39 @@ def test_between_two_file_systems(source: Path):
     assert copied == b"head" + b"".join(content[start:end] for start, end in RANGES)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("dimension", [0, 1, 2])
+@pytest.mark.parametrize("chunk", [None, 100])
+def test_a_slice_is_what_torch_indexes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, dimension: int, chunk: int | None
+):
+    if chunk is not None:  # a tensor of several blocks
+        monkeypatch.setattr("clp_ros.pruning.byte_ranges._CHUNK", chunk)
+    rng = torch.Generator().manual_seed(dimension)
+    tensor = torch.randn(7, 12, 5, generator=rng).mul(50).to(dtype)
+    for shape in (tensor.shape[dimension], 1, 3):
+        kept = sorted(torch.randperm(tensor.shape[dimension], generator=rng)[:shape].tolist())
+        (tmp_path / "source").write_bytes(b"head" + tensor.view(torch.uint8).numpy().tobytes())
+        size = tensor.element_size()
+        before, after = tensor.shape[:dimension].numel(), tensor.shape[dimension + 1 :].numel()
+        cut = Cut(before, tensor.shape[dimension], after * size, tuple(kept))
+        steps: list[int] = []
+        with (tmp_path / "source").open("rb") as reader, (tmp_path / "target").open("wb", buffering=0) as writer:
+            RangeCopier(writer.fileno(), steps.append).append_slice(reader.fileno(), 4, cut, tmp_path)
+        expected = tensor.index_select(dimension, torch.tensor(kept)).contiguous().view(torch.uint8).numpy().tobytes()
+        assert (tmp_path / "target").read_bytes() == expected
+        assert sum(steps) == cut.nbytes == len(expected)
+
+
 def test_a_source_that_ends_too_early_is_an_error(source: Path, tmp_path: Path):
     os.truncate(source, 8_000_000)
     with pytest.raises(ClpError, match="became shorter"):
         _copied(source, tmp_path / "target")
+    for cut in (Cut(2, 500_000, 10, (1,)), Cut(1, 10, 1_000_000, (9,))):
+        with source.open("rb") as reader, (tmp_path / "target").open("wb", buffering=0) as writer:
+            copier = RangeCopier(writer.fileno())
+            with pytest.raises(ClpError, match="became shorter"):
+                copier.append_slice(reader.fileno(), 0, cut, source)
 
 
 def test_a_target_that_cannot_be_written_is_an_error(source: Path, tmp_path: Path):

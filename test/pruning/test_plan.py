@@ -199,8 +199,8 @@ def test_a_share_that_cannot_go_becomes_the_nearest_smaller_that_can(
         "dit", "dit", layers, "{layer}.", "layers", pattern_period=period, protected_layers=frozenset(fixed)
     )
     source = Checkpoint.open(tiny_checkpoint)
-    family = dataclasses.replace(source.family, modules=lambda _: (module,), default_ratio={"dit": 7.5 / layers})
-    checkpoint = dataclasses.replace(source, family=family, modules=(module,))
+    family = dataclasses.replace(source.family, layer_stacks=lambda _: (module,), default_ratio={"dit": 7.5 / layers})
+    checkpoint = dataclasses.replace(source, family=family, layer_stacks=(module,))
     meta = {"layers": layers, "group": "dit", "period": period, "dead_last": False, "fixed": list(fixed)}
     found = calibration(modules={"dit": meta})
     plan = default_plan(found, checkpoint)
@@ -220,8 +220,8 @@ def test_so_many_layers_are_left_as_have_to_be(tiny_checkpoint):
     meta = {"layers": 6, "group": "llm", "period": 1, "dead_last": False, "fixed": [0, 1], "least": 4}
     module = LayerStack("llm", "llm", 6, "{layer}.", "layers", protected_layers=frozenset({0, 1}), min_layers=4)
     source = Checkpoint.open(tiny_checkpoint)
-    family = dataclasses.replace(source.family, modules=lambda _: (module,), default_ratio={"llm": 0.9})
-    checkpoint = dataclasses.replace(source, family=family, modules=(module,))
+    family = dataclasses.replace(source.family, layer_stacks=lambda _: (module,), default_ratio={"llm": 0.9})
+    checkpoint = dataclasses.replace(source, family=family, layer_stacks=(module,))
     found = calibration(modules={"llm": meta})
     assert len(default_plan(found, checkpoint).removal["llm"]) == 2
     assert len(make_plan(found, threshold=-1.0).removal["llm"]) == 2

@@ -93,7 +93,7 @@ def test_every_pair_of_layers_is_refused_or_gone(
 @pytest.mark.parametrize("name", families())
 def test_coupled_modules_lose_the_same_layers_or_none(name: str, family_checkpoint: Callable[[str], Path]) -> None:
     checkpoint = Checkpoint.open(family_checkpoint(name))
-    for members in _groups(checkpoint.modules).values():
+    for members in _groups(checkpoint.layer_stacks).values():
         for one, other in combinations(members, 2):
             pairs = list(combinations(range(0, one.layers, 3), 2))
             for first, second in product(pairs, pairs):

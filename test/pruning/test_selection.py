@@ -9,6 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from clp_ros.checkpoints.units import UnitKind
 from clp_ros.core.errors import ClpError
 from clp_ros.pruning.selection import (
     CRITERIA,
@@ -23,6 +24,10 @@ from clp_ros.pruning.selection import (
 
 SMOLVLA = (1, 2, 5, 6, 14, 15)  # the paper's Table 5
 GROOT_DIT = (1, 2, 4, 5, 6, 7, 10, 11)
+
+
+def kind(count, period=1, fixed=()):
+    return UnitKind("layers", count, period, frozenset(fixed))
 
 
 def alternates(removed, layers, period):
@@ -200,12 +205,12 @@ def test_random_is_seeded_and_reaches_every_set():
 
 
 def test_the_papers_set_keeps_the_kinds_alternating_and_layers_must_be_there():
-    assert nearest_allowed(SMOLVLA, 16, 2) == (SMOLVLA,)
-    assert nearest_allowed((13, 14, 15), 16, 2) == ((13, 14, 15),)
+    assert nearest_allowed(SMOLVLA, kind(16, 2)) == (SMOLVLA,)
+    assert nearest_allowed((13, 14, 15), kind(16, 2)) == ((13, 14, 15),)
     with pytest.raises(ClpError, match="no layer 16"):
-        nearest_allowed((16,), 16, 2)
+        nearest_allowed((16,), kind(16, 2))
     with pytest.raises(ClpError, match="all 3"):
-        nearest_allowed((0, 1, 2), 3, 1)
+        nearest_allowed((0, 1, 2), kind(3))
 
 
 @pytest.mark.parametrize("period", [1, 2, 3, 4])
@@ -224,15 +229,15 @@ def test_the_nearest_sets_of_all_subsets(period):
                 (s for s in allowed if away[s] == min(away.values())),
                 key=lambda s: (abs(len(s) - size), len(s), s),
             )
-            assert nearest_allowed(removed, layers, period, limit=99) == tuple(nearest)
-            assert nearest_allowed(removed, layers, period, limit=2) == tuple(nearest[:2])
+            assert nearest_allowed(removed, kind(layers, period), limit=99) == tuple(nearest)
+            assert nearest_allowed(removed, kind(layers, period), limit=2) == tuple(nearest[:2])
             assert (nearest == [removed]) == alternates(removed, layers, period)
 
 
 def test_nearest_to_what_a_user_types():
-    assert nearest_allowed((2,), 16, 2) == ((1, 2), (2, 3))
-    assert nearest_allowed((), 16, 2) == ((),)
-    assert nearest_allowed(SMOLVLA, 16, 2) == (SMOLVLA,)
+    assert nearest_allowed((2,), kind(16, 2)) == ((1, 2), (2, 3))
+    assert nearest_allowed((), kind(16, 2)) == ((),)
+    assert nearest_allowed(SMOLVLA, kind(16, 2)) == (SMOLVLA,)
 
 
 @pytest.mark.parametrize("period", [1, 2, 4])
@@ -249,7 +254,7 @@ def test_fixed_layers_never_go(period):
             for s in itertools.combinations(range(1, layers), size)
             if alternates(s, layers, period) and not fixed & set(s)
         ]
-        assert allowed_budgets(layers, period, fixed) == tuple(sorted({len(s) for s in sets}))
+        assert allowed_budgets(kind(layers, period, fixed)) == tuple(sorted({len(s) for s in sets}))
         for budget in range(layers):
             possible = [s for s in sets if len(s) == budget]
             if not possible:
@@ -263,7 +268,7 @@ def test_fixed_layers_never_go(period):
             assert select_layers(scores, budget, period=period, fixed=fixed) == best
             given = {layer for layer in range(layers) if rng.random() < 0.4}
             if 0 < len(given) < layers:
-                for near in nearest_allowed(given, layers, period, fixed=fixed):
+                for near in nearest_allowed(given, kind(layers, period, fixed)):
                     assert alternates(near, layers, period)
                     assert not fixed & set(near)
     assert impossible > 10

@@ -36,6 +36,8 @@ from safetensors.torch import load_file, save_file
 from clp_ros.checkpoints.layer_stack import LayerStack
 from clp_ros.checkpoints.manifest import Manifest
 from clp_ros.core.errors import ClpError
+from clp_ros.evaluation.verify import _check_manifest
+from clp_ros.jobs import inspect
 from clp_ros.policies.checkpoint import Checkpoint
 from clp_ros.pruning.surgery import build_manifest, plan_surgery, prune_checkpoint
 
@@ -94,7 +96,7 @@ def test_stock_lerobot_acts_as_with_the_layers_removed_in_memory(
     reference = _stock(tiny_checkpoint)
     whole = _chunk(reference)
     both = {"vlm": removed, "expert": removed}
-    reference = remove_in_memory(reference, Checkpoint.open(tiny_checkpoint).modules, both)
+    reference = remove_in_memory(reference, Checkpoint.open(tiny_checkpoint).layer_stacks, both)
     pruned = _stock(tmp_path / "pruned")
     assert pruned.config.num_vlm_layers == 16 - len(removed)
     chunk = _chunk(pruned)
@@ -138,7 +140,7 @@ def test_shards_of_any_dtype_order_come_out_aligned(tmp_path: Path):
     loaded = load_file(weights(tmp_path / "pruned"))
     assert torch.equal(loaded["model.scale"], tensors["model.scale"])
     for tensor in Checkpoint.open(tmp_path / "pruned").tensors.values():
-        assert tensor.elements == 0 or tensor.start % (tensor.bytes // tensor.elements) == 0
+        assert tensor.elements == 0 or tensor.start % (tensor.nbytes // tensor.elements) == 0
 
 
 # The folder that comes out
@@ -240,7 +242,9 @@ def test_the_manifest_says_what_was_done(source: Path, tmp_path: Path):
         "kept": [0, 3, 4, 5],
         "threshold": 0.75,
         "scores": scores["vlm"],
+        "units": {},
     }
+    assert manifest["schema_version"] == 3
     assert manifest["modules"]["expert"]["removed"] == [1, 2]
     assert manifest["modules"]["expert"]["scores"] is None
 
@@ -264,37 +268,61 @@ def test_pruning_a_pruned_checkpoint_composes(source: Path, tmp_path: Path):
 
 def test_thresholds_of_groups_stand_by_module(source: Path):
     towers = Checkpoint.open(source)
-    apart = tuple(dataclasses.replace(module, group=module.name, pattern_period=1) for module in towers.modules)
-    plan = plan_surgery(dataclasses.replace(towers, modules=apart), {"vlm": [1], "expert": [2, 3]})
+    apart = tuple(dataclasses.replace(module, group=module.name, pattern_period=1) for module in towers.layer_stacks)
+    plan = plan_surgery(dataclasses.replace(towers, layer_stacks=apart), {"vlm": [1], "expert": [2, 3]})
     manifest = build_manifest(plan, "cka", {"vlm": 0.5, "expert": 0.75}, {})
     assert manifest["threshold"] is None
     assert {name: record["threshold"] for name, record in manifest["modules"].items()} == {"vlm": 0.5, "expert": 0.75}
     Manifest.model_validate(manifest)
-    plan = plan_surgery(dataclasses.replace(towers, modules=apart), {"expert": [2, 3]})
+    plan = plan_surgery(dataclasses.replace(towers, layer_stacks=apart), {"expert": [2, 3]})
     assert build_manifest(plan, "cka", {"vlm": None, "expert": 0.75}, {})["threshold"] == 0.75
 
 
-def test_a_manifest_of_version_1_is_read_and_continued(source: Path, tmp_path: Path):
-    once = prune_checkpoint(source, tmp_path / "once", {"vlm": [1, 2]}, criterion="cka")
+def as_version(version: int) -> Callable[[Path], None]:
+    """Turns the clp.json of a folder into what an earlier version of clp_ros wrote."""
 
     def older(manifest: dict) -> None:
-        manifest["schema_version"] = 1
+        manifest["schema_version"] = version
         for part in (manifest, *manifest["steps"]):
             for record in part["modules"].values():
-                del record["threshold"]
+                del record["units"]
+                if version == 1:
+                    del record["threshold"]
 
-    edit_json("clp.json", older)(tmp_path / "once")
+    return edit_json("clp.json", older)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_manifest_of_an_earlier_version_is_read_and_continued(source: Path, tmp_path: Path, version: int):
+    once = prune_checkpoint(source, tmp_path / "once", {"vlm": [1, 2]}, criterion="cka")
+    as_version(version)(tmp_path / "once")
     first = Checkpoint.open(tmp_path / "once").manifest
-    assert first["schema_version"] == 1
+    assert first["schema_version"] == version
+    shown = inspect.run(inspect.InspectRequest(path=tmp_path / "once")).to_json()["manifest"]
+    assert shown == first
+    assert _check_manifest(Checkpoint.open(tmp_path / "once")) == "unchanged"
     twice = prune_checkpoint(tmp_path / "once", tmp_path / "twice", {"vlm": [3]}, thresholds={"vlm": 0.5})
-    assert twice["schema_version"] == 2
+    assert twice["schema_version"] == 3
     assert twice["steps"][0] == first["steps"][0]
-    assert twice["modules"]["vlm"]["threshold"] == 0.5
+    assert twice["modules"]["vlm"] | {"scores": None} == {
+        "original_layers": 6,
+        "removed": [1, 2, 5],
+        "kept": [0, 3, 4],
+        "threshold": 0.5,
+        "scores": None,
+        "units": {},
+    }
     assert twice["source"] == once["source"]
     assert Checkpoint.open(tmp_path / "twice").manifest == twice
-    edit_json("clp.json", lambda manifest: manifest.update(schema_version=3))(tmp_path / "twice")
-    with pytest.raises(ClpError, match=r"not a manifest: schema_version must be 1 or 2, not 3"):
-        Checkpoint.open(tmp_path / "twice")
+
+
+def test_a_manifest_of_a_later_version_is_refused(source: Path, tmp_path: Path):
+    prune_checkpoint(source, tmp_path / "pruned", {"vlm": [1, 2]})
+    edit_json("clp.json", lambda manifest: manifest.update(schema_version=4, more=[]))(tmp_path / "pruned")
+    with pytest.raises(ClpError, match=r"schema_version is 4, and this version of clp_ros reads 1 to 3") as refused:
+        Checkpoint.open(tmp_path / "pruned")
+    assert refused.value.where == str(tmp_path / "pruned" / "clp.json")
+    assert "install" in refused.value.hint
 
 
 def test_a_manifest_of_other_weights_is_refused(source: Path, tmp_path: Path):
@@ -395,7 +423,7 @@ def test_a_stacks_structure_is_data(
     module = LayerStack(
         "dit", "dit", 12, "dit.{layer}.", "dit", pattern_period=period, protected_layers=frozenset(fixed)
     )
-    checkpoint = dataclasses.replace(Checkpoint.open(source), modules=(module,))
+    checkpoint = dataclasses.replace(Checkpoint.open(source), layer_stacks=(module,))
     with pytest.raises(ClpError, match=expected) if expected else contextlib.nullcontext():
         assert plan_surgery(checkpoint, {"dit": removed}).removal == {"dit": removed}
 

@@ -74,7 +74,7 @@ def _depths(config: Config) -> dict[str, Any]:
 
 
 def layer_stacks(config: Config) -> tuple[LayerStack, ...]:
-    """As :attr:`clp_ros.policies.family.Family.modules`."""
+    """As :attr:`clp_ros.policies.family.Family.layer_stacks`."""
     depths = _depths(config)
     # Checkpoints in NVIDIA's layout lack lerobot's prefix.
     root = "" if _is_nvidia(config) else "_groot_model."
@@ -221,7 +221,7 @@ def _forward(policy: PreTrainedPolicy, batch: dict[str, Any], rng: np.random.Gen
 FAMILY = Family(
     name="groot",
     recognises=_recognises,
-    modules=layer_stacks,
+    layer_stacks=layer_stacks,
     with_depths=_with_depths,
     rewrite_local_paths=_rewrite_local_paths,
     default_ratio={"llm": 7 / 12, "vl_self_attention": 1 / 4, "dit": 8 / 16},

@@ -159,7 +159,7 @@ def make_checkpoint(family: Family, size_name: str, folder: Path, features: Poli
                     step.max_task_tokens = _TASK_TOKENS
             processor.save_pretrained(folder)
     config.save_pretrained(folder)
-    gains = projection_gains(family.modules(read_json_object(folder / "config.json")), OUTPUT_PROJECTIONS, seed)
+    gains = projection_gains(family.layer_stacks(read_json_object(folder / "config.json")), OUTPUT_PROJECTIONS, seed)
     write_weights(policy, folder / "model.safetensors", partial(draw_tensor, policy, gains, seed, **NAMES))
 
     def finish(documents: Mapping[str, dict[str, Any]]) -> None:

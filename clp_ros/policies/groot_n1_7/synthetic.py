@@ -154,7 +154,7 @@ def make_checkpoint(family: Family, size_name: str, folder: Path, features: Poli
     with empty_weights():
         policy = ClpGrootN17Policy(config)
     config.save_pretrained(folder)
-    gains = projection_gains(family.modules(read_json_object(folder / "config.json")), OUTPUT_PROJECTIONS, seed)
+    gains = projection_gains(family.layer_stacks(read_json_object(folder / "config.json")), OUTPUT_PROJECTIONS, seed)
     write_weights(policy, folder / "model.safetensors", partial(draw_tensor, policy, gains, seed, **NAMES))
 
     # lerobot's normalisation needs the actions' range, here between outer quantiles.

@@ -44,7 +44,7 @@ def gemma_family(
     return Family(
         name=name,
         recognises=partial(_recognises, name),
-        modules=partial(layer_stacks, name),
+        layer_stacks=partial(layer_stacks, name),
         with_depths=partial(_with_depths, name),
         rewrite_local_paths=rewrite_local_paths,
         default_ratio={"vlm+expert": 6 / 18},
@@ -86,7 +86,7 @@ def _recognises(name: str, config: Config) -> bool:
 
 
 def layer_stacks(name: str, config: Config) -> tuple[LayerStack, ...]:
-    """As :attr:`clp_ros.policies.family.Family.modules`."""
+    """As :attr:`clp_ros.policies.family.Family.layer_stacks`."""
     layers = _STOCK_LAYERS if config["type"] == name else config.get("num_layers", _STOCK_LAYERS)
     return coupled_towers(
         _TOWERS + "paligemma.model.language_model", _TOWERS + "gemma_expert.model", check_depth(layers, "num_layers")

@@ -72,7 +72,7 @@ def make_checkpoint(family: Family, size_name: str, folder: Path, features: Poli
     with empty_weights():
         policy = get_policy_class(policy_type)(config)
     config.save_pretrained(folder)
-    gains = projection_gains(family.modules({"type": policy_type, **size}), _OUTPUT_PROJECTIONS, seed)
+    gains = projection_gains(family.layer_stacks({"type": policy_type, **size}), _OUTPUT_PROJECTIONS, seed)
     write_weights(policy, folder / "model.safetensors", partial(_fill, policy, gains, seed))
 
     # lerobot's processors would download their tokenizer from the Hub.

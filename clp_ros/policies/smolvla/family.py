@@ -28,7 +28,7 @@ def _recognises(config: Config) -> bool:
 
 
 def layer_stacks(config: Config) -> tuple[LayerStack, ...]:
-    """As :attr:`clp_ros.policies.family.Family.modules`."""
+    """As :attr:`clp_ros.policies.family.Family.layer_stacks`."""
     layers = check_depth(config.get("num_vlm_layers"), "num_vlm_layers")
     expert_layers = config.get("num_expert_layers", -1)
     if not isinstance(expert_layers, int) or (expert_layers > 0 and expert_layers != layers):
@@ -144,7 +144,7 @@ def _prefix_modalities(mask: torch.Tensor, batch: dict[str, Any]) -> torch.Tenso
 FAMILY = Family(
     name="smolvla",
     recognises=_recognises,
-    modules=layer_stacks,
+    layer_stacks=layer_stacks,
     with_depths=_with_depths,
     rewrite_local_paths=rewrite_local_paths,
     default_ratio={"vlm+expert": 6 / 16},

@@ -139,7 +139,7 @@ def make_checkpoint(family: Family, size_name: str, folder: Path, features: Poli
     )
     with seeded(seed):
         policy = SmolVLAPolicy(config)
-        vary_layers(policy, family.modules({"num_vlm_layers": size.layers}), _OUTPUT_PROJECTIONS, seed)
+        vary_layers(policy, family.layer_stacks({"num_vlm_layers": size.layers}), _OUTPUT_PROJECTIONS, seed)
     # smolvla_base keeps its two towers in bfloat16; lerobot's projections around them are float32.
     policy.model.vlm_with_expert.to(getattr(torch, size.dtype))
     policy.save_pretrained(folder)

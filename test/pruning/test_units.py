@@ -178,5 +178,5 @@ def test_unequal_widths_are_refused_where_the_config_does_not_give_them(source: 
     assert Checkpoint.open(source).layers == {"blocks": 4}
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"type": "plain"}))
-    with pytest.raises(ClpError, match=r"layer 1 of blocks has mlp\.\w+\.\w+ of shape .*, its peers"):
+    with pytest.raises(ClpError, match=r"layer 1 of blocks has mlp\.\w+\.\w+ of shape .*, the other layers"):
         Checkpoint.open(source)

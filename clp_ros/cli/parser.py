@@ -132,11 +132,22 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     record = _command(commands, "record", run.record, "record demonstrations of a simulated robot, without ROS")
-    record.add_argument("--embodiment", required=True, help="ur5, ur10e, aloha_single, aloha_bimanual, or a .yaml file")
+    record.add_argument(
+        "--embodiment",
+        "--robot",
+        required=True,
+        help="ur5, ur10e, aloha_single, aloha_bimanual, or a .yaml file",
+    )
+    record.add_argument("--task", help="a simulated task, such as pick_and_lift (default: the robot's demonstration)")
+    record.add_argument("--speed", type=_speed, help="with --task: factor on the expert's speed (default: 1)")
+    record.add_argument(
+        "--perturb", type=_push, metavar="M", help="with --task: push the tool off its way, by up to M metres"
+    )
     record.add_argument(
         "--episodes",
         type=_at_least_one,
-        help="number of episodes, one bag each in the output folder (default: one, which is the output folder)",
+        help="number of episodes, one bag each in the output folder (default: one, which is the output folder itself "
+        "unless --task is given)",
     )
     record.add_argument("--output", type=Path, help="folder to write (default: recorded_ and the robot's name)")
     record.add_argument("--seed", type=_seed, default=0, help="seed of starts and delays (default: %(default)s)")
@@ -203,6 +214,24 @@ def _rate(text: str) -> float:
     if not 1 <= rate <= 1000:
         raise argparse.ArgumentTypeError(f"{text!r} is not a rate from 1 to 1000 Hz")
     return rate
+
+
+def _speed(text: str) -> float:
+    return _number(text, 0.2, 3.0, "a speed from 0.2 to 3")
+
+
+def _push(text: str) -> float:
+    return _number(text, 0.0, 0.1, "a distance from 0 to 0.1 m")
+
+
+def _number(text: str, lowest: float, highest: float, what: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not lowest <= number <= highest:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return number
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -24,7 +24,8 @@ _LONG = (
 )
 # The demonstration starts a robot and a policy node of its own, and plays in real time.
 _REAL_TIME = ("test_demo.py",)
-# These talk to nodes over DDS and wait for answers, however late. None plays a robot, whose messages must come in time.
+# These talk to nodes over DDS and wait for answers, however late. They play no robot, whose messages must come in time,
+# but where they replay a recording.
 _AT_ANY_PACE = (
     *("test_calibration.py", "test_pruning.py", "test_rehearsal.py", "test_lifecycle.py", "test_spin.py"),
     *("test_policy_settings.py", "test_live_frames.py"),
@@ -53,7 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.lerobot)
         if "ros_domain" in fixtures or item.path.name in _REAL_TIME:
             item.add_marker(pytest.mark.flaky(reruns=2))
-            if item.path.name not in _AT_ANY_PACE:
+            if item.path.name not in _AT_ANY_PACE or "replay" in fixtures:
                 item.add_marker(pytest.mark.real_time)
 
 
@@ -136,7 +137,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def warm_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers of a benchmark have imported lerobot. The command line's own test has new interpreters, as users have."""
+    """Workers of a benchmark have imported lerobot. In test_demo.py they are new interpreters, as users have them."""
     import warm_processes
 
     context = warm_processes.server()

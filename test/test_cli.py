@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -75,6 +76,16 @@ def there(tiny_checkpoint, tiny_calibration, tmp_path) -> Path:
     return folder
 
 
+# A benchmark whose workers are forks of it, and so have imported lerobot; test_demo.py has it as users do.
+FORKED_WORKERS = """
+import multiprocessing, sys
+context = multiprocessing.get_context("fork")
+multiprocessing.get_context = lambda method: context
+from clp_ros.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_calibrate_prune_verify_benchmark(there, tiny_calibration, recording):
     arguments = ["--checkpoint", "base", "--bag", recording, "--embodiment", "aloha_bimanual"]
     arguments += ["--task", "transfer_cube", "--samples", "4", "--device", "cpu"]
@@ -98,7 +109,8 @@ def test_calibrate_prune_verify_benchmark(there, tiny_calibration, recording):
     assert (found["pruned"], found["source"], found["chunk"]) == (True, "unchanged", [50, 14])
     assert found["parameters"] == pruned["parameters"]["after"]
     quick = ["--runs", "1", "--no-train-step", "--threads", "2"]
-    result = prints_json("benchmark", "base", "my calibration_pruned", *quick, cwd=there)
+    benchmark = ("benchmark", "base", "my calibration_pruned", *quick)
+    result = prints_json(*benchmark, cwd=there, command=("-c", FORKED_WORKERS))
     assert [each["threads"] for each in result["checkpoints"]] == [2, 2]
     assert [each["parameters"] for each in result["checkpoints"]] == [
         pruned["parameters"][k] for k in ("before", "after")
@@ -115,15 +127,17 @@ def test_make_checkpoint_prints_one_json_object_and_nothing_else(tmp_path):
     assert "is not empty" in fails(*arguments, cwd=tmp_path)
 
 
-# Where there is no lerobot, as on a machine that only prunes.
+# Where there is no lerobot, as on a machine that only prunes. Runs one command after another.
 LIGHT = """
-import sys
+import json, sys
 sys.modules["lerobot"] = None
 from clp_ros.cli import main
-code = main(sys.argv[1:])
-heavy = {"torch", "transformers", "matplotlib", "cv2", "rosbags", "rclpy"} & set(sys.modules)
-assert not heavy, heavy
-sys.exit(code)
+for arguments in json.loads(sys.argv[1]):
+    code = main([*arguments, "--json"])
+    heavy = {"torch", "transformers", "matplotlib", "cv2", "rosbags", "rclpy"} & set(sys.modules)
+    assert not heavy, (heavy, arguments)
+    if code:
+        sys.exit(code)
 """
 
 
@@ -135,31 +149,34 @@ def json_shape(value):
 
 
 def test_prune_and_inspect_import_nothing_heavy(there):
-    light = {"command": ("-c", LIGHT), "cwd": there, "is_warm": False}
+    def light(*commands):
+        lines = succeeds(json.dumps(commands), command=("-c", LIGHT), cwd=there, is_warm=False).splitlines()
+        assert len(lines) == len(commands)
+        return [json.loads(line, parse_constant=pytest.fail) for line in lines]
+
     prune = ["prune", "--checkpoint", "base", "--calibration", "calibration"]
-    plan = prints_json(*prune, "--dry-run", **light)
-    shapes = [json_shape(plan)]
-    by_hand = [f"vlm={','.join(map(str, plan['removed']['vlm']))}"]
-    for output, arguments in (
-        ("default", prune),
-        ("by hand", ["prune", "--checkpoint", "base", "--remove", *by_hand]),
-        ("budget", [*prune, "--budget", "expert=4"]),
-        ("mse", [*prune, "--criterion", "mse", "--budget", "vlm=2"]),
-        ("random", [*prune, "--criterion", "random", "--seed", "5"]),
-        ("threshold", [*prune, "--threshold", "0.9"]),
-    ):
-        done = prints_json(*arguments, "--output", output, **light)
-        shapes += [json_shape(done), json_shape(prints_json(*arguments, "--dry-run", **light))]
-        found = prints_json("inspect", output, **light)
+    (plan,) = light([*prune, "--dry-run"])
+    ways = {
+        "default": prune,
+        "by hand": ["prune", "--checkpoint", "base", "--remove", f"vlm={','.join(map(str, plan['removed']['vlm']))}"],
+        "budget": [*prune, "--budget", "expert=4"],
+        "mse": [*prune, "--criterion", "mse", "--budget", "vlm=2"],
+        "random": [*prune, "--criterion", "random", "--seed", "5"],
+        "threshold": [*prune, "--threshold", "0.9"],
+    }
+    commands = [["inspect", "calibration"]]
+    for output, way in ways.items():
+        commands += [[*way, "--output", output], [*way, "--output", output, "--dry-run"], ["inspect", output]]
+    calibration, *answers = light(*commands)
+    for done, dry, found in zip(answers[::3], answers[1::3], answers[2::3], strict=True):
+        assert json_shape(done) == json_shape(dry) == json_shape(plan)
         assert [module["layers"] for module in found["modules"]] == [done["layers"]["vlm"]] * 2
         assert found["parameters"] == done["parameters"]["after"] < done["parameters"]["before"]
         assert found["manifest"]["steps"][-1]["criterion"] == done["criterion"]
         assert done["removed"]["vlm"] == done["removed"]["expert"]
         assert done["unchecked"] == "lerobot is not installed here"
-    assert shapes == [shapes[0]] * len(shapes)
     same = [(there / name / "model.safetensors").read_bytes() for name in ("default", "by hand")]
     assert same[0] == same[1]
-    calibration = prints_json("inspect", "calibration", **light)
     assert [len(module["adjacent"]) for module in calibration["modules"]] == [15, 15]
     assert calibration["family"] == "smolvla"
 
@@ -310,25 +327,18 @@ def test_ctrl_c_leaves_nothing_behind(there, recording):
         "from clp_ros.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, *arguments],
-        cwd=there,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A test run in the background ignores SIGINT, and its children would too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    printed, errors = there.parent / "stdout", there.parent / "stderr"
+    process = warm_processes.Program(["-c", script, *arguments], printed, errors, ENVIRONMENT, there)
     try:
-        assert process.stdout.readline() == "one more frame\n"
-        assert process.stdout.readline() == "one more frame\n"
+        while printed.read_text().count("one more frame\n") < 2:
+            assert process.poll() is None, errors.read_text()
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        process.wait(60)
     finally:
         process.kill()
     assert process.returncode == 130
-    assert errors == "interrupted; nothing half-written was left behind\n"
+    assert errors.read_text() == "interrupted; nothing half-written was left behind\n"
     assert sorted(path.name for path in there.iterdir()) == ["base", "calibration"]
 
 

@@ -48,7 +48,7 @@ PUSHT = PolicyFeatures(
     action_mean=(256.0,) * 2,
     action_std=(100.0,) * 2,
 )
-STEPS = 20
+STEPS = 8
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def fast(documents: Mapping[str, dict[str, Any]]) -> None:
-    """Sets a learning rate at which random weights move in 20 steps, from the first one on."""
+    """Sets a learning rate at which random weights move in a few steps, from the first one on."""
     config = documents["config.json"]
     assert "optimizer_lr" in config
     config["optimizer_lr"] = 1e-3
@@ -158,7 +158,7 @@ def test_lerobot_train_fine_tunes_a_pruned_checkpoint(
         f"--dataset.root={dataset}",
         f"--output_dir={tmp_path / 'run'}",
         f"--steps={STEPS}",
-        "--batch_size=8",
+        "--batch_size=4",
         "--num_workers=0",
         "--log_freq=1",
     )

@@ -68,36 +68,76 @@ def calibration_arguments(checkpoint, recording, output, samples):
     return [*files, "--embodiment", "aloha_bimanual", "--task", "transfer_cube", "--samples", str(samples), "--json"]
 
 
-@pytest.mark.parametrize(
-    ("launcher", "count", "samples"),
-    [(TORCHRUN, 2, 5), (ACCELERATE, 2, 1), pytest.param(ACCELERATE, 3, 2, marks=pytest.mark.slow)],
-)
-def test_several_processes_find_what_one_does(tiny_checkpoint, recording, tmp_path, capsys, launcher, count, samples):
-    """With more processes than frames, one process has none."""
-    alone = calibration_arguments(tiny_checkpoint, recording, tmp_path / "one", samples)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the launched ones: the last bits of float32 sums depend on it
-    try:
-        assert main(["calibrate", *alone, "--device", "cpu"]) == 0
-    finally:
-        torch.set_num_threads(threads)
-    printed = json.loads(capsys.readouterr().out)
-    result = launch(
-        launcher, count, *MODULE, *calibration_arguments(tiny_checkpoint, recording, tmp_path / "many", samples)
-    )
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout) == printed | {"output": str(tmp_path / "many")}
+@pytest.fixture
+def one_process(tiny_checkpoint, recording, tmp_path, capsys):
+    """``one_process(samples)``: what one process prints, having calibrated into the folder ``one``."""
 
-    one, many = (json.loads((tmp_path / name / "calibration.json").read_text()) for name in ("one", "many"))
+    def calibrate(samples):
+        alone = calibration_arguments(tiny_checkpoint, recording, tmp_path / "one", samples)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as the launched ones: the last bits of float32 sums depend on it
+        try:
+            assert main(["calibrate", *alone, "--device", "cpu"]) == 0
+        finally:
+            torch.set_num_threads(threads)
+        return json.loads(capsys.readouterr().out)
+
+    return calibrate
+
+
+def assert_many_found_the_same(folder, samples):
+    """The calibration in the folder ``many`` is the one in the folder ``one``."""
+    one, many = (json.loads((folder / name / "calibration.json").read_text()) for name in ("one", "many"))
     assert sum(bag["samples"] for bag in many["bags"]) == many["samples"] == samples
     for name, module in many["modules"].items():
         for key in ("adjacent", "mse", "cosine"):
             expected = one["modules"][name].pop(key)
             np.testing.assert_allclose(module.pop(key), expected, rtol=1e-9, atol=1e-9)
     assert one == many
-    with np.load(tmp_path / "one" / "cka.npz") as expected, np.load(tmp_path / "many" / "cka.npz") as found:
+    with np.load(folder / "one" / "cka.npz") as expected, np.load(folder / "many" / "cka.npz") as found:
         for name in expected.files:
             np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-9)
+
+
+# accelerate differs in how it starts the processes only: see the test of that.
+@pytest.mark.parametrize(
+    ("launcher", "count", "samples"), [(TORCHRUN, 2, 5), pytest.param(ACCELERATE, 3, 2, marks=pytest.mark.slow)]
+)
+def test_several_processes_find_what_one_does(
+    tiny_checkpoint, recording, tmp_path, one_process, launcher, count, samples
+):
+    printed = one_process(samples)
+    arguments = calibration_arguments(tiny_checkpoint, recording, tmp_path / "many", samples)
+    result = launch(launcher, count, *MODULE, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == printed | {"output": str(tmp_path / "many")}
+    assert_many_found_the_same(tmp_path, samples)
+
+
+def test_with_more_processes_than_frames_one_has_none(tiny_checkpoint, recording, tmp_path, one_process):
+    printed = one_process(1)
+    arguments = calibration_arguments(tiny_checkpoint, recording, tmp_path / "many", 1)
+    codes, stdout, stderr = start_without_launcher(2, tmp_path, *MODULE, *arguments)
+    assert codes == [0, 0], stderr
+    assert json.loads(stdout) == printed | {"output": str(tmp_path / "many")}
+    assert_many_found_the_same(tmp_path, 1)
+
+
+GATHERS = """
+from clp_ros.core import processes
+
+with processes.process_group():
+    gathered = processes.gather((processes.rank(), processes.world_size()))
+    if processes.rank() == 0:
+        print(gathered)
+"""
+
+
+def test_accelerate_starts_processes_that_find_each_other(tmp_path):
+    script = tmp_path / "gathers.py"
+    script.write_text(GATHERS)
+    result = launch(ACCELERATE, 2, script)
+    assert (result.returncode, result.stdout) == (0, "[(0, 2), (1, 2)]\n"), result.stderr
 
 
 def test_a_fault_in_all_processes_is_told_once(tiny_checkpoint, tmp_path):

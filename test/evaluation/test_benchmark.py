@@ -24,18 +24,23 @@ def pruned(tiny_checkpoint, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def described(tiny_checkpoint, pruned) -> list[dict]:
+    return [describe(load_policy(folder, weights=False)) for folder in (tiny_checkpoint, pruned)]
+
+
 @pytest.fixture
 def setting(tiny_checkpoint) -> Setting:
     return Setting(tiny_checkpoint, "cpu", "auto", warmup=0, compile=False, train=True)
 
 
-def test_checkpoints_are_measured_side_by_side(tiny_checkpoint, pruned):
+def test_checkpoints_are_measured_side_by_side(tiny_checkpoint, pruned, described):
     said = []
     result = benchmark([tiny_checkpoint, pruned], device="cpu", runs=2, warmup=1, progress=said.append)
     assert {line.split()[0] for line in said} == {"loading", "counting", "run", "training"}
     first, second = result["checkpoints"]
-    for found, folder in ((first, tiny_checkpoint), (second, pruned)):
-        assert found.items() >= describe(load_policy(folder, weights=False)).items()
+    for found, known in zip((first, second), described, strict=True):
+        assert found.items() >= known.items()
         assert 0 < found["latency_ms"] <= found["latency_p90_ms"]
         assert found["train_step_ms"] > 0
         assert (found["device"], found["compile_s"]) == ("cpu", None)
@@ -60,10 +65,9 @@ def test_one_at_a_time_and_float32(tiny_checkpoint):
     assert "train_step_ms" not in found
 
 
-def test_only_counting_runs_nothing(tiny_checkpoint, pruned):
+def test_only_counting_runs_nothing(tiny_checkpoint, pruned, described):
     result = benchmark([tiny_checkpoint, pruned], run=False)
-    for found, folder in zip(result["checkpoints"], (tiny_checkpoint, pruned), strict=True):
-        assert found == describe(load_policy(folder, weights=False))
+    assert result["checkpoints"] == described
     assert set(result["ratios"][1]) == {"parameters", "parameters_tied", "trainable", "gflops", "bytes"}
 
 

@@ -189,23 +189,22 @@ def test_a_stop_while_the_node_waits_for_its_inputs_lasts(
         driver.expect_chunks()
 
 
-@pytest.mark.parametrize("end", ["deactivate", "shutdown", "stop", signal.SIGINT, signal.SIGTERM])
+# Other ends: test_faults.py::test_stop_and_deactivate_brake_within_one_control_step.
+@pytest.mark.parametrize("end", ["shutdown", signal.SIGINT, signal.SIGTERM])
 def test_seams_are_continuous_in_position_and_velocity_to_the_end(
-    start: StartNode, driver: Driver, robot: Robot, peer: Peer, end: str | signal.Signals
+    start: StartNode, driver: Driver, robot: Robot, end: str | signal.Signals
 ) -> None:
     with start(task="turn both waists", max_deviation=1.0) as node:
         driver.up()
         received = driver.sent[SENT_TOPICS[0]]
         # In motion, that is with a chunk and not with a stop: on a busy machine an input may have been late.
         wait_for(lambda: len(received) > 15 and len(received[-1].points) > 50, "chunks")
-        if end == "deactivate":
-            assert driver.change(Transition.TRANSITION_DEACTIVATE)
-        elif end == "shutdown":
+        if end == "shutdown":
             assert driver.change(Transition.TRANSITION_ACTIVE_SHUTDOWN)
-        elif end == "stop":
-            assert peer.call(Trigger, "/policy/stop").success
         else:
             assert node.stop(end) == 0
+            assert "Traceback" not in node.log
+            assert "rror" not in node.log
         time.sleep(0.3)
     # There is no point in the first 200 ms, however many chunks come by then.
     began = knots(received[0])[0][0]
@@ -421,20 +420,16 @@ def test_services_answer_while_the_policy_is_being_loaded(
         assert future.result().success
 
 
+# While it drives: test_seams_are_continuous_in_position_and_velocity_to_the_end.
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("when", ["loading", "active"])
-def test_a_signal_ends_the_process_cleanly(
-    start: StartNode, driver: Driver, robot: Robot, peer: Peer, tmp_path: Path, when: str, number: int
+def test_a_signal_while_the_policy_is_loaded_ends_the_process_cleanly(
+    start: StartNode, driver: Driver, peer: Peer, tmp_path: Path, number: int
 ) -> None:
-    with start(checkpoint=tmp_path / "slow" if when == "loading" else tmp_path) as node:
+    with start(checkpoint=tmp_path / "slow") as node:
         driver.expect_status(DiagnosticStatus.OK, "unconfigured")
-        if when == "loading":
-            request = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE))
-            peer.start_call(ChangeState, "/policy/change_state", request)
-            driver.expect_status(DiagnosticStatus.OK, "loading the policy")
-        elif when == "active":
-            driver.up()
-            driver.expect_chunks()
+        request = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE))
+        peer.start_call(ChangeState, "/policy/change_state", request)
+        driver.expect_status(DiagnosticStatus.OK, "loading the policy")
         assert node.stop(number) == 0
         assert "Traceback" not in node.log
         assert "rror" not in node.log

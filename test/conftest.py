@@ -137,7 +137,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def warm_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers of a benchmark have imported lerobot. In test_demo.py they are new interpreters, as users have them."""
+    """Workers of a benchmark have imported lerobot. The command line's own test has new interpreters, as users have."""
     import warm_processes
 
     context = warm_processes.server()

@@ -76,16 +76,6 @@ def there(tiny_checkpoint, tiny_calibration, tmp_path) -> Path:
     return folder
 
 
-# A benchmark whose workers are forks of it, and so have imported lerobot; test_demo.py has it as users do.
-FORKED_WORKERS = """
-import multiprocessing, sys
-context = multiprocessing.get_context("fork")
-multiprocessing.get_context = lambda method: context
-from clp_ros.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 def test_calibrate_prune_verify_benchmark(there, tiny_calibration, recording):
     arguments = ["--checkpoint", "base", "--bag", recording, "--embodiment", "aloha_bimanual"]
     arguments += ["--task", "transfer_cube", "--samples", "4", "--device", "cpu"]
@@ -109,8 +99,7 @@ def test_calibrate_prune_verify_benchmark(there, tiny_calibration, recording):
     assert (found["pruned"], found["source"], found["chunk"]) == (True, "unchanged", [50, 14])
     assert found["parameters"] == pruned["parameters"]["after"]
     quick = ["--runs", "1", "--no-train-step", "--threads", "2"]
-    benchmark = ("benchmark", "base", "my calibration_pruned", *quick)
-    result = prints_json(*benchmark, cwd=there, command=("-c", FORKED_WORKERS))
+    result = prints_json("benchmark", "base", "my calibration_pruned", *quick, cwd=there)
     assert [each["threads"] for each in result["checkpoints"]] == [2, 2]
     assert [each["parameters"] for each in result["checkpoints"]] == [
         pruned["parameters"][k] for k in ("before", "after")

@@ -266,7 +266,7 @@ def test_a_task_on_another_robot_is_refused(installed: dict[str, str], tmp_path:
     log = tmp_path / "log"
     file = ("serve_napkin.launch.py", f"checkpoint:={tmp_path}", "embodiment:=aloha_single")
     with ros2_launch(installed, log, *file) as process:
-        wait_until(lambda: "the task is for ur5, the robot is aloha_single" in log.read_text(), log, "the refusal")
+        wait_until(lambda: "the task is for ur5, but the robot is aloha_single" in log.read_text(), log, "the refusal")
         interrupt(process, log)
 
 

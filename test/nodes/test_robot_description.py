@@ -201,7 +201,7 @@ def test_what_does_not_fit_is_refused_with_both_sides(
     with node.run() as process:
         for change, *words in (
             ({"tf_prefix": ""}, "ur5 has a joint 'shoulder_pan_joint'", "'left_shoulder_pan_joint'", "tf_prefix"),
-            ({"task": "fold_shorts"}, "the task is for aloha_bimanual, the robot is ur5"),
+            ({"task": "fold_shorts"}, "the task is for aloha_bimanual, but the robot is ur5"),
             ({"topics": ["cameras.cam_wrist"]}, "the parameter topics has 'cameras.cam_wrist'", "ENTRY:=TOPIC"),
             ({"robot_description_wait": -1.0}, "the parameter robot_description_wait is -1.0"),
             (

@@ -80,7 +80,7 @@ def test_it_is_the_robot(simulation: NodeProcess, peer: Peer) -> None:
     publisher.publish(trajectory(list(goal), 1.0))
     wait_for(lambda: np.abs(np.array(states[-1].position)[:6] - goal).max() < 0.01, "the goal")
     publisher.publish(trajectory(list(home[:6]), 1.0, velocities=[0.1] * 6))  # does not end at rest
-    wait_for(lambda: "arm drops a trajectory: it does not end at rest" in simulation.log, "a rejection")
+    wait_for(lambda: "arm drops a trajectory: the trajectory does not end at rest" in simulation.log, "a rejection")
     assert np.abs(np.array(states[-1].position)[:6] - goal).max() < 0.01
 
     assert peer.call(Trigger, "/simulation/reset").message == "seed 1"

@@ -19,7 +19,8 @@ from clp_ros.core import processes
 ROOT = Path(__file__).resolve().parents[2]
 # The launchers' own modules: their commands may not be on the path.
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node={}")
-ACCELERATE = ("accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes={}", "--num_machines=1")
+# With --cpu it starts one process, whatever --num_processes says.
+ACCELERATE = ("accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes={}", "--num_machines=1")
 MODULE = ("-m", "clp_ros.cli", "calibrate")
 
 

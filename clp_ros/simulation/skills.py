@@ -17,6 +17,8 @@ from clp_ros.simulation.task import ArmState, Goal, ObjectState
 HOVER_M, _SLOPE = 0.08, 4.0
 # A tool goes straight at its goal's height when it is this near beside it; in metres and rad.
 _NEAR_M, _NEAR_RAD = 0.006, 0.12
+# A tool that is tilted by less than this points down, in rad.
+_UPRIGHT_RAD = 0.5
 # The tool's point when it grasps, below the centre of the object, in metres.
 _GRASP_BELOW_M = 0.005
 # While the gripper closes, the object may move by this, in metres.
@@ -29,6 +31,8 @@ _PUSH_M, _BEHIND_M = 0.036, 0.02
 _PUSH_HEIGHT_M = 0.018
 # While it pushes, the tool goes to the point this far ahead on the line through the object, in metres.
 _LOOK_AHEAD_M = 0.06
+# Distance from the end of a push at which it slows down, in metres.
+_SLOW_M = 0.06
 
 
 def nearest(angle: float, to: float, period: float) -> float:
@@ -60,7 +64,9 @@ def approach(state: ArmState, position: np.ndarray, yaw: float, gripper: float, 
     beside = float(np.linalg.norm(state.position[:2] - position[:2]))
     turned = abs(yaw - state.yaw)
     extra = _SLOPE * max(0.0, beside - _NEAR_M) + 0.3 * max(0.0, turned - _NEAR_RAD)
-    return _over(state, position, min(HOVER_M, extra), state.arm.turned_down(yaw), gripper, speed)
+    # It points down before it turns: both at once would turn ALOHA's forearm over, and use up its last joint's range.
+    rotation = state.arm.turned_down(yaw if state.tilt < _UPRIGHT_RAD else state.yaw)
+    return _over(state, position, min(HOVER_M, extra), rotation, gripper, speed)
 
 
 def _over(
@@ -135,7 +141,9 @@ def push(state: ArmState, target: ObjectState, to: np.ndarray) -> Goal:
     if low and along < -0.02 and beside < 0.012 and abs(yaw - state.yaw) < 0.2:
         ahead = min(left - _PUSH_M, along + _LOOK_AHEAD_M)
         point = np.array([*(target.position[:2] + ahead * forward), _PUSH_HEIGHT_M])
-        return Goal(point, state.arm.turned_down(yaw), state.arm.shut, 0.5)
+        # It slows down near the end, so that the object does not slide past.
+        slow = float(np.clip(left / _SLOW_M, 0.3, 1.0))
+        return Goal(point, state.arm.turned_down(yaw), state.arm.shut, 0.5 * slow)
     start = np.array([*(target.position[:2] - (_PUSH_M + _BEHIND_M) * forward), _PUSH_HEIGHT_M])
     return approach(state, start, yaw, state.arm.shut)
 

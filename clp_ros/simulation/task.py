@@ -78,6 +78,12 @@ class ArmState:
         turn = self.rotation @ self.arm.down.inv().as_matrix()
         return float(np.arctan2(turn[1, 0] - turn[0, 1], turn[0, 0] + turn[1, 1]))
 
+    @property
+    def tilt(self) -> float:
+        """Angle between the gripper and the vertical, in rad."""
+        turn = self.rotation @ self.arm.down.inv().as_matrix()
+        return float(np.arccos(np.clip(turn[2, 2], -1.0, 1.0)))
+
 
 def _opening(arm: Arm, gripper: float) -> float:
     return float(np.clip((gripper - arm.grasp) / (arm.opened - arm.grasp), 0.0, 1.0))

@@ -11,7 +11,7 @@ from clp_ros.simulation.scenes.one_arm_table import OneArmTable
 from clp_ros.simulation.task import Goal, SimulatedTask, TaskState
 
 # Distance between the centres of cube and zone that counts as there, and at which the expert stops, in metres.
-_THERE_M, _STOP_M = 0.035, 0.012
+_THERE_M, _STOP_M = 0.035, 0.018
 # A cube whose centre is not higher than this lies on the table, in metres.
 _ON_TABLE_M = 0.03
 _STILL = 0.02

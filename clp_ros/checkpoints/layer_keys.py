@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tensor belongs to which layer of which module, and whether the layers are all there."""
+"""Assigns tensors to the layers of a layer stack, and checks that no layer is missing."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _HINT = "give a complete copy of the checkpoint"
 
 @dataclass(frozen=True)
 class LayerKey:
-    """A tensor's name, taken apart.
+    """The parts of a tensor's name.
 
     Attributes:
         module: Name of the module.
         layer: Index of the layer in the module.
-        rest: The name behind the layer's prefix, e.g. ``self_attn.k_proj.weight``.
+        rest: The name after the layer's prefix, e.g. ``self_attn.k_proj.weight``.
     """
 
     module: str
@@ -32,7 +32,7 @@ class LayerKey:
 
 
 class LayerKeys:
-    """Takes tensor names apart by the modules' ``layer_prefix``.
+    """Splits tensor names by the ``layer_prefix`` of the layer stacks.
 
     Args:
         modules: The prunable modules.
@@ -49,10 +49,10 @@ class LayerKeys:
             self._heads.append((module, head, number, tail))
 
     def split(self, name: str) -> LayerKey | None:
-        """Takes a name apart; None for a tensor outside of all prunable layers.
+        """Splits a name. Returns None for a tensor outside all prunable layers.
 
         Raises:
-            ClpError: The name stands among a module's layers, but names no layer.
+            ClpError: The name has a layer stack's prefix, but no layer number.
         """
         for module, head, number, _ in self._heads:
             if name.startswith(head):
@@ -65,7 +65,7 @@ class LayerKeys:
         return None
 
     def rename(self, name: str, numbers: Mapping[str, Mapping[int, int]]) -> str | None:
-        """The name with its layer renumbered; None where the layer is not among ``numbers[module]``."""
+        """Returns the name with its layer renumbered; None if the layer is not in ``numbers[module]``."""
         for module, head, number, tail in self._heads:
             if name.startswith(head) and (match := number.fullmatch(name, len(head))):
                 layer = numbers[module.name].get(int(match[1]))
@@ -74,11 +74,11 @@ class LayerKeys:
 
 
 def check_layers(modules: tuple[LayerStack, ...], shapes: Mapping[str, tuple[int, ...]], where: object) -> None:
-    """Checks that a checkpoint holds exactly the layers its config names, each like its peers of the same kind.
+    """Checks that a checkpoint has exactly the layers of its config, and that layers of one kind have equal tensors.
 
     Args:
-        modules: The modules, with the number of layers config.json gives them.
-        shapes: Shape of every tensor, tied ones under each of their names.
+        modules: The layer stacks, with the number of layers from config.json.
+        shapes: Shape of every tensor. Tied tensors are listed under each of their names.
         where: The checkpoint, for the error.
 
     Raises:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of a stack of layers that can be pruned."""
+"""Describes a stack of layers that can be pruned."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class LayerStack:
     """One stack of layers that can be pruned (doc/explanation/method.md: a prunable module).
 
     Attributes:
-        name: As the command line, the files and the topics name it.
+        name: Its name on the command line, in files and in topics.
         group: Modules of one group lose the same layers.
         layers: Number of layers that the checkpoint's config gives it.
         layer_prefix: Start of a layer's keys in the state dict, with ``{layer}`` for its index.
@@ -22,14 +22,13 @@ class LayerStack:
         norm_path: Attribute path from the policy to the module that takes the last layer's output. Unused where
             ``probe`` is None.
         pattern_period: Layer kinds alternate with the layer index at this period: the j-th kept layer must have an
-            index congruent to j modulo it. 1 where all layers are alike.
-        last_output_unused: Whether the last layer's output reaches nothing, so that its score says nothing about it.
-        probe: Attribute of a layer whose input is the layer's input, for families that call a layer's parts by hand
-            so that a hook on the layer itself never fires. None: layers are called, and their own output is read (its
-            first element, of a tuple).
-        protected_layers: 0-based layers that may not be removed, whatever their score: something else depends on their
-            index.
-        min_layers: Layers that must be left, however few ``protected_layers`` there are.
+            index congruent to j modulo it. 1 if all layers are of one kind.
+        last_output_unused: Whether the last layer's output is not used. Its score is then ignored.
+        probe: Attribute of a layer whose input equals the layer's input, for families that call the parts of a layer
+            without calling the layer, so that hooks on the layer do not run. None: layers are called, and their output
+            is read (of a tuple, the first element).
+        protected_layers: 0-based layers that must stay, because other code depends on their index.
+        min_layers: Minimum number of layers that must be left, including ``protected_layers``.
         inner_units: For each layer, the kinds of units inside of it, with the number that config.json gives that layer.
             Such layers may differ in width. Empty: layers of one kind have equal shapes.
     """

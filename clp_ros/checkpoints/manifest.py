@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""clp.json, the manifest of a pruned checkpoint: what was removed from what, and why.
+"""Reads clp.json, the manifest of a pruned checkpoint: its source, what was removed, and why.
 
 Numbers of units at the top level are those of the first source, however often the checkpoint was pruned; ``steps``
 holds each pruning in the numbers of its own source.
@@ -22,7 +22,7 @@ _Count = Annotated[int, Field(ge=0)]
 
 
 class Source(StrictModel):
-    """A checkpoint that was pruned: where it lay (it may have moved since) and its fingerprint."""
+    """A checkpoint that was pruned: its path at that time, and its fingerprint."""
 
     path: str
     fingerprint: str

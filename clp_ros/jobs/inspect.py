@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint or a calibration holds, read without loading any weights."""
+"""Describes a checkpoint or a calibration without loading weights."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from clp_ros.policies.checkpoint import Checkpoint
 
 
 class InspectRequest(Request):
-    """Asks what a folder holds.
+    """Asks for the description of a folder.
 
     Attributes:
-        path: A checkpoint folder (or a repository on the hub), or a calibration folder.
+        path: A checkpoint folder (or a Hub repository), or a calibration folder.
     """
 
     path: FilePath
@@ -99,10 +99,10 @@ type InspectResult = InspectedCheckpoint | InspectedCalibration
 
 
 def run(request: InspectRequest, progress: Progress = SILENT) -> InspectResult:
-    """Reads the folder.
+    """Describes the folder.
 
     Raises:
-        ClpError: It is damaged, or of no known family.
+        ClpError: The folder is damaged, or of no known family.
     """
     progress.stage(f"reading {request.path}")
     if not (request.path / JSON_FILE).is_file():

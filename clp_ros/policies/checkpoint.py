@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint folder read and checked without loading it: config.json, the weights' headers, the list of files.
+"""Reads and checks a checkpoint folder without loading the weights: config.json, headers, list of files.
 
-Nothing here imports torch, maps weights into memory or unpickles.
+This module does not import torch, map weights into memory or unpickle.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from clp_ros.core.json_object import parse_json, read_json_object
 from clp_ros.policies.family import Config, Family
 from clp_ros.policies.registry import family_of
 
-_SAMPLES = 4  # blocks of a tensor that the fingerprint reads, evenly spaced, first and last among them
+_SAMPLES = 4  # number of evenly spaced blocks of a tensor that the fingerprint reads, including the first and the last
 _SAMPLE_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checked checkpoint folder. Make one with :meth:`open`.
+    """A checked checkpoint folder. Create it with :meth:`open`.
 
     Attributes:
         path: The folder, absolute.
@@ -62,8 +62,8 @@ class Checkpoint:
             ``{other name: stored name}`` here: see :attr:`shared`.
         weight_files: Names of the files that hold the weights.
         files: Size in bytes of every file, by its path relative to the folder (with ``/``); links are followed. Pickle
-            files, such as a trainer leaves beside the weights, are no part of the checkpoint.
-        stamps: Which files the weights' headers were read from, by name: see :meth:`check_unchanged`.
+            files, which trainers leave beside the weights, are not part of the checkpoint.
+        stamps: Identity of the files from which the weights' headers were read, by name: see :meth:`check_unchanged`.
         manifest: The parsed clp.json (:class:`clp_ros.checkpoints.manifest.Manifest`); None if it was never pruned.
     """
 
@@ -80,23 +80,23 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Checkpoint:
-        """Reads and checks a checkpoint folder: no more than headers and JSON are read.
+        """Reads and checks a checkpoint folder. Only headers and JSON files are read.
 
         The weights are ``model.safetensors``, or the shards that ``model.safetensors.index.json`` names. Links to files
-        (a hub snapshot consists of them) and folders are followed.
+        (as in a Hub snapshot) and folders are followed.
 
         Args:
             folder: The folder, or a repository id: see :func:`clp_ros.checkpoints.hub.local_folder`.
 
         Raises:
-            ClpError: Something in it is missing, damaged, contradictory or unsafe. The message says what and where.
+            ClpError: A file is missing, damaged, contradictory or unsafe.
         """
         folder = local_folder(folder).resolve()
         try:
             return cls._open(folder)
         except OSError as error:
             raise ClpError(
-                f"cannot be read ({error.strerror or error})",
+                f"the file cannot be read ({error.strerror or error})",
                 where=error.filename or folder,
                 hint="check the path and its permissions",
             ) from error
@@ -108,9 +108,9 @@ class Checkpoint:
             raise ClpError(f"the checkpoint folder {fault}", where=folder, hint="give a folder with config.json in it")
         if is_temporary(folder):
             raise ClpError(
-                "the folder is what a command left that was killed while it wrote",
+                "a killed command left this incomplete folder",
                 where=folder,
-                hint="run that command again, which clears it away",
+                hint="run the command again, which deletes the folder",
             )
         refuse_training_folder(folder)
         found = dict(sorted(list_files(folder)))
@@ -123,10 +123,10 @@ class Checkpoint:
         try:
             family = family_of(config, folder / CONFIG_FILE)
             stacks = family.layer_stacks(config)
-        except ClpError as error:  # a family does not know where the config lies
+        except ClpError as error:  # a family does not know the path of the config
             raise ClpError(error.what, where=folder / CONFIG_FILE, hint=error.hint) from error
         except (TypeError, AttributeError, KeyError, ValueError) as error:
-            raise ClpError(  # a family reads its fields plainly; whatever type it meets there, the file is at fault
+            raise ClpError(  # a family does not check the types of fields, so these errors mean a wrong file
                 f"a field has the wrong type ({error})", where=folder / CONFIG_FILE, hint="give an undamaged copy of it"
             ) from error
         if WEIGHTS_FILE not in files and INDEX_FILE not in files:
@@ -139,9 +139,9 @@ class Checkpoint:
             raise ClpError(error.what, where=folder, hint=error.hint) from error
         refuse_old_statistics(folder, tensors)
         for name in files.keys() - {CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, *stamps}:
-            if name.endswith(".safetensors"):  # the processors' statistics
+            if name.endswith(".safetensors"):  # statistics of the processors
                 read_header(folder / name)
-            elif name.endswith(".json") and "/" not in name:  # their settings, which surgery rewrites
+            elif name.endswith(".json") and "/" not in name:  # settings of the processors, which surgery rewrites
                 document = parse_json((folder / name).read_bytes(), folder / name)
                 if name in PROCESSORS:
                     refuse_missing_state(folder / name, document, files)
@@ -154,7 +154,7 @@ class Checkpoint:
         if MANIFEST_FILE not in files:
             return checkpoint
         from clp_ros.checkpoints.manifest import (
-            read_manifest,  # pydantic takes longer to import than all of this to run
+            read_manifest,  # importing pydantic takes longer than the rest of this function
         )
 
         manifest = read_manifest(folder / MANIFEST_FILE, family.name, checkpoint.layers)
@@ -172,7 +172,7 @@ class Checkpoint:
 
     @cached_property
     def shared(self) -> dict[str, str]:
-        """Names under which a shared (tied) tensor is not stored, with the name it is stored under."""
+        """Other names of shared (tied) tensors: name -> name under which the tensor is stored."""
         return {
             name: stored
             for name, stored in self.metadata.items()
@@ -197,33 +197,33 @@ class Checkpoint:
         return counts
 
     def check_unchanged(self, name: str, descriptor: int | None = None) -> None:
-        """Refuses a weight file that is not, or no longer, the one whose header was read. For after it was read.
+        """Refuses a weight file that has changed since its header was read. Call it after reading the file.
 
         Args:
             name: One of :attr:`weight_files`.
-            descriptor: What it was read through; by default, the file of that name is looked at.
+            descriptor: Descriptor through which it was read; by default, the file of that name is checked.
 
         Raises:
-            ClpError: It was replaced, written to, or taken away.
+            ClpError: The file was replaced, written or removed.
         """
         path = self.path / name
         try:
             unchanged = file_stamp(path if descriptor is None else descriptor) == self.stamps[name]
         except OSError:
             unchanged = False
-        if not unchanged:  # a training run that saves over its last checkpoint, say
+        if not unchanged:  # for example by a training that overwrites its last checkpoint
             raise ClpError("the file changed while it was read", where=path, hint="try again when it is whole")
 
     def fingerprint(self) -> str:
-        """SHA-256 that tells checkpoints apart without reading them whole.
+        """Returns a SHA-256 that distinguishes checkpoints without reading all bytes.
 
-        It covers config.json, the shared-tensor names, and every tensor's name, dtype, shape and four evenly spaced
-        blocks of 4 KiB (all bytes of a small tensor): cheap on 8 GB, and any training shows. It is the same when the
-        folder moves or its weights are split into other files. For that, absolute paths in config.json count as
-        absolute paths, whatever they point to.
+        It covers config.json, the names of shared tensors, and every tensor's name, dtype, shape and four evenly spaced
+        blocks of 4 KiB (all bytes of a small tensor). This is cheap for 8 GB, and changes with any training. It does
+        not change if the folder moves or its weights are split into other files. Therefore, all absolute paths in
+        config.json are treated as equal.
 
         Raises:
-            ClpError: A weight file cannot be read any more, or is another one now.
+            ClpError: A weight file cannot be read any more, or has changed.
         """
         digest = hashlib.sha256()
         described = [[name, tensor.dtype, tensor.shape] for name, tensor in sorted(self.tensors.items())]
@@ -238,7 +238,7 @@ class Checkpoint:
                     self.check_unchanged(name, file.fileno())
         except OSError as error:
             raise ClpError(
-                f"cannot be read any more ({error.strerror})",
+                f"the file cannot be read any more ({error.strerror})",
                 where=error.filename or self.path,
                 hint="check the folder",
             ) from error
@@ -246,15 +246,15 @@ class Checkpoint:
 
 
 def model_names(family: Family, stored: Collection[str]) -> dict[str, str]:
-    """The tensors that lerobot's model takes from a checkpoint.
+    """Returns the tensors that lerobot's model loads from a checkpoint.
 
     Args:
         family: The family.
         stored: Names of the stored tensors.
 
     Returns:
-        The stored name, by the name in the model. A tensor that is stored for two is there under both names; one that
-        lerobot's loading leaves out is not there.
+        The stored name, by the name in the model. A shared tensor is listed under both names; a tensor that lerobot
+        does not load is not listed.
     """
     unwrapped = _is_unwrapped(family, stored)
     names = {}
@@ -274,12 +274,12 @@ def model_names(family: Family, stored: Collection[str]) -> dict[str, str]:
 
 
 def _is_unwrapped(family: Family, names: Collection[str]) -> bool:
-    """Whether the tensors are named as in the published model, not as in the one lerobot wraps around it."""
+    """Whether the tensors have the names of the published model, without lerobot's prefix."""
     return bool(family.wrapper) and not any(name.startswith(family.wrapper) for name in names)
 
 
 def _blocks(tensor: TensorInfo) -> Iterator[range]:
-    """The byte ranges of a tensor that the fingerprint covers."""
+    """Yields the byte ranges of a tensor that the fingerprint covers."""
     if tensor.nbytes <= _SAMPLES * _SAMPLE_BYTES:
         yield range(tensor.start, tensor.end)
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a VLA family is: the facts that calibration, selection, surgery and benchmark need, as data.
+"""Describes a VLA family for calibration, selection, surgery and benchmark.
 
 A family is one folder: ``family.py``, whose ``FAMILY`` the entry-point group ``clp_ros.policy_families`` names
 (:mod:`clp_ros.policies.registry`), and ``synthetic.py``, which makes its random checkpoints. Importing ``family.py``
@@ -34,43 +34,43 @@ class Family:
     """A VLA family. All callables that need torch or lerobot import them inside.
 
     Attributes:
-        name: As the command line and the files name it.
+        name: Its name on the command line and in files.
         recognises: Whether a config.json is of this family.
         layer_stacks: The prunable layer stacks of a checkpoint with this config. Raises ClpError on a config it cannot
             prune.
         with_depths: The config with new numbers of layers, by layer stack. Does not change its argument. Raises
-            ClpError where the model cannot be so shallow.
+            ClpError if the model needs more layers.
         with_widths: The config with the numbers of units inside of the layers that stay: by layer stack, for each
             layer, by kind. Stacks without :attr:`clp_ros.checkpoints.layer_stack.LayerStack.inner_units` are not in it.
         rewrite_local_paths: ``rewrite_local_paths(documents, folder, contents)`` rewrites, in place, every path in the
             top-level JSON files of a checkpoint (by file name) that points to something the checkpoint itself holds, so
-            that it points into ``folder``. ``contents`` is where its files lie now: ``folder``, or what will be renamed
-            to it. Processor steps that lerobot cannot run give way to the plugin's here.
+            that it points into ``folder``. ``contents`` is the current folder of its files: ``folder``, or one that
+            will be renamed to ``folder``. Processor steps that lerobot cannot run are replaced by the plugin's.
         default_ratio: Share of the layers removed when no budget is given, by group: the paper's Table 5.
-        build: Builds the policy of a checkpoint folder with no weights in it yet, for a device by name. It is called
-            within :func:`clp_ros.policies.empty_weights.empty_weights`: parameters are on the meta device, whatever it
-            does.
-        forward: Runs the training-time graph once and returns, by module name, what each token stands for: int8
-            (batch, tokens), values of :class:`clp_ros.policies.base.Modality`. Noise and time come from ``rng``.
+        build: Builds the policy of a checkpoint folder for a device, without weights. It is called within
+            :func:`clp_ros.policies.empty_weights.empty_weights`, which puts parameters on the meta device.
+        forward: Runs the training-time graph once and returns each token's modality by layer stack: int8 (batch,
+            tokens), values of :class:`clp_ros.policies.base.Modality`. Noise and time come from ``rng``.
         synthetic: The module, imported when a checkpoint is made, whose ``make_checkpoint(family, size, folder,
             features, seed)`` writes a seeded random checkpoint of the real classes into an empty folder.
-        policy: The package under ``lerobot.policies`` that its processor steps are of; the family's name where empty.
-        lerobot: Versions of lerobot that have its classes, e.g. ``>=0.5.1,<0.6``. Empty: all that this package takes.
-        wrapper: What lerobot puts before every tensor's name. Published checkpoints may hold what it wraps, without.
-        tied: Tensors that the published model ties to another, with that other, and lerobot stores on their own: left
-            out where parameters are counted with tied matrices once. A checkpoint may hold the first alone, as lerobot
-            0.4 saved it; one without ``wrapper`` either of the two.
-        unwrapped_name: From a tensor's name without ``wrapper`` to the name that lerobot's loading gives it, also
-            without; None for a tensor that it leaves out. None: lerobot only adds ``wrapper``.
-        refuse_names: Raises ClpError where the stored tensors' names are those of a model that no lerobot which this
-            package takes can load.
-        loads: Whether lerobot loads a checkpoint with this config as a policy of its own. False for a layout that can
-            be pruned, and is then the base model of a fine-tuning.
-        link_processors: ``link_processors(preprocessor, postprocessor)`` joins those of their steps that need each
-            other, which their files cannot say, and loads what they would load when they are first used.
-        denoise: Attribute path from the policy to what runs once a denoising step: the part worth compiling.
-        skips_absent_cameras: Whether lerobot's model runs without some of its ``input_features``' cameras, as it was
-            fine-tuned on a robot that has fewer of them than the checkpoint it started from.
+        policy: The package under ``lerobot.policies`` with its processor steps; empty: the family's name.
+        lerobot: Versions of lerobot that have its classes, e.g. ``>=0.5.1,<0.6``. Empty: all versions that this package
+            supports.
+        wrapper: Prefix that lerobot adds to every tensor's name. Published checkpoints may lack it.
+        tied: Tensors that the published model ties and lerobot stores separately: name -> name of the tied tensor.
+            Parameter counts include one of the two. A checkpoint of lerobot 0.4 may have the first alone; one without
+            ``wrapper`` may have either.
+        unwrapped_name: Maps a tensor's name without ``wrapper`` to the name after lerobot's loading, also without
+            ``wrapper``; or to None if lerobot leaves the tensor out. If the attribute is None, lerobot only adds
+            ``wrapper``.
+        refuse_names: Raises ClpError if no supported lerobot version can load tensors of these names.
+        loads: Whether lerobot loads a checkpoint with this config as a policy. False for a layout that lerobot uses
+            only as the base model of a fine-tuning.
+        link_processors: ``link_processors(preprocessor, postprocessor)`` links steps that use each other, which their
+            files do not record, and loads what they would load at their first use.
+        denoise: Attribute path from the policy to the denoising step, which can be compiled.
+        skips_absent_cameras: Whether lerobot's model runs without some cameras of its ``input_features``, as after
+            fine-tuning for a robot with fewer cameras.
     """
 
     name: str
@@ -114,9 +114,9 @@ class Family:
         rewrite_json(folder, finish)
 
     def default_budget(self, config: Config) -> dict[str, int]:
-        """Layers to remove from each group when the user names no budget: the paper's share, rounded down.
+        """Returns the number of layers to remove from each group by default: the paper's share, rounded down.
 
-        Never more than may go: of a stack pruned before, the share may be.
+        In a stack that was pruned before, the share may exceed what can be removed; it is then reduced.
         """
         budgets = {}
         for group, units in group_units(self.layer_stacks(config)).items():
@@ -163,10 +163,10 @@ def coupled_towers(vlm: str, expert: str, layers: int, period: int = 1) -> tuple
 
 
 def check_lerobot(family: Family) -> None:
-    """Refuses a family that the installed lerobot does not have.
+    """Refuses a family that the installed lerobot does not support.
 
     Raises:
-        ClpError: It is of another version; the message says which one is needed.
+        ClpError: Another version of lerobot is installed. The message names the one needed.
     """
     from importlib.metadata import version
 
@@ -182,7 +182,7 @@ def check_lerobot(family: Family) -> None:
 
 
 def __getattr__(name: str) -> Any:
-    # Names that were here, for one release.
+    # Old names, kept for one release.
     if name not in ("families", "family_named", "family_of"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warnings.warn(f"{name} is now in clp_ros.policies.registry", DeprecationWarning, stacklevel=2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to remove from a checkpoint, and how: selection and surgery."""
+"""Selects the units to remove from a checkpoint, and writes the checkpoint without them."""
 
 import lazy_loader as _lazy
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Budgets and removals as the command line and the node's parameters write them."""
+"""Reads budgets and removals from the command line and the node's parameters."""
 
 from __future__ import annotations
 

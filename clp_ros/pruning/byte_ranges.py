@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copying byte ranges between files as fast as `cp` copies whole ones, and slices of tensors."""
+"""Copies byte ranges between files, as fast as `cp` copies files, and slices of tensors."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ PAGE = 4096
 page (or is not copied at all where the file system can share it); elsewhere every page is put together from two, which
 takes half as long again: more than going through a buffer that stays in the processor's cache."""
 
-_CHUNK = 8 * 2**20  # small enough that Ctrl-C and progress come through at once
+_CHUNK = 8 * 2**20  # small, so that Ctrl-C and progress are immediate
 _BUFFER = 128 * 2**10
 
-# The kernel, the file system or a sandbox cannot copy inside the kernel.
+# Errors of a kernel, file system or sandbox that cannot copy inside the kernel.
 _UNSUPPORTED = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM}
 
 
@@ -30,7 +30,7 @@ class Cut:
     Attributes:
         rows: Product of the dimensions before it.
         count: Number of its indices.
-        width: Number of bytes of one index: all dimensions behind it.
+        width: Number of bytes of one index, including all later dimensions.
         kept: The indices that stay, sorted.
     """
 
@@ -46,10 +46,10 @@ class Cut:
 
 
 def reserve(target: int, size: int) -> None:
-    """Gives the file with descriptor ``target`` its size and its blocks on the disk, where the file system can.
+    """Allocates the blocks of the file with descriptor ``target``, if the file system supports it.
 
-    Writing into them takes a third less time than having each found when it is written, and a full disk shows at once.
-    Not :func:`os.posix_fallocate`: where the file system cannot, the C library writes to every block instead.
+    Writing is then a third faster than with allocation at each write, and a full disk is an error at once.
+    :func:`os.posix_fallocate` is not used: without support by the file system, the C library writes every block.
 
     Raises:
         OSError: The disk is full.
@@ -89,7 +89,7 @@ class RangeCopier:
         while start < end:
             count = min(end - start, _CHUNK)
             copied = self._copy_in_kernel(source, start, count) if aligned else 0
-            if not copied:  # some file systems answer 0 for "cannot", as others do for the end of the file
+            if not copied:  # some file systems return 0 if they cannot copy, others at the end of the file
                 copied = self._copy_by_buffer(source, start, count)
             if not copied:
                 raise ClpError("the file became shorter while it was read", where=where, hint="try again")
@@ -98,12 +98,12 @@ class RangeCopier:
                 self._progress(copied)
 
     def append_slice(self, source: int, start: int, cut: Cut, where: object) -> None:
-        """Appends what stays of a tensor whose bytes begin at ``start``; the rest as :meth:`append`."""
+        """Appends the remaining part of a tensor whose bytes begin at ``start``. Raises as :meth:`append`."""
         if cut.rows == 1:
             for index in cut.kept:
                 self.append(source, start + index * cut.width, start + (index + 1) * cut.width, where)
             return
-        import numpy as np  # half the start of a process, and layers are removed without it
+        import numpy as np  # imported here: it takes half the start of a process, and removing layers does not need it
 
         row = cut.count * cut.width
         step = max(1, _CHUNK // row)  # rows read at once

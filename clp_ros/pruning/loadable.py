@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the checkpoint that a surgery is about to write will load: its tensors against lerobot's own model."""
+"""Checks before a surgery that the result will load: compares its tensors with lerobot's model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clp_ros.pruning.surgery import SurgeryPlan
 
 
 def check_loadable(plan: SurgeryPlan) -> str | None:
-    """Holds the names and shapes that a surgery will write against the model that its config.json will describe.
+    """Compares the names and shapes that a surgery will write with the model of its config.json.
 
     The model is lerobot's, built on the meta device: neither weights nor memory for them are needed.
 
@@ -24,7 +24,7 @@ def check_loadable(plan: SurgeryPlan) -> str | None:
         plan: The surgery.
 
     Returns:
-        None where the two agree; otherwise why they could not be compared on this machine.
+        None if they agree; otherwise, why they could not be compared on this machine.
 
     Raises:
         ClpError: The result would not load, or lerobot cannot build the model.

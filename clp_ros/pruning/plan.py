@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to remove: a calibration, budgets and a criterion become one removal set a group of modules."""
+"""Plans a removal: one set of layers for each group of layer stacks, from a calibration, budgets and a criterion."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from clp_ros.pruning.selection import (
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """The removal set of the modules that lose the same layers.
+    """The removal set of layer stacks that lose the same layers.
 
     Attributes:
         group: Name of the group.
         modules: Its modules.
         scores: (L-1,) float64 by the criterion, larger for more redundant; element i belongs to layer i+1.
-        threshold: τ; None where nothing is removed.
+        threshold: τ; None if nothing is removed.
         blocks: Runs of layers whose scores reach τ, the anchor first.
         removed: 0-based layers to remove.
     """
@@ -49,12 +49,12 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to remove from a checkpoint.
+    """The layers to remove from a checkpoint.
 
     Attributes:
-        criterion: What the layers were chosen by.
+        criterion: The criterion of the selection.
         groups: The removal sets.
-        notes: Where it is not what one would expect, a sentence each, for the user.
+        notes: Remarks on unexpected choices for the user, a sentence each.
     """
 
     criterion: str
@@ -68,7 +68,7 @@ class Plan:
 
     @property
     def scores(self) -> dict[str, np.ndarray]:
-        """The scores that selected, (L-1,) float64, by module."""
+        """The scores used for the selection, (L-1,) float64, by module."""
         return {name: group.scores for group in self.groups for name in group.modules}
 
     @property
@@ -77,7 +77,7 @@ class Plan:
         return {name: group.threshold for group in self.groups for name in group.modules}
 
     def arguments(self) -> dict[str, Any]:
-        """What :func:`clp_ros.pruning.surgery.prune_checkpoint` takes of it, by argument."""
+        """Returns the plan's arguments of :func:`clp_ros.pruning.surgery.prune_checkpoint`, by name."""
         return {
             "removal": self.removal,
             "criterion": self.criterion,
@@ -86,7 +86,7 @@ class Plan:
         }
 
     def report(self) -> dict[str, dict[str, object]]:
-        """What a report shows of each module: see :class:`clp_ros.report.calibration_report.ModulePlan`."""
+        """Returns the data for the report by module: see :class:`clp_ros.report.calibration_report.ModulePlan`."""
         return {
             name: {
                 "threshold": group.threshold,
@@ -111,9 +111,9 @@ def make_plan(
 
     Args:
         calibration: Scores.
-        budgets: Layers to remove, by module; a coupled module's name stands for its group. None: with a threshold, as
-            many candidates as can go; without one, none — see :func:`default_plan` for the paper's share.
-        threshold: τ; the largest that the budget allows, if not given.
+        budgets: Layers to remove, by module; the name of a coupled module means its group. None: with a threshold, as
+            many candidates as possible; without a threshold, none. See :func:`default_plan` for the paper's share.
+        threshold: τ; by default the largest that the budget allows.
         criterion: One of :data:`clp_ros.pruning.selection.CRITERIA`.
         seed: Seed of the criterion ``random``.
 
@@ -148,10 +148,10 @@ def make_plan(
 
 
 def default_plan(calibration: Calibration, checkpoint: Checkpoint, criterion: str = "cka", seed: int = 0) -> Plan:
-    """The plan when the user names no budget and no threshold: the paper's share (Table 5) of each group.
+    """Returns the plan without budget and threshold: the paper's share (Table 5) of each group.
 
-    Where the structure of a stack does not allow just that many, the nearest smaller number that it allows; the plan's
-    notes say so. Args and errors as :func:`make_plan`.
+    If the structure of a stack does not allow this number, the next smaller one is used, with a note. Args and errors
+    as :func:`make_plan`.
     """
     budgets: dict[str, int] = {}
     notes = []
@@ -170,7 +170,7 @@ def check_calibration(calibration: Calibration, checkpoint: Checkpoint) -> None:
     """Refuses a calibration of another checkpoint.
 
     Raises:
-        ClpError: Its fingerprint is another one's.
+        ClpError: The fingerprints differ.
     """
     if calibration.meta["checkpoint"]["fingerprint"] != checkpoint.fingerprint():
         raise ClpError(
@@ -181,7 +181,7 @@ def check_calibration(calibration: Calibration, checkpoint: Checkpoint) -> None:
 
 
 def _layer_stack(name: str, module: Mapping[str, Any]) -> LayerStack:
-    """A stack as calibration.json describes it: without its place in the model."""
+    """Returns a stack from its description in calibration.json, without attribute paths."""
     return LayerStack(
         name,
         module["group"],

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which layers go: from scores of neighbouring layers to a removal set (paper section 3, Algorithm 1; steps 3 and 4).
+"""Selects the layers to remove by the scores of adjacent layers (paper section 3, Algorithm 1, steps 3 and 4).
 
-``scores[i]`` compares layer i with layer i + 1 and so belongs to layer i + 1, the one that would go; L layers have
-L - 1 scores, and layer 0 never goes. Larger means more redundant.
+``scores[i]`` compares layer i with layer i + 1 and belongs to layer i + 1, the candidate for removal. L layers have L -
+1 scores; layer 0 always stays. A larger score means more redundant.
 
-Alternating layer kinds (``pattern_period`` of them, by index) must survive: the j-th kept layer has index = j modulo
-the period. Reading upwards, a layer can be kept exactly where a multiple of the period was removed below it. So every
-removed run has a length divisible by the period, but for a run at the end, which may have any length.
+The remaining layers must alternate in kind as before (``pattern_period`` kinds, by index): the j-th kept layer has an
+index congruent to j modulo the period. A layer can be kept if and only if the number of layers removed before it is a
+multiple of the period. So every removed run has a length divisible by the period, except a run at the end.
 """
 
 from __future__ import annotations
@@ -23,29 +23,30 @@ from clp_ros.checkpoints.units import UnitKind
 from clp_ros.core.errors import ClpError
 
 CRITERIA = ("cka", "mse", "cosine", "random", "keep-first")
-"""What layers can be chosen by: the paper's criterion, and those it is compared with (RQ2)."""
+"""The criteria of the selection: the paper's, and those it is compared with (RQ2)."""
 
 
 def select_units(
     scores: ArrayLike, budget: int, units: UnitKind, threshold: float | None = None
 ) -> tuple[tuple[int, ...], float | None]:
-    """Picks the layers to remove, exactly.
+    """Selects the layers to remove, by exact optimisation.
 
     Of all sets of ``budget`` candidates (layers that are not protected and whose score is at least ``threshold``) that
-    leave the kinds alternating, the one of largest total score. Totals are compared exactly (as fractions); among equal
-    totals the set that comes first in lexicographic order is taken.
+    leave the kinds alternating, the one with the largest total score is selected. Totals are compared exactly, as
+    fractions. Among equal totals, the first set in lexicographic order is selected.
 
     Args:
         scores: (L-1,) float.
         budget: Number of layers to remove, k.
         units: The L layers and the constraints on their removal. ``min_left`` does not limit a given budget.
-        threshold: Least score of a candidate, tau; the largest that leaves such a set if not given.
+        threshold: Minimum score of a candidate, tau; by default the largest that leaves such a set.
 
     Returns:
         The layers to remove, 0-based, sorted; and the threshold, None for budget 0 if it was not given.
 
     Raises:
-        ClpError: A score is NaN or infinite, or no such set exists: the message says which budgets or thresholds do.
+        ClpError: A score is NaN or infinite, or there is no such set. The message names budgets or thresholds that
+            work.
     """
     values = _values(scores)
     _check(values, budget, units)
@@ -63,26 +64,27 @@ def select_units(
 def select_layers(
     scores: ArrayLike, budget: int, threshold: float | None = None, period: int = 1, fixed: Collection[int] = ()
 ) -> tuple[int, ...]:
-    """The layers that :func:`select_units` removes, for ``period`` alternating layer kinds and ``fixed`` layers."""
+    """Returns the layers that :func:`select_units` removes, for ``period`` alternating kinds and protected layers
+    ``fixed``."""
     return select_units(scores, budget, _layer_units(scores, period, fixed), threshold)[0]
 
 
 def calibrated_threshold(scores: ArrayLike, budget: int, period: int = 1, fixed: Collection[int] = ()) -> float | None:
-    """The largest threshold tau that leaves a set of ``budget`` candidates; None for budget 0, which needs none.
+    """Returns the largest threshold tau that leaves a set of ``budget`` candidates; None for budget 0.
 
-    Args and errors as :func:`select_layers`. Where no layer is ``fixed``, one exists for every budget below L: the last
-    layers can always go.
+    Args and errors as :func:`select_layers`. If no layer is ``fixed``, there is one for every budget below L, because
+    the last layers can always be removed.
     """
     return select_units(scores, budget, _layer_units(scores, period, fixed))[1]
 
 
 def allowed_budgets(units: UnitKind, scores: ArrayLike | None = None, threshold: float = -math.inf) -> tuple[int, ...]:
-    """The numbers of layers that can go, from 0 up, sorted. Layer 0 never goes; ``min_left`` is not considered.
+    """Returns the possible numbers of removed layers, sorted, from 0. Layer 0 stays; ``min_left`` is not considered.
 
     Args:
         units: The L layers and the constraints on their removal.
-        scores: (L-1,) float; None: whatever the scores.
-        threshold: Least score of a layer that goes.
+        scores: (L-1,) float; None: all scores are allowed.
+        threshold: Minimum score of a removed layer.
     """
     gains = _gains([0.0] * (units.count - 1) if scores is None else _values(scores), threshold, units)
     return tuple(
@@ -91,11 +93,11 @@ def allowed_budgets(units: UnitKind, scores: ArrayLike | None = None, threshold:
 
 
 def blocks(scores: ArrayLike, threshold: float | None) -> tuple[tuple[int, ...], ...]:
-    """Runs of layers whose neighbours score at least ``threshold`` (step 3).
+    """Returns the runs of layers with scores of at least ``threshold`` (step 3).
 
     Returns:
-        Blocks of two layers or more, each sorted; the first layer of a block is its anchor, which stays. No threshold
-        (as of budget 0), no blocks.
+        Blocks of two layers or more, each sorted; the first layer of a block is its anchor, which stays. Empty if the
+        threshold is None.
     """
     found: list[list[int]] = []
     for layer, score in enumerate(_values(scores), start=1):
@@ -109,12 +111,12 @@ def blocks(scores: ArrayLike, threshold: float | None) -> tuple[tuple[int, ...],
 
 
 def group_scores(adjacent: Mapping[str, ArrayLike], dead_last: Collection[str] = ()) -> np.ndarray:
-    """Scores of coupled modules, which lose the same layers: the mean of the members' scores.
+    """Returns the scores of coupled layer stacks, which lose the same layers: the mean of their scores.
 
     Args:
         adjacent: Scores by module, (L-1,) each.
-        dead_last: Modules whose last layer's output reaches nothing: their score for that layer says nothing about it
-            and takes no part in the mean. Modules that are not in ``adjacent`` are ignored.
+        dead_last: Stacks whose last layer's output is not used. Their score of that layer is left out of the mean.
+            Names that are not in ``adjacent`` are ignored.
 
     Returns:
         (L-1,) float64.
@@ -134,13 +136,14 @@ def group_scores(adjacent: Mapping[str, ArrayLike], dead_last: Collection[str] =
 
 
 def criterion_scores(criterion: str, layers: int, adjacent: ArrayLike | None = None, seed: int = 0) -> np.ndarray:
-    """Scores by any criterion, larger for more redundant, for :func:`select_layers` (so all honour the period).
+    """Returns the scores of a criterion for :func:`select_layers`, larger for more redundant.
 
     Args:
-        criterion: One of :data:`CRITERIA`. ``random`` ranks layers by a seeded draw; ``keep-first`` drops the last.
+        criterion: One of :data:`CRITERIA`. ``random`` ranks layers by a seeded draw; ``keep-first`` removes the last
+            layers.
         layers: Layers of the module, L.
-        adjacent: (L-1,) CKA, mean squared error or cosine of neighbours, for the criterion that needs it. A squared
-            error becomes its negative, so that a threshold of -0.1 means errors of at most 0.1.
+        adjacent: (L-1,) CKA, mean squared error or cosine of adjacent layers, for criteria that need it. The score of a
+            squared error is its negative, so that a threshold of -0.1 means errors of at most 0.1.
         seed: Seed of ``random``.
 
     Returns:
@@ -159,21 +162,21 @@ def criterion_scores(criterion: str, layers: int, adjacent: ArrayLike | None = N
 
 
 def nearest_allowed(removed: Collection[int], units: UnitKind, limit: int = 4) -> tuple[tuple[int, ...], ...]:
-    """The removal sets nearest to this one that may go and keep the kinds alternating, for an error message.
+    """Returns the allowed removal sets that are nearest to this one, for an error message.
 
-    Nearest by the number of layers added and left out; of those, sets of the same size come first, then lexicographic
-    order. Layer 0 is only in them if it was given, and the empty set is only told of the empty set.
+    The distance is the number of layers added and left out. Among the nearest, sets of the same size come first, then
+    lexicographic order. Layer 0 is included only if it was given. The empty set is returned only for the empty set.
 
     Args:
-        removed: Layers that were to go, 0-based.
+        removed: The requested layers, 0-based.
         units: The layers and the constraints on their removal. ``min_left`` is not considered.
-        limit: Most sets to return.
+        limit: Maximum number of sets.
 
     Returns:
-        Sorted sets; ``removed`` itself alone if it may go. None where nothing may.
+        Sorted sets; only ``removed`` if it is allowed; empty if no set is allowed.
 
     Raises:
-        ClpError: A layer is not there, or all would go.
+        ClpError: A layer does not exist, or no layer would be left.
     """
     layers = units.count
     gone = _removal(removed, layers)
@@ -225,7 +228,8 @@ def _removal(removed: Collection[int], layers: int) -> frozenset[int]:
 
 
 def _gains(values: Sequence[float], threshold: float, units: UnitKind) -> list[Fraction | None]:
-    """What removing each layer adds to the total; None for layers that are no candidates (layer 0 never is)."""
+    """Returns what each layer adds to the total score if removed; None for layers that are not candidates, as layer
+    0."""
     candidates = (
         Fraction(score) if score >= threshold and layer not in units.protected else None
         for layer, score in enumerate(values, start=1)
@@ -234,12 +238,13 @@ def _gains(values: Sequence[float], threshold: float, units: UnitKind) -> list[F
 
 
 def _best_sets(gains: Sequence[Fraction | None], size: int, period: int) -> Iterator[tuple[int, ...]]:
-    """All sets of ``size`` layers of largest total gain that leave the kinds alternating, in lexicographic order.
+    """Yields all sets of ``size`` layers with the largest total gain that leave the kinds alternating, in lexicographic
+    order.
 
-    Dynamic programming over (layer, number removed below it), which is all that decides whether a layer can be kept.
+    Dynamic programming over (layer, number of layers removed before it), which decide whether a layer can be kept.
     """
     layers = len(gains)
-    # best[i][r]: largest gain of layers i and up when r were removed below i; None where there is no way to the end.
+    # best[i][r]: largest gain of layers from i on if r layers before i were removed; None if no set is possible.
     best: list[list[Fraction | None]] = [[None] * (size + 1) for _ in range(layers + 1)]
     best[layers][size] = Fraction(0)
 
@@ -260,7 +265,7 @@ def _best_sets(gains: Sequence[Fraction | None], size: int, period: int) -> Iter
             yield chosen
             return
         below = len(chosen)
-        # Removing before keeping: of sets of one size, the one with the lower layer comes first.
+        # Removal is tried first: of sets of one size, the one with the lower layer is first.
         if gain_if_removed(layer, below) == best[layer][below]:
             yield from walk(layer + 1, (*chosen, layer))
         if gain_if_kept(layer, below) == best[layer][below]:
@@ -277,7 +282,7 @@ def _infeasible(values: Sequence[float], budget: int, threshold: float, units: U
     if units.pattern_period > 1:
         wanted.append(f"leave its {units.pattern_period} kinds of layers alternating")
     possible = allowed_budgets(units, values, threshold)
-    below = max(size for size in possible if size < budget)  # budget 0 always will do
+    below = max(size for size in possible if size < budget)  # budget 0 always works
     near = [below, *(size for size in possible if size > budget)][:2]
     hint = f"use a budget of {' or '.join(map(str, near))}"
     if budget in allowed_budgets(units):

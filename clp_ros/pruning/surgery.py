@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Removing layers from a checkpoint folder, byte range by byte range: no model is built, no tensor is parsed."""
+"""Removes layers from a checkpoint folder by copying byte ranges, without building a model or parsing tensors."""
 
 from __future__ import annotations
 
@@ -34,37 +34,38 @@ def prune_checkpoint(
 ) -> dict[str, Any]:
     """Writes a checkpoint without some of its layers.
 
-    The bytes of every tensor that stays are the source's. The weights always go into one ``model.safetensors``, also
-    from a sharded source: stock lerobot loads no other file. All else in the folder is copied, links as what they lead
-    to; config.json gets the new depths, paths into the folder are made to point into ``output``, and clp.json says what
-    was done. The folder appears under its name only when it is whole: a process killed at any instant leaves at most a
-    hidden folder beside it, which nothing takes for a checkpoint and the next run clears away. Nothing is forced to the
-    disk (as with ``cp``): after a power cut files may be too short, and then do not load.
+    Remaining tensors keep their bytes. The weights are written to one ``model.safetensors``, because stock lerobot does
+    not load shards. Other files are copied; links become files. config.json gets the new depths, paths into the folder
+    point into ``output``, and clp.json describes the pruning. The folder appears under its name only when it is
+    complete. A killed process leaves at most a hidden folder beside it, which is not a checkpoint and which the next
+    run deletes. As with ``cp``, files are not flushed to the disk: after a power failure they may be too short, and
+    then do not load.
 
     Args:
         source: The checkpoint folder.
-        output: The folder to make.
+        output: The folder to write.
         removal: See :func:`plan_surgery`.
         criterion: How the layers were chosen, for the manifest.
-        thresholds: The thresholds they were chosen by, by module, for the manifest.
+        thresholds: The thresholds of the selection, by module, for the manifest.
         scores: Adjacent scores by module, for the manifest: ``scores[m][i]`` compares the source's layers i and i+1.
         overwrite: Whether an ``output`` that is not empty may be replaced.
         progress: Called with the bytes copied so far and the bytes to copy.
-        check: Called with the surgery before anything is written. It raises to refuse it.
+        check: Called with the plan before anything is written. It raises to refuse the plan.
 
     Returns:
         The manifest, as written to clp.json.
 
     Raises:
-        ClpError: The source is damaged (:meth:`Checkpoint.open`), the removal impossible (:func:`plan_surgery`), the
-            output inside the source or around it, not empty, or on a disk too full. Nothing has been written then.
+        ClpError: The source is damaged (:meth:`Checkpoint.open`), the removal is impossible (:func:`plan_surgery`), the
+            output is inside the source, contains it or is not empty, or the disk is full. Nothing has been written
+            then.
     """
     checkpoint = Checkpoint.open(source)
     plan = plan_surgery(checkpoint, removal)
-    _ = plan.config  # if the family cannot be so shallow, it says so before anything is written
+    _ = plan.config  # raises before anything is written if the model would be too shallow
     target = Path(output).absolute()
     _check_processors(checkpoint)
-    clear_leftovers(target)  # they may take the room on the disk that this run needs
+    clear_leftovers(target)  # they may occupy the disk space that this run needs
     _check_output(plan, target)
     manifest = build_manifest(plan, criterion, thresholds or {}, scores or {})
     if check is not None:
@@ -74,7 +75,7 @@ def prune_checkpoint(
             write_checkpoint(plan, folder, target, manifest, progress)
     except OSError as error:
         raise ClpError(
-            f"cannot write the checkpoint ({error.strerror or error})",
+            f"the checkpoint cannot be written ({error.strerror or error})",
             where=error.filename or target,
             hint="make room on the disk, or give another --output",
         ) from error
@@ -82,7 +83,7 @@ def prune_checkpoint(
 
 
 def _check_processors(checkpoint: Checkpoint) -> None:
-    """Refuses processor files that lerobot could not read: the result would not load."""
+    """Refuses processor files that lerobot cannot read, because the result would not load."""
     for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
         if name in checkpoint.files:
             steps = read_json_object(checkpoint.path / name).get("steps")
@@ -104,7 +105,7 @@ def _check_output(plan: SurgeryPlan, target: Path) -> None:
     free = shutil.disk_usage(existing).free
     if plan.nbytes > free:
         raise ClpError(
-            f"the disk has {free:,} bytes free, the checkpoint needs {plan.nbytes:,}",
+            f"the disk has {free:,} bytes free, but the checkpoint needs {plan.nbytes:,}",
             where=existing,
             hint="make room, or give an --output on another disk",
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Building the clp.json of a surgery plan."""
+"""Builds the clp.json of a surgery plan."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def build_manifest(
     thresholds: Mapping[str, float | None],
     scores: Mapping[str, Sequence[float]],
 ) -> dict[str, Any]:
-    """The clp.json of a plan (:class:`clp_ros.checkpoints.manifest.Manifest`); a pruned source's own is continued."""
+    """Returns the clp.json of a plan (:class:`clp_ros.checkpoints.manifest.Manifest`). That of a pruned source is
+    continued."""
     checkpoint = plan.checkpoint
     records = {stack.name: _record(plan, stack, thresholds, scores) for stack in checkpoint.layer_stacks}
     used = {record["threshold"] for record in records.values() if record["removed"]}
@@ -52,7 +53,7 @@ def _record(
     thresholds: Mapping[str, float | None],
     scores: Mapping[str, Sequence[float]],
 ) -> dict[str, Any]:
-    """What a stack loses, in its own numbers."""
+    """Returns the record of a stack's removed units, in the source's numbers."""
     given = [float(score) for score in scores[stack.name]] if stack.name in scores else None
     if given is not None and len(given) != stack.layers - 1:
         raise ValueError(f"{stack.name} has {stack.layers} layers, so {stack.layers - 1} scores, not {len(given)}")
@@ -74,7 +75,7 @@ def _record(
 
 
 def _since_first(earlier: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-    """A stack's record in the first source's numbers; its threshold and scores are the last step's."""
+    """Returns a stack's record in the first source's numbers, with the last step's threshold and scores."""
     kept = [earlier["kept"][layer] for layer in record["kept"]]
     layers = earlier["original_layers"]
     removed = sorted(set(range(layers)) - set(kept))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which units of which stack stay, and what that leaves of a checkpoint's tensors and config. Nothing is written."""
+"""Plans which units of which stack stay, and the resulting tensors and config. Nothing is written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from clp_ros.pruning.byte_ranges import PAGE, Cut
 
 @dataclass(frozen=True)
 class TensorSlice(TensorInfo):
-    """A tensor that loses units inside of its layer: the shape is that of the result, the byte range the source's."""
+    """A tensor that loses units inside its layer. The shape is that of the result, the byte range that of the
+    source."""
 
     cut: Cut
 
@@ -34,13 +35,14 @@ class TensorSlice(TensorInfo):
 
 @dataclass(frozen=True)
 class SurgeryPlan:
-    """Which units of which stack stay, before anything is written. All numbers are the source's.
+    """The units of each stack that stay. All numbers are those of the source.
 
     Attributes:
         checkpoint: The source.
-        kept: Layers that stay, sorted; every stack is in it.
-        kept_inside: Units inside of layers that stay, sorted, by stack, layer and kind
-            (:attr:`clp_ros.checkpoints.layer_stack.LayerStack.inner_units`). What is not in it stays whole.
+        kept: Layers that stay, sorted, for every stack.
+        kept_inside: Units inside layers that stay, sorted, by stack, layer and kind
+            (:attr:`clp_ros.checkpoints.layer_stack.LayerStack.inner_units`). Layers that are not in it lose no inner
+            units.
     """
 
     checkpoint: Checkpoint
@@ -49,12 +51,12 @@ class SurgeryPlan:
 
     @property
     def removal(self) -> dict[str, tuple[int, ...]]:
-        """Layers that go, by stack."""
+        """Removed layers, by stack."""
         return {stack.name: stack.layer_units.without(self.kept[stack.name]) for stack in self.checkpoint.layer_stacks}
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json with the depths and widths that are left. Raises ClpError where a stack cannot be so shallow."""
+        """config.json with the new depths and widths. Raises ClpError if a stack would be too shallow."""
         family, stacks = self.checkpoint.family, self.checkpoint.layer_stacks
         config = family.with_depths(self.checkpoint.config, {name: len(kept) for name, kept in self.kept.items()})
         widths = {
@@ -69,7 +71,7 @@ class SurgeryPlan:
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
-        """The tensors that stay under their new names, in the order they are written.
+        """The remaining tensors under their new names, in the order of writing.
 
         A shared tensor that was stored under the name of a removed layer is stored under its first other name.
         """
@@ -83,13 +85,13 @@ class SurgeryPlan:
             if len(staying) > 1 and any(part is not tensor for part in staying.values()):
                 raise ClpError(f"tensor {stored} is shared, and cannot lose units of one layer", where=source.path)
             renamed |= dict(list(staying.items())[:1])
-        # Wide elements first, as safetensors writes them: then every tensor starts at a multiple of its element's size
-        # whatever was cut out before it. The sort is stable, so neighbours stay neighbours.
+        # Larger elements first, as in safetensors, so that every tensor is aligned to its element size. The sort is
+        # stable, so that adjacent tensors stay adjacent.
         return dict(sorted(renamed.items(), key=lambda item: -DTYPE_BITS[item[1].dtype]))
 
     @cached_property
     def metadata(self) -> dict[str, str]:
-        """The ``__metadata__`` strings: tensor names in it renumbered, entries about removed tensors left out."""
+        """The ``__metadata__`` strings with renumbered tensor names, without entries for removed tensors."""
         source = self.checkpoint
         stored_as = {id(tensor): name for name, tensor in self.tensors.items()}
         notes = {}
@@ -104,25 +106,26 @@ class SurgeryPlan:
 
     @property
     def parameters(self) -> int:
-        """Number of parameters that stay."""
+        """Number of remaining parameters."""
         return sum(tensor.elements for tensor in self.tensors.values())
 
     @cached_property
     def header(self) -> bytes:
         """Header of the weight file that will be written.
 
-        It is as long as puts most bytes at the place within a page that they have in the source (:data:`PAGE`).
+        It is padded so that most bytes keep their offset within a page of the source (:data:`PAGE`).
         """
         aligned, position = Counter({0: 0}), 0
         for _, start, end, cut in self.pieces():
             shift = (start - position) % PAGE
-            if shift % 8 == 0 and cut is None:  # the data has to start at a multiple of 8
+            if shift % 8 == 0 and cut is None:  # the data must start at a multiple of 8
                 aligned[shift] += end - start
             position += cut.nbytes if cut else end - start
         return encode_header(self.tensors.items(), self.metadata, PAGE, aligned.most_common(1)[0][0])
 
     def pieces(self) -> list[tuple[str, int, int, Cut | None]]:
-        """What to copy, as (file, start, end, None), neighbours merged; or with the cut of a tensor that is sliced."""
+        """The ranges to copy: (file, start, end, None), with adjacent ranges merged; or with the cut of a sliced
+        tensor."""
         pieces: list[tuple[str, int, int, Cut | None]] = []
         for tensor in self.tensors.values():
             cut = tensor.cut if isinstance(tensor, TensorSlice) else None
@@ -132,13 +135,13 @@ class SurgeryPlan:
         return pieces
 
     def copied_files(self) -> dict[str, int]:
-        """Size of every file that is taken over as it is."""
+        """Size of every file that is copied unchanged."""
         rewritten = {CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, *self.checkpoint.weight_files}
         return {name: size for name, size in self.checkpoint.files.items() if name not in rewritten}
 
     @cached_property
     def nbytes(self) -> int:
-        """Bytes that will be copied (all that is written, but the rewritten JSON files)."""
+        """Number of bytes to copy: everything but the rewritten JSON files."""
         weights = sum(tensor.nbytes for tensor in self.tensors.values())
         return len(self.header) + weights + sum(self.copied_files().values())
 
@@ -157,7 +160,7 @@ class SurgeryPlan:
         return self.kept_inside.get(stack.name, {}).get(layer, {}).get(kind.name, tuple(range(kind.count)))
 
     def _part(self, name: str, tensor: TensorInfo) -> TensorInfo:
-        """The tensor without the units inside of its layer that go."""
+        """Returns the tensor without the removed units inside its layer."""
         key = self._keys.split(name) if self.kept_inside else None
         if key is None:
             return tensor
@@ -182,12 +185,12 @@ def plan_surgery(checkpoint: Checkpoint, removal: Mapping[str, Sequence[int]]) -
 
     Args:
         checkpoint: The source.
-        removal: 0-based layers to remove, by stack. Stacks of one group lose the same layers: naming one of them
-            names all. A stack without an entry loses none, unless its group has one.
+        removal: 0-based layers to remove, by stack. Stacks of one group lose the same layers: an entry for one of them
+            applies to all. A stack without an entry loses none, unless its group has one.
 
     Raises:
-        ClpError: A stack is unknown; layers are out of range, repeated, all of them, or none at all; the stacks of a
-            group disagree; a layer has to stay; or those left would not alternate in kind as before.
+        ClpError: A stack is unknown; layers are out of range or repeated; all layers or none are given; the entries of
+            a group differ; a layer is protected; or the remaining layers would not alternate in kind as before.
     """
     known = checkpoint.layers
     for name in removal:
@@ -244,7 +247,9 @@ def _check_structure(name: str, units: UnitKind, layers: Sequence[int]) -> None:
 
 
 def _nearest(units: UnitKind, layers: Sequence[int], limit: int = 4) -> list[str]:
-    from clp_ros.pruning.selection import nearest_allowed  # needs numpy: half the start of a process, for an error only
+    from clp_ros.pruning.selection import (
+        nearest_allowed,
+    )  # imported here, because NumPy takes half the start of a process
 
     return [_listed(near) for near in nearest_allowed(layers, units, limit)]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing the files of a surgery plan: weights by byte ranges and slices, the other files copied or rewritten."""
+"""Writes the files of a surgery plan: weights by byte ranges and slices; other files are copied or rewritten."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def write_checkpoint(
     """Writes all files of a pruned checkpoint.
 
     Args:
-        plan: What stays.
+        plan: The surgery plan.
         folder: The empty folder to write into.
-        target: Where ``folder`` will be moved. Local paths in JSON files are rewritten to point there.
+        target: The later path of ``folder``, into which local paths in JSON files will point.
         manifest: The content of clp.json.
         progress: Called with the bytes copied so far and the bytes to copy.
 
@@ -61,7 +61,7 @@ def write_checkpoint(
             hint="save the checkpoint again with lerobot",
         ) from error
     _write_json(folder / MANIFEST_FILE, manifest)
-    # Last, so that a folder cut short is no checkpoint to anything that looks for one.
+    # Written last, so that an incomplete folder is not a checkpoint.
     _write_json(folder / CONFIG_FILE, configs[CONFIG_FILE])
 
 

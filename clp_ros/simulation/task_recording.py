@@ -196,7 +196,7 @@ class _TaskRecorder:
         raise ClpError(
             f"the expert does not solve episode {index} of {simulation.task.name}: {_TRIES} starts were tried",
             where=f"--seed {self._seed}",
-            fix="take another --seed, or a smaller --perturb",
+            hint="take another --seed, or a smaller --perturb",
         )
 
     def _messages(self, index: int, attempt: int, counts: Counter[str]) -> Iterator[tuple[int, str, Any]]:

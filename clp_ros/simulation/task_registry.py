@@ -39,9 +39,9 @@ def _tasks_of(package: ModuleType) -> dict[str, SimulatedTask]:
         if task is None:
             continue
         if not isinstance(task, SimulatedTask):
-            raise ClpError("TASK is not a SimulatedTask", where=info.name, fix="write TASK = MyTask()")
+            raise ClpError("TASK is not a SimulatedTask", where=info.name, hint="write TASK = MyTask()")
         if task.name in found:
-            raise ClpError(f"there are two tasks {task.name!r}", where=info.name, fix="rename one of them")
+            raise ClpError(f"there are two tasks {task.name!r}", where=info.name, hint="rename one of them")
         found[task.name] = task
     return found
 
@@ -81,11 +81,11 @@ def simulated_task(name: str, embodiment: Embodiment) -> SimulatedTask:
     """
     tasks = simulated_tasks()
     if name not in tasks:
-        raise ClpError(f"unknown simulated task {name!r}", fix=did_you_mean(name, list(tasks)))
+        raise ClpError(f"unknown simulated task {name!r}", hint=did_you_mean(name, list(tasks)))
     if embodiment.name not in tasks[name].robots:
         known = ", ".join(tasks_for(embodiment.name))
         raise ClpError(
             f"{embodiment.name} cannot do the simulated task {name!r}",
-            fix=f"use one of its tasks: {known}" if known else f"use one of: {', '.join(tasks[name].robots)}",
+            hint=f"use one of its tasks: {known}" if known else f"use one of: {', '.join(tasks[name].robots)}",
         )
     return tasks[name]

@@ -690,7 +690,7 @@ def test_a_disk_that_fills_up_is_an_error_and_leaves_nothing(source: Path, tmp_p
     output = tmp_path / "output"
     output.mkdir()
     process = _process(limited, source, output / "pruned")
-    assert "cannot write the checkpoint (File too large)" in process.communicate()[0]
+    assert "the checkpoint cannot be written (File too large)" in process.communicate()[0]
     assert process.returncode == 0
     assert not list(output.iterdir())
 

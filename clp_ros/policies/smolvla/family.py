@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from lerobot.policies.pretrained import PreTrainedPolicy
 
-# Where make_checkpoint puts the VLM's config and tokenizer, so that nothing asks a model hub.
+# Folder in which make_checkpoint puts the VLM's config and tokenizer, so that no Hub is needed.
 VLM_FOLDER = "vlm"
 
 
@@ -37,8 +37,8 @@ def layer_stacks(config: Config) -> tuple[LayerStack, ...]:
             where="config.json",
             hint="give a checkpoint whose two towers are equally deep",
         )
-    # Layers at a multiple of self_attn_every_n_layers are self-attention, the others cross-attention with projections
-    # of another shape.
+    # Layers at a multiple of self_attn_every_n_layers have self-attention. The others have cross-attention, with
+    # projections of another shape.
     every = config.get("self_attn_every_n_layers", 2)
     if not isinstance(every, int) or isinstance(every, bool):
         raise ClpError(f"self_attn_every_n_layers is {every!r}", where="config.json", hint="write a whole number there")
@@ -59,7 +59,7 @@ def _with_depths(config: Config, depths: Mapping[str, int]) -> dict[str, Any]:
 
 def rewrite_local_paths(documents: Mapping[str, dict[str, Any]], folder: Path, contents: Path) -> None:
     """As :attr:`clp_ros.policies.family.Family.rewrite_local_paths`."""
-    # A checkpoint that lerobot fine-tuned holds no VLM: it points to that of the checkpoint it came from.
+    # A checkpoint fine-tuned by lerobot has no VLM folder, but points to that of its base checkpoint.
     if not (contents / VLM_FOLDER).is_dir():
         return
 
@@ -75,11 +75,11 @@ def _build(folder: Path, device: str) -> PreTrainedPolicy:
 
     config = PreTrainedConfig.from_pretrained(folder)
     config.device = device
-    # The weights come from the checkpoint: never from a hub, nor from the VLM's own checkpoint.
+    # The weights come from the checkpoint, not from the Hub or the VLM's checkpoint.
     pretrained, config.load_vlm_weights = config.load_vlm_weights, False
     if (folder / VLM_FOLDER).is_dir():
         config.vlm_model_name = str(folder / VLM_FOLDER)
-    # What a compiled model computes cannot be read layer by layer.
+    # Hidden states cannot be read from a compiled model.
     with patched(config, compile_model=False):
         policy = SmolVLAPolicy(config)
     if pretrained:
@@ -89,9 +89,9 @@ def _build(folder: Path, device: str) -> PreTrainedPolicy:
 
 
 def _set_pretrained_dtypes(policy: PreTrainedPolicy) -> None:
-    """Gives the towers the dtypes they have where lerobot loads the VLM's weights first, as with smolvla_base.
+    """Sets the towers' dtypes to those after lerobot has loaded the VLM's weights, as for smolvla_base.
 
-    bfloat16, but for the key and value projections of cross-attention, which lerobot makes anew.
+    They are bfloat16, except for the key and value projections of cross-attention, which lerobot creates anew.
     """
     import torch
 
@@ -112,10 +112,10 @@ def _forward(policy: PreTrainedPolicy, batch: dict[str, Any], rng: np.random.Gen
     noise = torch.from_numpy(
         rng.standard_normal((size, policy.config.chunk_size, policy.config.max_action_dim), dtype="float32")
     ).to(batch["observation.state"].device)
-    # The distribution lerobot trains with: Beta(1.5, 1) on (0.001, 1).
+    # The time distribution of lerobot's training: Beta(1.5, 1) on (0.001, 1).
     time = torch.from_numpy((rng.beta(1.5, 1.0, size) * 0.999 + 0.001).astype("float32")).to(noise.device)
 
-    # lerobot keeps the prefix's padding mask to itself.
+    # lerobot does not return the prefix's padding mask.
     prefix_masks: list[torch.Tensor] = []
 
     def embed_prefix(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
@@ -134,8 +134,9 @@ def _forward(policy: PreTrainedPolicy, batch: dict[str, Any], rng: np.random.Gen
 
 
 def _prefix_modalities(mask: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
-    """The prefix: images, instruction, one token of the state; then padding, where the config asks for a length."""
-    end = int(mask[0].nonzero().max()) + 1  # the state's token is never padding
+    """The modalities of the prefix: images, instruction, one token of the state, then padding to the config's length,
+    if any."""
+    end = int(mask[0].nonzero().max()) + 1  # the token of the state is never padding
     words = batch["observation.language.tokens"].shape[1]
     runs = (Modality.IMAGE, None), (Modality.LANGUAGE, words), (Modality.STATE, 1)
     return token_modalities(mask, *runs, (Modality.PADDING, mask.shape[1] - end))

@@ -36,13 +36,16 @@ class Expert:
         motion: The motion.
         embodiment: The robot.
         steps: Number of steps of a chunk.
+        clock_weight: How much the clock counts against the joints in the estimate of the progress: the share of a
+            joint's range that weighs as much as one second.
 
     Attributes:
         progress_s: The robot's progress in the motion, in seconds.
     """
 
-    def __init__(self, motion: Motion, embodiment: Embodiment, steps: int) -> None:
+    def __init__(self, motion: Motion, embodiment: Embodiment, steps: int, clock_weight: float = 1e-3) -> None:
         self.motion = motion
+        self._clock_weight = clock_weight
         self.progress_s = 0.0
         self._steps = np.arange(1, steps + 1) * embodiment.period_ns / 1e9
         self._range = np.array([joint.upper - joint.lower for joint in embodiment.joints])
@@ -61,7 +64,7 @@ class Expert:
         moments = np.arange(max(0.0, self.progress_s - _LOOK_S), expected + _LOOK_S, 1e-3)
         off = np.abs((self.motion.at(moments) - positions) / self._range).max(axis=1)
         # The distance in time decides where the motion rests.
-        self.progress_s = float(moments[np.argmin(off + 1e-3 * np.abs(moments - expected))])
+        self.progress_s = float(moments[np.argmin(off + self._clock_weight * np.abs(moments - expected))])
         return self.motion.at(self.progress_s + self._steps)
 
 

@@ -204,10 +204,3 @@ def print_recording(result: RecordResult, output: object) -> None:
     unsolved = result.tries - result.solved
     again = f"; {counted(unsolved, 'start')} left out, not solved" if unsolved else ""
     print_line(f"{counted(result.solved, 'episode')}, all solved{again}; {result.bytes / 1e6:.1f} MB in {output}")
-
-
-def demo(options: argparse.Namespace) -> None:
-    """Runs all steps on the recorded demonstration."""
-    from clp_ros.cli.demo import run_demo
-
-    run_demo(options.output, options.overwrite)

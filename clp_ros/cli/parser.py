@@ -158,7 +158,7 @@ def make_parser() -> argparse.ArgumentParser:
     record.add_argument("--size", type=_size, metavar="WxH", help="size of the images (default: the embodiment's)")
     record.add_argument("--quality", type=_quality, default=80, help="JPEG quality, 1 to 100 (default: %(default)s)")
 
-    demo = _command(commands, "demo", run.demo, "run all steps on the recorded demonstration")
+    demo = _command(commands, "demo", _demo, "run all steps on the recorded demonstration")
     demo.add_argument("--output", type=Path, default=Path("demo_output"), help="folder (default: %(default)s)")
     for command in (calibrate, bench, make, check, demo):
         _threads(command)
@@ -239,3 +239,9 @@ def _size(text: str) -> tuple[int, int]:
     if not all(one.isdecimal() and 16 <= int(one) <= 4096 for one in (width, height)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size as 320x240, of 16 to 4096 pixels each way")
     return int(width), int(height)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from clp_ros.cli.demo import run_demo  # imported here, because it imports every job
+
+    run_demo(options.output, options.overwrite)

@@ -9,7 +9,6 @@ must not import torch, so that pruning a checkpoint stays as light as copying it
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from clp_ros.checkpoints.layer_stack import LayerStack, group_units
 from clp_ros.core.errors import ClpError
 from clp_ros.core.files import rewrite_json
+from clp_ros.core.renamed import renamed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -181,9 +181,6 @@ def check_lerobot(family: Family) -> None:
         )
 
 
-def __getattr__(name: str) -> Any:
-    # Old names, kept for one release.
-    if name not in ("families", "family_named", "family_of"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(f"{name} is now in clp_ros.policies.registry", DeprecationWarning, stacklevel=2)
-    return getattr(importlib.import_module("clp_ros.policies.registry"), name)
+__getattr__ = renamed(
+    __name__, {name: f"policies.registry:{name}" for name in ("families", "family_named", "family_of")}
+)

@@ -247,9 +247,8 @@ def _check_structure(name: str, units: UnitKind, layers: Sequence[int]) -> None:
 
 
 def _nearest(units: UnitKind, layers: Sequence[int], limit: int = 4) -> list[str]:
-    from clp_ros.pruning.selection import (
-        nearest_allowed,
-    )  # imported here, because NumPy takes half the start of a process
+    # Imported here, because NumPy takes half the start of a process.
+    from clp_ros.pruning.selection import nearest_allowed
 
     return [_listed(near) for near in nearest_allowed(layers, units, limit)]
 

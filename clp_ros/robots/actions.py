@@ -13,7 +13,7 @@ from clp_ros.core.settings import Settings, did_you_mean
 from clp_ros.robots.topics import FLOAT64_MULTI_ARRAY_TYPE, Sync, TopicName, in_full
 
 if TYPE_CHECKING:
-    from clp_ros.robots.embodiment import Controller, Joint
+    from clp_ros.robots.controller import Controller, Joint
 
 ActionSource = Literal["next_state", "topics"]
 

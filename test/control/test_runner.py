@@ -516,7 +516,7 @@ def test_a_state_outside_the_limits_is_one_fault_however_long_it_lasts(make: Cal
         time.sleep(0.01)
     until(lambda: rig.runner.fault_reason)
     assert (
-        "the robot reports 0.080, outside [0.01844, 0.058] by more than 0.006, left_finger" in rig.runner.fault_reason
+        "left_finger: the robot reports 0.080, outside [0.01844, 0.058] by more than 0.006" in rig.runner.fault_reason
     )
     rig.quiet()
     assert rig.runner.faults == 1

@@ -30,11 +30,30 @@ def own_names(tree: ast.AST) -> set[str]:
     return names
 
 
-def foreign_private_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Lines and names: imported from another distribution, or attributes that the file does not define."""
-    own = own_names(tree)
+def inherited_names(tree: ast.Module) -> set[str]:
+    """Private names of this package's classes from which a class of the file is derived."""
+    bases = {base.id for node in tree.body if isinstance(node, ast.ClassDef) for base in node.bases if is_name(base)}
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("clp_ros."):
+            if bases & {alias.asname or alias.name for alias in node.names}:
+                path = ROOT / (node.module or "").replace(".", "/")
+                file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+                names |= own_names(ast.parse(file.read_text()))
+    return names
+
+
+def is_name(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name)
+
+
+def foreign_private_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Lines and names: imported from another distribution, or attributes that neither the file nor a base defines."""
+    own, inherited = own_names(tree), inherited_names(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own:
+            if node.attr in inherited and is_name(node.value) and node.value.id == "self":
+                continue
             yield node.lineno, node.attr
         elif isinstance(node, ast.keyword) and is_private(node.arg or ""):
             yield node.value.lineno, node.arg
@@ -57,3 +76,11 @@ def test_private_names_stand_in_compat_files_only():
 def test_they_are_found():
     code = "from torch._C import x\nimport a\na._b\nf(_c=1)\nself._d = 1\nself._d\nself._e\nos._exit(1)\n"
     assert {name for _, name in foreign_private_names(ast.parse(code))} == {"_C", "_b", "_c", "_e"}
+
+
+def test_what_a_class_inherits_from_this_package_is_not_foreign():
+    code = (
+        "from clp_ros.simulation.robot import SimulatedRobot\nimport a\n"
+        "class One(SimulatedRobot):\n    def f(self):\n        return self._model, self._other, a._model\n"
+    )
+    assert sorted(name for _, name in foreign_private_names(ast.parse(code))) == ["_model", "_other"]

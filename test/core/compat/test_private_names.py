@@ -35,11 +35,12 @@ def inherited_names(tree: ast.Module) -> set[str]:
     bases = {base.id for node in tree.body if isinstance(node, ast.ClassDef) for base in node.bases if is_name(base)}
     names = set()
     for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("clp_ros."):
-            if bases & {alias.asname or alias.name for alias in node.names}:
-                path = ROOT / (node.module or "").replace(".", "/")
-                file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-                names |= own_names(ast.parse(file.read_text()))
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("clp_ros."):
+            continue
+        if bases & {alias.asname or alias.name for alias in node.names}:
+            path = ROOT / (node.module or "").replace(".", "/")
+            file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+            names |= own_names(ast.parse(file.read_text()))
     return names
 
 

@@ -48,7 +48,9 @@ PUSHT = PolicyFeatures(
     action_mean=(256.0,) * 2,
     action_std=(100.0,) * 2,
 )
-STEPS = 8
+# Steps and batch size in which the loss falls, at the learning rate below. That of GR00T N1.5 rises first.
+STEPS, BATCH = 8, 4
+LONGER = {"groot": (20, 8)}
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +151,7 @@ def test_lerobot_train_fine_tunes_a_pruned_checkpoint(
     name: str, pruned: Callable[[str], Path], dataset: Path, tmp_path: Path
 ) -> None:
     start = pruned(name)
+    steps, batch_size = LONGER.get(name, (STEPS, BATCH))
     log = lerobot(
         "lerobot-train",
         tmp_path,
@@ -157,13 +160,13 @@ def test_lerobot_train_fine_tunes_a_pruned_checkpoint(
         "--dataset.repo_id=clp_ros/dots",
         f"--dataset.root={dataset}",
         f"--output_dir={tmp_path / 'run'}",
-        f"--steps={STEPS}",
-        "--batch_size=4",
+        f"--steps={steps}",
+        f"--batch_size={batch_size}",
         "--num_workers=0",
         "--log_freq=1",
     )
     losses = [float(loss) for loss in re.findall(r"step:\d+ .* loss:(\S+)", log)]
-    assert len(losses) == STEPS
+    assert len(losses) == steps
     assert all(math.isfinite(loss) for loss in losses)
 
     trained = tmp_path / "run" / "checkpoints" / "last" / "pretrained_model"

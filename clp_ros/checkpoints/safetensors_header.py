@@ -101,19 +101,15 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     return dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end))), metadata
 
 
-def encode_header(
-    tensors: Iterable[tuple[str, TensorInfo]], metadata: Mapping[str, str], alignment: int = 8, shift: int = 0
-) -> bytes:
+def encode_header(tensors: Iterable[tuple[str, TensorInfo]], metadata: Mapping[str, str]) -> bytes:
     """Encodes the header of a file with these tensors, without gaps between them.
 
     Args:
         tensors: Names and tensors in the order of their bytes; only dtype, shape and size are used.
         metadata: The ``__metadata__`` strings; if empty, the key is not written.
-        alignment: The data starts at a multiple of this many bytes (safetensors requires a multiple of 8) ...
-        shift: ... plus this many bytes.
 
     Returns:
-        Length and header, padded with blanks.
+        Length and header, padded with blanks to a multiple of 8 bytes, as the format requires.
     """
     header: dict[str, Any] = {_METADATA: dict(sorted(metadata.items()))} if metadata else {}
     position = 0
@@ -122,7 +118,7 @@ def encode_header(
         header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * ((shift - _LENGTH_BYTES - len(text)) % alignment)
+    text += b" " * (-len(text) % 8)
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 
 

@@ -11,15 +11,10 @@ from dataclasses import dataclass
 
 from clp_ros.core.errors import ClpError
 
-PAGE = 4096
-"""What the kernel copies files in. A range that lies at the same place within a page in both files goes from page to
-page (or is not copied at all where the file system can share it); elsewhere every page is put together from two, which
-takes half as long again: more than going through a buffer that stays in the processor's cache."""
-
 _CHUNK = 8 * 2**20  # small, so that Ctrl-C and progress are immediate
-_BUFFER = 128 * 2**10
+_BUFFER = 128 * 2**10  # fits into the processor's cache
 
-# Errors of a kernel, file system or sandbox that cannot copy inside the kernel.
+# Errors of a kernel, file system or sandbox that cannot allocate.
 _UNSUPPORTED = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM}
 
 
@@ -75,7 +70,6 @@ class RangeCopier:
     def __init__(self, target: int, progress: Callable[[int], None] | None = None) -> None:
         self._target = target
         self._progress = progress
-        self._in_kernel = hasattr(os, "copy_file_range")
         self._buffer = memoryview(bytearray(_BUFFER))
 
     def append(self, source: int, start: int, end: int, where: object) -> None:
@@ -85,12 +79,8 @@ class RangeCopier:
             ClpError: The source ends too early (``where`` names it).
             OSError: Reading or writing fails.
         """
-        aligned = (start - os.lseek(self._target, 0, os.SEEK_CUR)) % PAGE == 0
         while start < end:
-            count = min(end - start, _CHUNK)
-            copied = self._copy_in_kernel(source, start, count) if aligned else 0
-            if not copied:  # some file systems return 0 if they cannot copy, others at the end of the file
-                copied = self._copy_by_buffer(source, start, count)
+            copied = self._copy(source, start, min(end - start, _CHUNK))
             if not copied:
                 raise ClpError("the file became shorter while it was read", where=where, hint="try again")
             start += copied
@@ -117,18 +107,7 @@ class RangeCopier:
             if self._progress is not None:
                 self._progress(kept.nbytes)
 
-    def _copy_in_kernel(self, source: int, start: int, count: int) -> int:
-        if not self._in_kernel:
-            return 0
-        try:
-            return os.copy_file_range(source, self._target, count, offset_src=start)
-        except OSError as error:
-            if error.errno not in _UNSUPPORTED:
-                raise
-            self._in_kernel = False
-            return 0
-
-    def _copy_by_buffer(self, source: int, start: int, count: int) -> int:
+    def _copy(self, source: int, start: int, count: int) -> int:
         copied = 0
         while copied < count:
             read = os.preadv(source, [self._buffer[: count - copied]], start + copied)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +16,7 @@ from clp_ros.checkpoints.safetensors_header import DTYPE_BITS, TensorInfo, encod
 from clp_ros.checkpoints.units import UnitKind
 from clp_ros.core.errors import ClpError
 from clp_ros.policies.checkpoint import Checkpoint
-from clp_ros.pruning.byte_ranges import PAGE, Cut
+from clp_ros.pruning.byte_ranges import Cut
 
 
 @dataclass(frozen=True)
@@ -111,17 +110,8 @@ class SurgeryPlan:
 
     @cached_property
     def header(self) -> bytes:
-        """Header of the weight file that will be written.
-
-        It is padded so that most bytes keep their offset within a page of the source (:data:`PAGE`).
-        """
-        aligned, position = Counter({0: 0}), 0
-        for _, start, end, cut in self.pieces():
-            shift = (start - position) % PAGE
-            if shift % 8 == 0 and cut is None:  # the data must start at a multiple of 8
-                aligned[shift] += end - start
-            position += cut.nbytes if cut else end - start
-        return encode_header(self.tensors.items(), self.metadata, PAGE, aligned.most_common(1)[0][0])
+        """Header of the weight file that will be written."""
+        return encode_header(self.tensors.items(), self.metadata)
 
     def pieces(self) -> list[tuple[str, int, int, Cut | None]]:
         """The ranges to copy: (file, start, end, None), with adjacent ranges merged; or with the cut of a sliced

@@ -173,9 +173,6 @@ def test_a_written_header_is_what_the_library_writes(folder: Path):
     tensors, metadata = read_header(weights(folder))
     written = encode_header(tensors.items(), metadata)
     assert len(written) % 8 == 0
-    shifted = encode_header(tensors.items(), metadata, 4096, 24)
-    assert len(shifted) % 4096 == 24
-    assert shifted[8:].rstrip() == written[8:].rstrip()
     raw = weights(folder).read_bytes()
     assert json.loads(written[8:]) == json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
 

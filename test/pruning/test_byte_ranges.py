@@ -3,7 +3,6 @@
 
 import os
 import random
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ import torch
 from clp_ros.core.errors import ClpError
 from clp_ros.pruning.byte_ranges import Cut, RangeCopier, reserve
 
-# Behind a head of 4 bytes: within pages as in the source (the first, long one and the last), and otherwise.
 RANGES = [(4, 5_000_004), (70_000, 70_001), (99_000, 99_000), (50, 60), (6_000_000, 9_000_001), (4_111, 8_000_001)]
 
 
@@ -23,34 +21,22 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def _copied(source: Path, target: Path, in_kernel: bool = True) -> tuple[bytes, list[int]]:
+def _copied(source: Path, target: Path) -> tuple[bytes, list[int]]:
     steps: list[int] = []
     with source.open("rb") as reader, target.open("wb", buffering=0) as writer:
         writer.write(b"head")
         copier = RangeCopier(writer.fileno(), steps.append)
-        copier._in_kernel &= in_kernel
         for start, end in RANGES:
             copier.append(reader.fileno(), start, end, source)
     return target.read_bytes(), steps
 
 
-@pytest.mark.parametrize("in_kernel", [True, False])
-def test_ranges_are_copied_inside_the_kernel_and_without_it(source: Path, tmp_path: Path, in_kernel: bool):
+def test_ranges_are_copied_one_behind_the_other(source: Path, tmp_path: Path):
     content = source.read_bytes()
     expected = b"head" + b"".join(content[start:end] for start, end in RANGES)
-    copied, steps = _copied(source, tmp_path / "target", in_kernel)
+    copied, steps = _copied(source, tmp_path / "target")
     assert copied == expected
     assert sum(steps) == len(expected) - 4
-
-
-def test_between_two_file_systems(source: Path):
-    memory = Path("/dev/shm")
-    if not memory.is_dir() or memory.stat().st_dev == source.stat().st_dev:
-        pytest.skip("no second file system to write to")
-    content = source.read_bytes()
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        copied, _ = _copied(source, Path(folder, "target"))
-    assert copied == b"head" + b"".join(content[start:end] for start, end in RANGES)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)

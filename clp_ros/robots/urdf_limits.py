@@ -85,8 +85,8 @@ def _parsed(urdf: str, where: object) -> ElementTree.Element:
     parser.StartDoctypeDeclHandler = refuse
     parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
     try:
-        # expat refuses text before the declaration, and "--" in a comment; urdfdom accepts both.
-        parser.Parse(_COMMENT.sub("", urdf.lstrip("\ufeff \t\r\n").rstrip("\0")), True)
+        # expat refuses anything before the declaration, and "--" in a comment; urdfdom accepts both.
+        parser.Parse(_COMMENT.sub("", urdf.rstrip("\0")).lstrip("\ufeff \t\r\n"), True)
         return builder.close()
     except ClpError:  # ClpError is a ValueError
         raise
@@ -112,10 +112,11 @@ def _bounds(element: ElementTree.Element, kind: str) -> dict[str, Any]:
     bounded = kind in ("revolute", "prismatic") and limit is not None
     lower = _number(limit, "lower", 0.0) if bounded else -math.inf
     upper = _number(limit, "upper", 0.0) if bounded else math.inf
-    # By the format, omitted soft limits are 0. If both are 0, they mean no limit.
+    # By the format, omitted soft limits are 0, so two zeros mean that there are none. A single omitted one is no limit.
     soft = element.find("safety_controller") if kind != "continuous" else None
-    lower = max(lower, _number(soft, "soft_lower_limit", -math.inf))
-    upper = min(upper, _number(soft, "soft_upper_limit", math.inf))
+    soft_lower, soft_upper = _number(soft, "soft_lower_limit", -math.inf), _number(soft, "soft_upper_limit", math.inf)
+    if soft_lower != 0 or soft_upper != 0:
+        lower, upper = max(lower, soft_lower), min(upper, soft_upper)
     return {"lower": lower, "upper": upper, "velocity": velocity}
 
 

@@ -73,6 +73,7 @@ def test_a_real_mimic_and_a_real_continuous_joint(shared_data: Path) -> None:
         (limit(-1, 2) + '<safety_controller k_velocity="1" soft_lower_limit="-0.5" soft_upper_limit="5"/>', "revolute",
          (-0.5, 2, 9)),
         (limit(-1, 2) + '<safety_controller k_velocity="1"/>', "revolute", (-1, 2, 9)),
+        (limit(-1, 2) + '<safety_controller soft_lower_limit="0" soft_upper_limit="0.0"/>', "revolute", (-1, 2, 9)),
         ('<safety_controller k_velocity="1" soft_upper_limit="5"/>', "continuous", (-math.inf, math.inf, math.inf)),
     ],
 )  # fmt: skip
@@ -138,6 +139,7 @@ def test_a_joint_that_is_there_twice_in_the_same_way_is_one() -> None:
     [
         lambda text: f"\n{text}",
         lambda text: f"\ufeff \r\n\t{text}\n",
+        lambda text: f"\ufeff<!-- Copyright -- of the maker -->\n{text}",
         lambda text: text.replace("<robot", "<!-- made by xacro -->\n<robot"),
         lambda text: text.replace("?>", '?><!-- <!DOCTYPE robot> "sensor--coarse.stl" --->'),
         lambda text: text.replace('version="1.0"', 'version="1.0" encoding="ascii"'),

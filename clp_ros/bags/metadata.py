@@ -227,16 +227,9 @@ def _topic(name: str, message_type: str, serialization: str, count: int) -> Topi
     if serialization == "cdr":
         return Topic(name, message_type, count)
     if serialization == "ros1":
-        return Topic(
-            name, message_type, count, "is serialized as 'ros1', ROS 1's way", "convert it with rosbags-convert"
-        )
-    return Topic(
-        name,
-        message_type,
-        count,
-        f"is serialized as {serialization!r}, not cdr",
-        "record it as a ROS 2 message, or convert it with `ros2 bag convert` (output_serialization_format: cdr)",
-    )
+        return Topic(name, message_type, count, "has messages of ROS 1", f"{CONVERT_ROS_1}, with the original .bag")
+    what = f"is serialized as {serialization!r}, not cdr"
+    return Topic(name, message_type, count, what, "record the topic with `ros2 bag record`")
 
 
 def check_whole(path: Path, kind: str) -> None:

@@ -218,7 +218,7 @@ def test_two_types_of_which_one_was_never_sent(tmp_path):
 
 def test_ros_1_in_mcap_is_named(tmp_path):
     bag = open_bag(write_mcap(tmp_path / "a.mcap", profile="ros1", encoding="ros1"), "rosbags")
-    with pytest.raises(ClpError, match=r"topic /eye is serialized as 'ros1'.*rosbags-convert"):
+    with pytest.raises(ClpError, match=r"topic /eye has messages of ROS 1 .*rosbags-convert.* the original .bag"):
         bag.messages(["/eye"])
 
 

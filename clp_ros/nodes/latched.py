@@ -43,7 +43,7 @@ class LatchedStates:
         self,
         node: Node,
         embodiment: Embodiment,
-        receive: Callable[[str, Any], None],
+        receive: Callable[[str, Any], object],
     ) -> None:
         self._node = node
         self._embodiment = embodiment

@@ -13,6 +13,7 @@ from rclpy.node import Node
 
 from clp_ros.core.errors import ClpError
 from clp_ros.datasets.reservoir import FrameReservoir
+from clp_ros.nodes.latched import LatchedStates
 from clp_ros.nodes.messages import DEMONSTRATION_TYPES
 from clp_ros.nodes.topics import sensor_input
 
@@ -49,21 +50,28 @@ class LiveFrames:
     def wait(self, on_poll: Callable[[], None]) -> None:
         """Waits until the topics fall silent or :meth:`finish` is called.
 
+        Joint states that were latched before the subscriptions began are received too, once another message has come.
+
         Args:
             on_poll: Called ten times per second. Its exceptions end the wait.
 
         Raises:
             ClpError: A message cannot be used because of the robot's clocks.
         """
+        latched = LatchedStates(self._node, self._reservoir.embodiment, self._add)
         try:
             while not self._ended.wait(_POLL_S):
                 on_poll()
+                for topic in self._reservoir.embodiment.topics if self._received_s else ():
+                    if not self._reservoir.messages[topic]:
+                        latched.take(topic)
                 received_s = self._received_s
                 if received_s is not None and time.monotonic() - received_s > self._idle_timeout:
                     self._ended.set()
         finally:
             with self._lock:  # wait for a callback in progress
                 self._ended.set()
+            latched.close()
             for subscription in self._subscriptions:
                 self._node.destroy_subscription(subscription)
         if self._fault is not None:
@@ -90,13 +98,18 @@ class LiveFrames:
             return self._reservoir.held
 
     def _receive(self, topic: str, message: Any) -> None:
+        if self._add(topic, message):
+            self._received_s = time.monotonic()
+
+    def _add(self, topic: str, message: Any) -> bool:
+        """Adds a message. Returns whether the node listens and has a clock."""
         with self._lock:
             now_ns = self._node.get_clock().now().nanoseconds
             if self._ended.is_set() or now_ns == 0:  # with use_sim_time: before the first /clock
-                return
-            self._received_s = time.monotonic()
+                return False
             try:
                 self._reservoir.add(topic, message, now_ns)
             except ClpError as error:
                 self._fault = error
                 self._ended.set()
+            return True

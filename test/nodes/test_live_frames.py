@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A demonstration's topics, those of its commands among them, over real DDS into a reservoir."""
 
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,6 +18,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from clp_ros.datasets.reservoir import FrameReservoir
 from clp_ros.nodes.live_frames import LiveFrames
+from clp_ros.nodes.topics import LATCHED
 from clp_ros.robots.embodiment import Embodiment
 
 ARM, GRIPPER = "/arm/joint_trajectory", "/gripper/commands"
@@ -77,3 +79,27 @@ def test_commands_are_heard_with_the_inputs(node: Node, ros_domain: int) -> None
         assert np.allclose(frame.observation.state, [0.25, 1.0, 2.0])
         assert np.allclose(frame.action, [0.75, 3.0, 4.0])
         assert set(frame.action_stamps) == {ARM, GRIPPER}
+
+
+def test_a_gripper_whose_state_was_latched_before_is_received(node: Node, ros_domain: int) -> None:
+    receive = sync(stamp="receive")
+    description = document(receive, receive)
+    description["joint_states"]["gripper"] = {"topic": "/gripper/states", "sync": receive}
+    description["controllers"]["gripper"]["joint_states"] = "gripper"
+    reservoir = FrameReservoir(Embodiment.model_validate(description), 5, 3)
+    with Peer(ros_domain) as peer:
+        latching = peer.node.create_publisher(JointState, "/gripper/states", LATCHED)
+        latching.publish(JointState(name=["finger"], position=[0.05]))
+        arm, eye = (peer.node.create_publisher(kind, topic, 10) for kind, topic in ((JointState, STATES), (Image, EYE)))
+        live = LiveFrames(node, reservoir, idle_timeout=60)
+        deadline = time.monotonic() + 20
+
+        def publish() -> None:
+            assert time.monotonic() < deadline, reservoir.unusable
+            arm.publish(JointState(name=["waist", "elbow"], position=[1.0, 2.0]))
+            eye.publish(Image(encoding="rgb8", height=1, width=1, step=3, data=bytes(3)))
+            if reservoir.held == 5:
+                live.finish()
+
+        live.wait(publish)
+    assert all(np.allclose(frame.observation.state, [0.75, 1.0, 2.0]) for frame in reservoir.frames())

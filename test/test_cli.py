@@ -94,6 +94,9 @@ def test_calibrate_prune_verify_benchmark(there, tiny_calibration, recording):
     assert dry == pruned | differing
     assert (pruned["dry_run"], pruned["unchecked"]) == (False, None)
     assert pruned["layers"] == {"vlm": 10, "expert": 10}
+    layers = pruned["units"]["vlm"]["layers"]
+    assert (layers["removed"], len(layers["kept"])) == (pruned["removed"]["vlm"], 10)
+    assert sorted(layers["removed"] + layers["kept"]) == list(range(16))
     assert pruned["output"] == str(there / "my calibration_pruned")
     found = prints_json("verify", "my calibration_pruned", cwd=there)
     assert (found["pruned"], found["source"], found["chunk"]) == (True, "unchanged", [50, 14])

@@ -74,7 +74,7 @@ def chunk_of(policy: LeRobotPolicy, observation: dict[str, np.ndarray]) -> np.nd
 
 
 def remove_layers(policy: LeRobotPolicy, removed: dict[str, tuple[int, ...]]) -> None:
-    for module in policy.modules:
+    for module in policy.layer_stacks:
         path, _, name = module.layers_path.rpartition(".")
         stack = policy.policy.get_submodule(path)
         layers = [layer for index, layer in enumerate(getattr(stack, name)) if index not in removed[module.name]]
@@ -115,7 +115,7 @@ def plugin_class(folder: Path) -> type:
 def test_our_loader_gives_what_removal_in_memory_gives(pruned, observation, expected):
     policy = load_policy(pruned, "cpu")
     np.testing.assert_array_equal(chunk_of(policy, observation), expected)
-    for module in policy.modules:
+    for module in policy.layer_stacks:
         layers = policy.policy.get_submodule(module.layers_path)
         assert len(layers) == module.layers
         numbers = [part.layer_idx for layer in layers for part in layer.modules() if hasattr(part, "layer_idx")]

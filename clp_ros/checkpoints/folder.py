@@ -58,7 +58,7 @@ def _raise(error: OSError) -> None:
 def read_weights(
     folder: Path, files: Mapping[str, int]
 ) -> tuple[dict[str, TensorInfo], dict[str, str], dict[str, FileStamp]]:
-    """Reads the headers of all weight files and holds them against the index, if there is one.
+    """Reads the headers of all weight files, and compares them with the index, if there is one.
 
     Returns:
         The tensors, the metadata, and the stamps by name of the weight file.
@@ -88,7 +88,11 @@ def read_weights(
         found, notes = read_header(folder / name)
         for tensor in found:
             if tensor in tensors:
-                raise ClpError(f"tensor {tensor} is in {tensors[tensor].file} too", where=folder / name)
+                raise ClpError(
+                    f"tensor {tensor} is in {tensors[tensor].file} too",
+                    where=folder / name,
+                    hint="give the shards of one checkpoint only",
+                )
             if index is not None and index.get(tensor) != name:
                 raise ClpError(
                     f"tensor {tensor} is not where the index says ({index.get(tensor, 'nowhere')})",
@@ -97,7 +101,11 @@ def read_weights(
                 )
         for key, value in notes.items():
             if metadata.setdefault(key, value) != value:
-                raise ClpError(f"__metadata__ {key!r} differs from another shard's", where=folder / name)
+                raise ClpError(
+                    f"__metadata__ {key!r} differs from another shard's",
+                    where=folder / name,
+                    hint="give the shards of one checkpoint only",
+                )
         tensors |= found
     if index is not None and (absent := sorted(index.keys() - tensors.keys())):
         raise ClpError(

@@ -7,11 +7,13 @@ holds each pruning in the numbers of its own source.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from clp_ros.checkpoints.layer_stack import LayerStack
 from clp_ros.core.errors import ClpError
 from clp_ros.core.json_object import read_json_object
 from clp_ros.core.strict_model import StrictModel, describe, place
@@ -111,13 +113,13 @@ class Manifest(StrictModel):
     steps: Annotated[list[Step], Field(min_length=1)]
 
 
-def read_manifest(path: Path, family: str, layers: dict[str, int]) -> dict[str, Any]:
+def read_manifest(path: Path, family: str, stacks: Collection[LayerStack]) -> dict[str, Any]:
     """Reads a checkpoint's clp.json.
 
     Args:
         path: The file.
         family: Family of the checkpoint.
-        layers: Its layers, by module.
+        stacks: Its layer stacks.
 
     Returns:
         The manifest as it is in the file.
@@ -140,10 +142,29 @@ def read_manifest(path: Path, family: str, layers: dict[str, int]) -> dict[str, 
         first = error.errors(include_url=False)[0]
         raise ClpError(f"not a manifest: {place(first)} {describe(first)}", where=path, hint=hint) from error
     kept = {name: len(record.kept) for name, record in manifest.modules.items()}
+    layers = {stack.name: stack.layers for stack in stacks}
     if manifest.family != family or kept != layers:
         raise ClpError(
             f"the manifest describes a {manifest.family} of {kept} layers, not a {family} of {layers}",
             where=path,
             hint=hint,
         )
+    for stack in stacks:
+        _check_units(stack, manifest.modules[stack.name], path, hint)
     return raw
+
+
+def _check_units(stack: LayerStack, record: ModuleRecord, path: Path, hint: str) -> None:
+    """Compares the units that a stack's layers lost with the widths that config.json gives these layers."""
+    for name, layers in record.units.items():
+        for number, lost in layers.items():
+            place = record.kept.index(int(number))
+            kinds = stack.inner_units[place] if stack.inner_units else ()
+            now = next((kind.count for kind in kinds if kind.name == name), None)
+            if now != lost.original - len(lost.removed):
+                raise ClpError(
+                    f"the manifest leaves layer {place} of {stack.name} {lost.original - len(lost.removed)} {name}, "
+                    f"config.json gives it {'none' if now is None else now}",
+                    where=path,
+                    hint=hint,
+                )

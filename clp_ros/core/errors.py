@@ -24,6 +24,8 @@ class ClpError(ValueError):
     def __init__(
         self, what: str, *, where: object | None = None, hint: str | None = None, fix: str | None = None
     ) -> None:
+        if fix is not None:
+            warnings.warn("ClpError(fix=...) is now ClpError(hint=...)", DeprecationWarning, stacklevel=2)
         self.what = what
         self.where = None if where is None else str(where)
         self.hint = fix if hint is None else hint

@@ -105,6 +105,7 @@ def count_gflops(policy: Policy) -> float:
         raise ClpError(
             f"the operations of {policy.family_name} depend on its weights, and cannot be counted ({error})",
             where=policy.path,
+            hint="count a checkpoint of another family",
         ) from error
     return counter.get_total_flops() / 1e9
 

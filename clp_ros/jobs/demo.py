@@ -137,7 +137,7 @@ def _drive(checkpoint: Path, bag: Path) -> DriveResult:
             process.wait(_END_S)
         raise
     if process.returncode:
-        said = (log.strip().splitlines() or ["it said nothing"])[-1]
+        said = (log.strip().splitlines() or ["no output"])[-1]
         raise ClpError(
             f"the policy node could not be driven: {said.removeprefix('error: ')}",
             where=checkpoint,

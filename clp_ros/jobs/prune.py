@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -63,6 +63,8 @@ class PruneResult(Result):
         thresholds: τ by module, None where there is none; ``threshold``: the τ of all modules, None where theirs
             differ.
         removed: 0-based layers that were removed, and ``layers``, how many are left, by module.
+        units: By module and kind of unit, the numbers ``removed`` and ``kept``: of ``layers``; of units inside of
+            layers by layer.
         parameters: Their numbers ``before`` and ``after``.
         notes: What the user should know, a sentence each.
         unchecked: Why lerobot's model could not be compared with the result; None where it was.
@@ -76,6 +78,7 @@ class PruneResult(Result):
     thresholds: dict[str, float | None]
     removed: dict[str, list[int]]
     layers: dict[str, int]
+    units: dict[str, dict[str, Any]]
     parameters: dict[str, int]
     notes: list[str]
     unchecked: str | None
@@ -86,9 +89,12 @@ def run(request: PruneRequest, progress: Progress = SILENT) -> PruneResult:
     """Prunes the checkpoint.
 
     Raises:
-        ClpError: The calibration is of another checkpoint, no removal set fits, or the output folder is not empty.
+        ClpError: The calibration is of another checkpoint, no removal set fits, the output folder is not empty
+            (:func:`clp_ros.pruning.surgery.prune_checkpoint`), or the result would not load
+            (:func:`clp_ros.pruning.loadable.check_loadable`).
     """
-    plan, notes = None, []
+    plan: Plan | None = None
+    notes: list[str] = []
     if request.calibration is not None:
         progress.stage("reading the calibration")
         plan = plan_from_calibration(
@@ -105,11 +111,44 @@ def run(request: PruneRequest, progress: Progress = SILENT) -> PruneResult:
         for note in notes:
             progress.note(note)
     progress.stage("pruning", "B")
-    chosen = {"removal": request.removal} if plan is None else plan.arguments()
-    found = prune_layers(
-        request.checkpoint, request.output, **chosen, overwrite=request.overwrite, progress=progress.advance
+    chosen: dict[str, Any] = {"removal": request.removal} if plan is None else plan.arguments()
+    unchecked: str | None = "nothing is written in a dry run"
+    if request.output is None:
+        surgery = plan_surgery(Checkpoint.open(request.checkpoint), chosen["removal"])
+        _ = surgery.config  # raises if the model would be too shallow
+        manifest = build_manifest(
+            surgery, chosen.get("criterion", "given"), chosen.get("thresholds", {}), chosen.get("scores", {})
+        )
+    else:
+
+        def check(surgery: SurgeryPlan) -> None:
+            nonlocal unchecked
+            unchecked = check_loadable(surgery)
+
+        manifest = prune_checkpoint(
+            request.checkpoint,
+            request.output,
+            **chosen,
+            overwrite=request.overwrite,
+            progress=progress.advance,
+            check=check,
+        )
+    step = manifest["steps"][-1]
+    records: dict[str, dict[str, Any]] = step["modules"]
+    return PruneResult(
+        output=None if request.output is None else str(request.output.absolute()),
+        dry_run=request.output is None,
+        criterion=step["criterion"],
+        threshold=step["threshold"],
+        thresholds={name: record["threshold"] for name, record in records.items()},
+        removed={name: record["removed"] for name, record in records.items()},
+        layers={name: len(record["kept"]) for name, record in records.items()},
+        units={name: _units(record) for name, record in records.items()},
+        parameters=step["parameters"],
+        notes=notes,
+        unchecked=unchecked,
+        plan=plan,
     )
-    return PruneResult(**found | {"notes": notes}, plan=plan)
 
 
 def plan_from_calibration(
@@ -141,73 +180,16 @@ def plan_from_calibration(
     return plan
 
 
-def prune_layers(
-    checkpoint: str | Path,
-    output: str | Path | None,
-    removal: Mapping[str, Sequence[int]],
-    *,
-    criterion: str = "given",
-    thresholds: Mapping[str, float | None] | None = None,
-    scores: Mapping[str, Sequence[float]] | None = None,
-    overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
-    """Writes a checkpoint without some of its layers, after checking that the result will load.
-
-    Args:
-        checkpoint: The checkpoint folder.
-        output: The folder to make; None for a dry run, which writes nothing and does not build lerobot's model.
-        removal: Layers to remove, by module.
-        criterion, thresholds, scores, overwrite, progress: See :func:`clp_ros.pruning.surgery.prune_checkpoint`.
-
-    Returns:
-        Always the same fields:
-
-        - ``output``: The folder, or None; ``dry_run``: whether it was one.
-        - ``criterion``: What the layers were chosen by.
-        - ``thresholds``: τ by module, None where there is none; ``threshold``: the τ of all modules, None where theirs
-          differ.
-        - ``removed``: Lists of layers, and ``layers``, how many are left, by module of the checkpoint.
-        - ``parameters``: Their numbers ``before`` and ``after``.
-        - ``notes``: What is to be known, a sentence each.
-        - ``unchecked``: Why lerobot's model could not be compared with the result, or None where it was.
-
-    Raises:
-        ClpError: See :func:`prune_checkpoint` and :func:`clp_ros.pruning.loadable.check_loadable`.
-    """
-    unchecked: str | None = "nothing is written in a dry run"
-    if output is None:
-        source = Checkpoint.open(checkpoint)
-        plan = plan_surgery(source, removal)
-        _ = plan.config  # refuses what is too shallow
-        manifest = build_manifest(plan, criterion, thresholds or {}, scores or {})
-    else:
-
-        def check(plan: SurgeryPlan) -> None:
-            nonlocal unchecked
-            unchecked = check_loadable(plan)
-
-        manifest = prune_checkpoint(
-            checkpoint,
-            output,
-            removal,
-            criterion=criterion,
-            thresholds=thresholds,
-            scores=scores,
-            overwrite=overwrite,
-            progress=progress,
-            check=check,
-        )
-    step = manifest["steps"][-1]
-    return {
-        "output": None if output is None else str(Path(output).absolute()),
-        "dry_run": output is None,
-        "criterion": step["criterion"],
-        "threshold": step["threshold"],
-        "thresholds": {name: record["threshold"] for name, record in step["modules"].items()},
-        "removed": {name: list(record["removed"]) for name, record in step["modules"].items()},
-        "layers": {name: len(record["kept"]) for name, record in step["modules"].items()},
-        "parameters": step["parameters"],
-        "notes": [],
-        "unchecked": unchecked,
+def _units(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the removed and kept numbers of a stack's units by kind, from its record in the manifest."""
+    inner = {
+        kind: {
+            layer: {
+                "removed": lost["removed"],
+                "kept": sorted(set(range(lost["original"])).difference(lost["removed"])),
+            }
+            for layer, lost in layers.items()
+        }
+        for kind, layers in record["units"].items()
     }
+    return {"layers": {"removed": record["removed"], "kept": record["kept"]}, **inner}

@@ -157,7 +157,7 @@ class Checkpoint:
             read_manifest,  # importing pydantic takes longer than the rest of this function
         )
 
-        manifest = read_manifest(folder / MANIFEST_FILE, family.name, checkpoint.layers)
+        manifest = read_manifest(folder / MANIFEST_FILE, family.name, stacks)
         return replace(checkpoint, manifest=manifest)
 
     @property

@@ -162,7 +162,7 @@ def default_plan(calibration: Calibration, checkpoint: Checkpoint, criterion: st
         budgets |= {stack.name: budget for stack in members}
         if budget < share:
             names = " and ".join(stack.name for stack in members)
-            notes.append(f"{names}: {budget} layers go and not {share}, the paper's share, which cannot go alone")
+            notes.append(f"{names}: {budget} layers are removed, because the paper's {share} do not fit its structure")
     return replace(make_plan(calibration, budgets, criterion=criterion, seed=seed), notes=tuple(notes))
 
 

@@ -110,13 +110,13 @@ def blocks(scores: ArrayLike, threshold: float | None) -> tuple[tuple[int, ...],
     return tuple(tuple(block) for block in found)
 
 
-def group_scores(adjacent: Mapping[str, ArrayLike], dead_last: Collection[str] = ()) -> np.ndarray:
+def group_scores(adjacent: Mapping[str, ArrayLike], last_output_unused: Collection[str] = ()) -> np.ndarray:
     """Returns the scores of coupled layer stacks, which lose the same layers: the mean of their scores.
 
     Args:
         adjacent: Scores by module, (L-1,) each.
-        dead_last: Stacks whose last layer's output is not used. Their score of that layer is left out of the mean.
-            Names that are not in ``adjacent`` are ignored.
+        last_output_unused: Stacks whose last layer's output is not used. Their score of that layer is left out of the
+            mean. Names that are not in ``adjacent`` are ignored.
 
     Returns:
         (L-1,) float64.
@@ -128,10 +128,10 @@ def group_scores(adjacent: Mapping[str, ArrayLike], dead_last: Collection[str] =
         raise ValueError(f"modules of a group need scores of one length, not {[x.shape for x in members]}")
     mean = np.mean(members, axis=0)
     if len(mean):
-        speaking = [x[-1] for name, x in zip(adjacent, members, strict=True) if name not in dead_last]
-        if not speaking:
-            raise ValueError(f"the last layer of every module of {', '.join(adjacent)} reaches nothing")
-        mean[-1] = np.mean(speaking)
+        used = [x[-1] for name, x in zip(adjacent, members, strict=True) if name not in last_output_unused]
+        if not used:
+            raise ValueError(f"the last layer's output is unused in every module of {', '.join(adjacent)}")
+        mean[-1] = np.mean(used)
     return mean
 
 
@@ -278,7 +278,7 @@ def _best_sets(gains: Sequence[Fraction | None], size: int, period: int) -> Iter
 def _infeasible(values: Sequence[float], budget: int, threshold: float, units: UnitKind) -> ClpError:
     wanted = [f"have scores of {threshold:g} or more"] if threshold > -math.inf else []
     if inner := sorted(layer for layer in units.protected if 0 < layer < units.count):
-        wanted.append(f"are none of those that have to stay ({', '.join(map(str, inner))})")
+        wanted.append(f"are none of the protected ({', '.join(map(str, inner))})")
     if units.pattern_period > 1:
         wanted.append(f"leave its {units.pattern_period} kinds of layers alternating")
     possible = allowed_budgets(units, values, threshold)

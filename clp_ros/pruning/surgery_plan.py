@@ -82,7 +82,11 @@ class SurgeryPlan:
         for stored, tensor in source.tensors.items():
             staying = {new: self._part(name, tensor) for name in names[stored] if (new := self._rename(name))}
             if len(staying) > 1 and any(part is not tensor for part in staying.values()):
-                raise ClpError(f"tensor {stored} is shared, and cannot lose units of one layer", where=source.path)
+                raise ClpError(
+                    f"tensor {stored} is shared, and cannot lose units of one layer",
+                    where=source.path,
+                    hint="remove whole layers",
+                )
             renamed |= dict(list(staying.items())[:1])
         # Larger elements first, as in safetensors, so that every tensor is aligned to its element size. The sort is
         # stable, so that adjacent tensors stay adjacent.
@@ -163,7 +167,11 @@ class SurgeryPlan:
             before, after = tensor.shape[:dimension], tensor.shape[dimension + 1 :]
             bits = math.prod(after) * kind.size * DTYPE_BITS[tensor.dtype]
             if bits % 8:
-                raise ClpError(f"{kind.name} of {name} are no whole bytes", where=self.checkpoint.path)
+                raise ClpError(
+                    f"{kind.name} of {name} do not begin at whole bytes",
+                    where=self.checkpoint.path,
+                    hint="prune the checkpoint before it is quantised",
+                )
             shape = (*before, len(units) * kind.size, *after)
             cut = Cut(math.prod(before), kind.count, bits // 8, units)
             return TensorSlice(tensor.file, tensor.dtype, shape, tensor.start, tensor.end, cut)
@@ -224,7 +232,7 @@ def _checked_layers(stack: LayerStack, layers: Sequence[int]) -> tuple[int, ...]
 
 def _check_structure(name: str, units: UnitKind, layers: Sequence[int]) -> None:
     if staying := sorted(units.protected.intersection(layers)):
-        fault = f"layers {_listed(staying)} of {name} have to stay: something else depends on where they stand"
+        fault = f"layers {_listed(staying)} of {name} cannot be removed, because other code depends on their index"
     elif not units.keeps_pattern(layers):
         fault = (
             f"without layers {_listed(layers)} the {units.pattern_period} kinds of layers of {name} would not "

@@ -189,7 +189,7 @@ def _subtitle(num_layers: int, threshold: float | None, removed: Collection[int]
         parts[0] = f"{num_layers} → {num_layers - len(removed)} layers"
     if threshold is not None:
         parts.append(f"τ = {format_threshold(threshold)}")
-    parts.append(f"{len(removed)} would go" if removed else "none would go")
+    parts.append(f"{len(removed)} to remove" if removed else "none to remove")
     return "  ·  ".join(parts)
 
 
@@ -328,9 +328,9 @@ def _draw_legend(
     from matplotlib.patches import Patch
 
     cross: dict[str, Any] = {"color": _REMOVED, "marker": "x", "markeredgewidth": 2.2, "linestyle": "none"}
-    handles: list[Line2D | Patch] = [Line2D([], [], color=_KEPT, marker="o", linestyle="none", label="stays")]
+    handles: list[Line2D | Patch] = [Line2D([], [], color=_KEPT, marker="o", linestyle="none", label="kept")]
     if removed:
-        handles.append(Line2D([], [], label="would go (× ▨)", **cross))
+        handles.append(Line2D([], [], label="to remove (× ▨)", **cross))
     if any(len(block) > 1 for block in blocks):
         label = "block: anchor, then s(ℓ) ≥ τ"
         handles.append(Patch(facecolor="0.92", edgecolor="black", linewidth=1.6, label=label))

@@ -167,7 +167,7 @@ def test_what_a_checkpoint_needs_of_the_hub_is_named(tiny_checkpoint, cache, tmp
     """Offline, with a VLM and a tokenizer by the names that lerobot writes."""
     import shutil
 
-    from clp_ros.jobs.prune import prune_layers
+    from clp_ros.jobs import prune
     from clp_ros.policies.loading import load_policy
 
     name = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
@@ -177,8 +177,8 @@ def test_what_a_checkpoint_needs_of_the_hub_is_named(tiny_checkpoint, cache, tmp
     with pytest.raises(NotHereError, match=f"needs {name}, .*hf download {name}`"):
         load_policy(folder, "cpu")
     # Nothing of the VLM is needed to prune; only the comparison with lerobot's model cannot be made.
-    pruned = prune_layers(folder, tmp_path / "pruned", {"vlm": (1, 2)})
-    assert name in pruned["unchecked"]
+    request = prune.PruneRequest(checkpoint=folder, output=tmp_path / "pruned", removal={"vlm": (1, 2)})
+    assert name in prune.run(request).unchecked
 
     tokenizer = "google/paligemma-3b-pt-224"
     text = (tiny_checkpoint / "policy_preprocessor.json").read_text()

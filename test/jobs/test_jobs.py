@@ -123,6 +123,7 @@ RESULTS = [
         thresholds={"vlm": 0.5},
         removed={"vlm": [1]},
         layers={"vlm": 3},
+        units={"vlm": {"layers": {"removed": [1], "kept": [0, 2, 3]}}},
         parameters={"before": 2, "after": 1},
         notes=[],
         unchecked=None,

@@ -182,7 +182,7 @@ def noise() -> torch.Tensor:
 
 
 def without(policy: LeRobotPolicy, removal: dict[str, tuple[int, ...]]) -> LeRobotPolicy:
-    return replace(policy, policy=remove_in_memory(policy.policy, policy.modules, removal))
+    return replace(policy, policy=remove_in_memory(policy.policy, policy.layer_stacks, removal))
 
 
 @needs_lerobot
@@ -233,9 +233,9 @@ def test_the_postprocessor_gives_every_action_of_a_chunk(policy, batch):
 
 @needs_lerobot
 def test_hidden_states_are_what_the_layers_give(policy, batch):
-    seen: dict[str, list[torch.Tensor]] = {module.name: [] for module in policy.modules}
+    seen: dict[str, list[torch.Tensor]] = {module.name: [] for module in policy.layer_stacks}
     handles = []
-    for module in policy.modules:
+    for module in policy.layer_stacks:
         for layer in policy.policy.get_submodule(module.layers_path):
 
             def keep(_: Any, __: Any, output: Any, name: str = module.name) -> None:
@@ -247,7 +247,7 @@ def test_hidden_states_are_what_the_layers_give(policy, batch):
     for handle in handles:
         handle.remove()
     assert torch.equal(torch.random.get_rng_state(), generator)
-    for module in policy.modules:
+    for module in policy.layer_stacks:
         assert len(states[module.name]) == module.layers
         assert all(map(torch.equal, states[module.name], seen[module.name]))
         assert states[module.name][0].shape[:2] == masks[module.name].shape

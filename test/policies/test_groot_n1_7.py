@@ -88,7 +88,7 @@ def test_a_pruned_checkpoint_is_the_model_without_the_layers(checkpoint, policy,
     pruned = load_policy(tmp_path / "elsewhere", "cpu")
     expected = LeRobotPolicy(
         policy.checkpoint,
-        remove_in_memory(policy.policy, policy.modules, REMOVAL),
+        remove_in_memory(policy.policy, policy.layer_stacks, REMOVAL),
         policy.preprocessor,
         policy.postprocessor,
         "cpu",
@@ -166,7 +166,7 @@ def test_the_period_keeps_every_blocks_role_and_shapes_alone_do_not(policy, batc
     assert silent
     # The rule by the model itself, for one of each.
     for removed in ((4, 5, 6, 7), (1, 2, 3, 4), (2, 3), (1, 2, 4, 5)):
-        shorter = remove_in_memory(policy.policy, policy.modules, {"dit": removed})
+        shorter = remove_in_memory(policy.policy, policy.layer_stacks, {"dit": removed})
         before = [role for layer, role in enumerate(whole) if layer not in removed]
         assert (roles(shorter, batch) == before) == (removed != (2, 3))
 
@@ -182,7 +182,7 @@ def test_a_set_that_swaps_text_and_image_is_refused_with_those_that_do_not(check
 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_a_layer_that_image_features_are_added_behind_stays(checkpoint, layer):
-    with pytest.raises(ClpError, match=f"layers {layer} of llm have to stay"):
+    with pytest.raises(ClpError, match=f"layers {layer} of llm cannot be removed"):
         plan_surgery(Checkpoint.open(checkpoint), {"llm": (layer,)})
 
 
@@ -208,7 +208,7 @@ def test_image_features_are_added_by_place_so_that_without_a_layer_they_reach_ot
         return [not torch.equal(given[place], taken[place + 1]) for place in range(len(llm.layers) - 1)]
 
     assert added(policy.policy) == [True, True, False, False, False]
-    assert added(remove_in_memory(policy.policy, policy.modules, {"llm": (1,)})) == [True, True, False, False]
+    assert added(remove_in_memory(policy.policy, policy.layer_stacks, {"llm": (1,)})) == [True, True, False, False]
 
 
 def test_image_features_may_not_be_left_without_a_layer_behind_them(checkpoint, tmp_path):
@@ -487,7 +487,7 @@ def test_nvidias_layout_prunes_and_lerobot_takes_it_as_a_base_model(nvidia, poli
     with quiet():
         # Copied, since weights mapped from a file lie elsewhere in memory, and the last bits depend on that.
         fresh = copy.deepcopy(GrootPolicy(stock_config(policy, tmp_path / "pruned"))).eval()
-    shorter = remove_in_memory(policy.policy, policy.modules, REMOVAL)
+    shorter = remove_in_memory(policy.policy, policy.layer_stacks, REMOVAL)
     with torch.inference_mode():
         torch.manual_seed(0)
         expected = shorter.predict_action_chunk(batch)
@@ -514,7 +514,7 @@ def test_a_checkpoint_that_stock_lerobot_saved_loads_and_prunes(stock, policy, s
     assert FAMILY.with_depths(config, {"llm": 6, "vl_self_attention": 4, "dit": 8}) == config
     verify(stock)  # stock lerobot reads the base model's folder and comes to the same weights
     prune_checkpoint(stock, tmp_path / "pruned", REMOVAL)
-    shorter = remove_in_memory(policy.policy, policy.modules, REMOVAL)
+    shorter = remove_in_memory(policy.policy, policy.layer_stacks, REMOVAL)
     in_memory = LeRobotPolicy(policy.checkpoint, shorter, policy.preprocessor, policy.postprocessor, "cpu")
     np.testing.assert_array_equal(
         load_policy(tmp_path / "pruned", "cpu").predict_chunk(**sample, noise=noise()),

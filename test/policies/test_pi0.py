@@ -244,7 +244,7 @@ def test_the_last_vlm_layer_reaches_nothing(policy, batch):
     policy.policy.zero_grad()
     loss, _ = policy.policy.forward(batch)
     loss.backward()
-    for module in policy.modules:
+    for module in policy.layer_stacks:
         layers = policy.policy.get_submodule(module.layers_path)
         assert module.last_output_unused == (layers[-1].mlp.down_proj.weight.grad is None)
         assert layers[-2].mlp.down_proj.weight.grad is not None

@@ -100,7 +100,7 @@ def test_lerobots_model_refuses_a_set_that_breaks_the_alternation(tiny_policy, r
     kept = [layer for layer in range(16) if layer not in removed]
     state = {}
     for name, tensor in tiny_policy.policy.state_dict().items():
-        for module in tiny_policy.modules:
+        for module in tiny_policy.layer_stacks:
             head = module.layer_prefix.partition("{layer}")[0]
             if name.startswith(head):
                 layer, _, rest = name.removeprefix(head).partition(".")

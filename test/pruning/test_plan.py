@@ -33,7 +33,7 @@ def calibration(seed=0, layers=LAYERS, period=2, modules=None):
 
 
 def group_mean(found, measure):
-    """Step 4: the mean of the members, without the VLM's last layer, whose output reaches nothing."""
+    """Step 4: the mean of the members, without the VLM's last layer, whose output is not used."""
     vlm, expert = measure["vlm"], measure["expert"]
     return np.array([*((vlm[i] + expert[i]) / 2 for i in range(len(vlm) - 1)), expert[-1]])
 
@@ -211,7 +211,9 @@ def test_a_share_that_cannot_go_becomes_the_nearest_smaller_that_can(
     share = family.default_budget({})["dit"]
     assert bool(plan.notes) == (share != budget)
     if plan.notes:
-        assert plan.notes == (f"dit: {budget} layers go and not {share}, the paper's share, which cannot go alone",)
+        assert plan.notes == (
+            f"dit: {budget} layers are removed, because the paper's {share} do not fit its structure",
+        )
         with pytest.raises(ClpError, match=rf"no {share} layers of {layers} .* \(hint: use a budget of {budget}"):
             make_plan(found, {"dit": share})
 
@@ -241,5 +243,5 @@ def test_layers_that_have_to_stay_do_not_go():
             assert plan.removal["llm"] == max(sets, key=lambda s: sum(scores[i - 1] for i in s))
             assert plan.removal["dit"] in list(allowed(8, 4, 4))
         assert not {1, 2, 3} & set(make_plan(found, threshold=0.0).removal["llm"])
-        with pytest.raises(ClpError, match=r"those that have to stay \(1, 2, 3\) \(hint: use a budget of 6\)$"):
+        with pytest.raises(ClpError, match=r"the protected \(1, 2, 3\) \(hint: use a budget of 6\)$"):
             make_plan(found, {"llm": 7})

@@ -69,7 +69,7 @@ def test_every_pair_of_layers_is_refused_or_gone(
     whole = load_policy(source, "cpu")
     observation = _observation(whole)
     before = _chunk(whole, observation)
-    for group, members in _groups(whole.modules).items():
+    for group, members in _groups(whole.layer_stacks).items():
         gone = 0
         for pair in combinations(range(members[0].layers), 2):
             output = tmp_path / f"{group}_{pair}"
@@ -81,7 +81,7 @@ def test_every_pair_of_layers_is_refused_or_gone(
             prune_checkpoint(source, output, {members[-1].name: pair})
             removal = {module.name: pair for module in members}
             pruned = load_policy(output, "cpu")
-            without = replace(whole, policy=remove_in_memory(whole.policy, whole.modules, removal))
+            without = replace(whole, policy=remove_in_memory(whole.policy, whole.layer_stacks, removal))
             chunk = _chunk(pruned, observation)
             shutil.rmtree(output)  # not before: some processors read their files when they are first used
             np.testing.assert_array_equal(chunk, _chunk(without, observation), f"{group} without {pair}")

@@ -163,15 +163,15 @@ def test_blocks_are_runs_with_their_anchor():
 
 def test_a_group_is_the_mean_of_its_members_that_speak():
     vlm, expert = np.array([0.8, 0.6, 0.1]), np.array([0.4, 0.2, 0.7])
-    got = group_scores({"vlm": vlm, "expert": expert}, dead_last={"vlm"})
+    got = group_scores({"vlm": vlm, "expert": expert}, last_output_unused={"vlm"})
     np.testing.assert_allclose(got, [0.6, 0.4, 0.7])
     np.testing.assert_allclose(group_scores({"vlm": vlm, "expert": expert}), [0.6, 0.4, 0.4])
-    np.testing.assert_allclose(group_scores({"dit": vlm}, dead_last={"vlm"}), vlm)
+    np.testing.assert_allclose(group_scores({"dit": vlm}, last_output_unused={"vlm"}), vlm)
     assert vlm[-1] == 0.1
     with pytest.raises(ValueError, match="one length"):
         group_scores({"vlm": vlm, "expert": expert[:2]})
-    with pytest.raises(ValueError, match="reaches nothing"):
-        group_scores({"vlm": vlm}, dead_last={"vlm"})
+    with pytest.raises(ValueError, match="output is unused"):
+        group_scores({"vlm": vlm}, last_output_unused={"vlm"})
 
 
 def test_criteria_rank_the_redundant_highest():

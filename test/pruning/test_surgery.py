@@ -410,10 +410,10 @@ def test_an_impossible_removal_is_refused(source: Path, tmp_path: Path, removal:
         ),
         (4, (), (1, 2, 3, 5), r"remove 1,2,3,4 or 2,3,4,5\)$"),
         (4, (), (8, 9, 10, 11), ""),
-        (2, (3,), (3, 4), "layers 3 of dit have to stay: .* \\(hint: remove 4,5\\)$"),
-        (1, (0, 1, 2), (1, 5), "layers 1 of dit have to stay: .* \\(hint: remove 5\\)$"),
+        (2, (3,), (3, 4), "layers 3 of dit cannot be removed: .* \\(hint: remove 4,5\\)$"),
+        (1, (0, 1, 2), (1, 5), "layers 1 of dit cannot be removed: .* \\(hint: remove 5\\)$"),
         (1, (0, 1, 2), (3, 5), ""),
-        (2, tuple(range(12)), (3, 4), "have to stay: .* \\(hint: remove nothing from dit\\)$"),
+        (2, tuple(range(12)), (3, 4), "cannot be removed: .* \\(hint: remove nothing from dit\\)$"),
     ],
     ids=str,
 )

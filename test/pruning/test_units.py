@@ -6,6 +6,7 @@ The family stands for those with channels and heads to remove. Torch's own index
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -135,6 +136,24 @@ def test_what_stays_of_the_units_is_what_torch_indexes(source: Path, tmp_path: P
     }
     up = load_file(tmp_path / "twice" / "model.safetensors")["blocks.0.mlp.up.weight"]
     assert torch.equal(up, tensors()["blocks.0.mlp.up.weight"][[3, 11]])
+
+
+@pytest.mark.parametrize(
+    ("units", "what"),
+    [
+        ({"channels": {"1": {"original": 7, "removed": [0]}}}, "leaves layer 0 of blocks 6 channels, .* gives it 7$"),
+        ({"rows": {"3": {"original": 12, "removed": [0]}}}, "leaves layer 1 of blocks 11 rows, .* gives it none$"),
+    ],
+)
+def test_a_manifest_of_other_widths_is_refused(source: Path, tmp_path: Path, units: dict, what: str):
+    prune_checkpoint(source, tmp_path / "pruned", {"blocks": [0, 2]})
+    manifest = json.loads((tmp_path / "pruned" / "clp.json").read_text())
+    manifest["modules"]["blocks"]["units"] = units
+    (tmp_path / "pruned" / "clp.json").write_text(json.dumps(manifest))
+    with pytest.raises(ClpError) as caught:
+        Checkpoint.open(tmp_path / "pruned")
+    assert re.search(what, caught.value.what)
+    assert "clp.json" in caught.value.where
 
 
 def test_layers_of_unequal_width_are_pruned(source: Path, tmp_path: Path):

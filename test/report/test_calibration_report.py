@@ -32,7 +32,7 @@ def measured(kind: type[Calibration] = Calibration, num_layers: int = 8) -> Cali
 
 
 def coupled_plan(calibration: Calibration, budget: int) -> dict:
-    scores = group_scores(calibration.adjacent, dead_last={"vlm"})
+    scores = group_scores(calibration.adjacent, last_output_unused={"vlm"})
     threshold = calibrated_threshold(scores, budget, period=2)
     removed = select_layers(scores, budget, threshold, period=2)
     module = {"threshold": threshold, "blocks": blocks(scores, threshold), "removed": removed, "scores": scores}

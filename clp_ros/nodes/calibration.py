@@ -1,27 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The calibration node: bags, or the robot's topics, become a calibration folder; its matrices go out as topics.
-
-It works once, from its start on. When that is done it stays, so that whoever comes later still gets its topics
-(transient local); after a fault it stays too, with the fault on /diagnostics, until it is started anew.
-"""
+"""The calibration node: bags, or the robot's topics, become a calibration folder; its matrices go out as topics."""
 
 from __future__ import annotations
 
-import threading
-import traceback
 from typing import TYPE_CHECKING, Any
 
-from rclpy.clock import Clock, ClockType
-from rclpy.node import Node
 from sensor_msgs.msg import Image
-from std_msgs.msg import Float64MultiArray, String
+from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
 
 from clp_ros.core.errors import ClpError
-from clp_ros.nodes.job import CancelledError, Job
+from clp_ros.nodes.job_node import JobNode
 from clp_ros.nodes.live_frames import LiveFrames
 from clp_ros.nodes.messages import image_message, matrix_message
-from clp_ros.nodes.parameters import checkpoint_folder, declare, embodiment_parameters, output_folder, texts
+from clp_ros.nodes.parameters import checkpoint_folder, embodiment_parameters, output_folder, texts
 from clp_ros.nodes.spin import main as run_node
 from clp_ros.nodes.topics import LATCHED
 from clp_ros.robots.embodiment import Embodiment
@@ -55,60 +47,20 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
 _NEXT = "ros2 service call /pruning/prune std_srvs/srv/Trigger"
 
 
-class CalibrationNode(Node):
+class CalibrationNode(JobNode):
     """See the module's text and config/nodes/calibration.yaml for its parameters."""
 
     def __init__(self) -> None:
-        super().__init__("calibration")
-        # Read once, at the start: a parameter that could be set later would only seem to have been heard.
-        declare(self, PARAMETERS, read_only=True, untyped="bag")
-        self.exit_code = 0
         self._live: LiveFrames | None = None
         self._results: list[Any] = []  # publishers: a transient local topic lives as long as its publisher
-        self._done = self.create_publisher(String, "~/done", LATCHED)
+        super().__init__("calibration", PARAMETERS, untyped="bag")
         self.create_service(Trigger, "~/finish", self._finish)
-        self._job = Job(self, "starting")
-        # A thread of its own beside the executor's only one: rclpy's executor of several threads is so much slower a
-        # message that it loses most of a robot's. Started by the executor's first turn: only from then on can a signal
-        # find the node and end the work.
-        self._worker = threading.Thread(target=self._work, name="calibration")
-        self._start = self.create_timer(0.0, self._begin, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
-    def destroy_node(self) -> None:
-        """Ends the calibration first, which leaves nothing behind, and waits for that."""
-        self._job.cancel()
-        if self._worker.is_alive():
-            self._worker.join()
-        super().destroy_node()
-
-    def _begin(self) -> None:
-        self._start.cancel()
-        self._worker.start()
-
-    def _work(self) -> None:
-        try:
-            with self._job.work("checking the parameters"):
-                self._calibrate()
-        except CancelledError:
-            return
-        except (ClpError, OSError) as error:
-            self.get_logger().error(str(error))
-        except Exception as error:  # noqa: BLE001 - a bug of ours: the process ends, and says where
-            if not self.context.ok():
-                return  # a signal has ended ROS between a check and a publish
-            if type(error).__name__ == "OutOfMemoryError":  # torch's
-                fault = ClpError(str(error).splitlines()[0], where="the GPU", hint="set the parameter device to cpu")
-                self.get_logger().error(str(fault))
-                return
-            self.get_logger().fatal(traceback.format_exc())
-            self.exit_code = 1
-            self.context.try_shutdown()
-
-    def _calibrate(self) -> None:
+    def run_job(self, value: dict[str, Any]) -> str:
+        """See :class:`JobNode`."""
         from clp_ros.core.threads import set_threads
         from clp_ros.jobs.calibrate import CalibrateRequest, run
 
-        value = {name: self.get_parameter(name).value for name in PARAMETERS}
         if (threads := set_threads(value["threads"])) is not None:
             self.get_logger().info(f"torch computes with {threads} threads")
         checkpoint = checkpoint_folder(self)
@@ -128,13 +80,13 @@ class CalibrationNode(Node):
             command=_NEXT,
             overwrite=value["overwrite"],
         )
-        result = run(request, self._job.job_progress, self._calibrate_live)
+        result = run(request, self.job.job_progress, self._calibrate_live)
         for note in result.plan.notes:
             self.get_logger().info(note)
         self._publish(result.calibration, result.plan)
-        self._done.publish(String(data=str(result.output)))
-        self._job.step("done", output=result.output, samples=result.meta["samples"])
+        self.job.step("done", output=result.output, samples=result.meta["samples"])
         self.get_logger().info(f"calibrated on {result.meta['samples']} frames: {result.output}")
+        return str(result.output)
 
     def _calibrate_live(
         self, policy: Policy, embodiment: Embodiment, task: str, statistics: Statistics | str | None
@@ -143,12 +95,12 @@ class CalibrationNode(Node):
 
         samples, seed = self.get_parameter("samples").value, self.get_parameter("seed").value
         reservoir = make_reservoir(policy, embodiment, samples, seed, statistics, self.get_logger().warning)
-        self._job.step("listening")
+        self.job.step("listening")
         self._live = LiveFrames(self, reservoir, self.get_parameter("idle_timeout").value)
         self.get_logger().info(f"listening to {', '.join(embodiment.demonstration_topics)}")
-        self._live.wait(lambda: self._job.progress(reservoir.held, samples))
-        self._job.step("calibrating", **{"usable ticks": reservoir.usable})
-        return calibrate_live(policy, reservoir, task, seed, self._job.progress)
+        self._live.wait(lambda: self.job.progress(reservoir.held, samples))
+        self.job.step("calibrating", **{"usable ticks": reservoir.usable})
+        return calibrate_live(policy, reservoir, task, seed, self.job.progress)
 
     def _publish(self, calibration: Calibration, plan: Plan) -> None:
         from clp_ros.report.heatmaps import heatmap_rgb
@@ -157,7 +109,7 @@ class CalibrationNode(Node):
         for name, matrix in calibration.matrices.items():
             shown = plan.report()[name]
             picture = heatmap_rgb(matrix, module=name, **{key: shown[key] for key in keys})
-            self._job.check()
+            self.job.check()
             matrices = self.create_publisher(Float64MultiArray, f"~/cka/{name}", LATCHED)
             matrices.publish(matrix_message(matrix, ("layer", "layer")))
             heatmaps = self.create_publisher(Image, f"~/heatmap/{name}", LATCHED)

@@ -61,9 +61,9 @@ PACES = {"40 steps": EXECUTED, "10 steps": 10, "at once": 0}
 ROBOTS = ("ur5", "ur10e", "aloha_single", "aloha_bimanual")
 # A finger's noise in m for an arm's in rad: of a stroke of a few cm the same share as of a few rad, or so.
 FINGER = 0.1
-# Noise of 5 mrad must not look like a second of progress: with less weight of the clock, the expert's own estimate
-# jumps by 0.15 s where the motion rests, and what is measured is the expert.
-CLOCK_WEIGHT = 1e-2
+# The expert finds its progress mostly by the clock. With a weight of 1e-2, noise of 5 mrad makes the expert's own
+# estimate drift by -6 to +5 % of the time, differently for each motion, and what is measured is the expert.
+CLOCK_WEIGHT = 1e-1
 # A robot that has not moved yet has no last command to go on from; and its controllers are given 0.2 s.
 _STARTED_S = 0.5
 

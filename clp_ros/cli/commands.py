@@ -23,6 +23,7 @@ from clp_ros.core.errors import ClpError
 if TYPE_CHECKING:
     from clp_ros.jobs.benchmark import BenchmarkResult
     from clp_ros.jobs.calibrate import CalibrateResult
+    from clp_ros.jobs.evaluate import EvaluateResult
     from clp_ros.jobs.make_checkpoint import MakeCheckpointResult
     from clp_ros.jobs.prune import PruneResult
     from clp_ros.jobs.record import RecordResult
@@ -204,3 +205,25 @@ def print_recording(result: RecordResult, output: object) -> None:
     unsolved = result.tries - result.solved
     again = f"; {counted(unsolved, 'start')} left out, not solved" if unsolved else ""
     print_line(f"{counted(result.solved, 'episode')}, all solved{again}; {result.bytes / 1e6:.1f} MB in {output}")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Measures the success of checkpoints in closed loop."""
+    from clp_ros.jobs import evaluate
+
+    request = _request(evaluate.EvaluateRequest, options)
+    with Bars() as progress:
+        result = evaluate.run(request, progress)
+    _print_result(options, result, lambda: print_success(result))
+
+
+def print_success(result: EvaluateResult) -> None:
+    """Prints the success rates, and the comparison of each pair."""
+    from clp_ros.report.success_table import motion_lines, paired_lines, success_table
+
+    document = result.to_json()
+    stdout_console().print(success_table(document))
+    for line in [*motion_lines(document), *paired_lines(document)]:
+        print_line(line)
+    if result.output is not None:
+        print_line(f"outcomes and contact_sheet.png in {result.output}")

@@ -158,13 +158,57 @@ def make_parser() -> argparse.ArgumentParser:
     record.add_argument("--size", type=_size, metavar="WxH", help="size of the images (default: the embodiment's)")
     record.add_argument("--quality", type=_quality, default=80, help="JPEG quality, 1 to 100 (default: %(default)s)")
 
+    evaluate = _command(commands, "evaluate", run.evaluate, "measure the success of checkpoints in closed loop")
+    evaluate.add_argument(
+        "checkpoints",
+        nargs="+",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="checkpoints; an earlier evaluation's folder is compared without playing it again",
+    )
+    evaluate.add_argument(
+        "--embodiment", "--robot", required=True, help="ur5, ur10e, aloha_single, aloha_bimanual, or a .yaml file"
+    )
+    evaluate.add_argument(
+        "--task", dest="tasks", metavar="TASK", nargs="+", required=True, help="simulated tasks, or all of the robot's"
+    )
+    evaluate.add_argument(
+        "--episodes", type=_at_least_one, default=50, help="episodes of each task (default: %(default)s)"
+    )
+    evaluate.add_argument("--seed", type=_seed, default=0, help="seed of the first start (default: %(default)s)")
+    evaluate.add_argument(
+        "--latency",
+        type=_milliseconds,
+        metavar="MS",
+        help="time from an observation until its chunk is sent (default: measured for each checkpoint)",
+    )
+    evaluate.add_argument(
+        "--mode", choices=("replace", "ensemble", "rtc"), default="replace", help="as the policy node's parameter"
+    )
+    evaluate.add_argument(
+        "--replan-steps",
+        type=_count,
+        default=10,
+        metavar="N",
+        help="control steps that are executed of each chunk; 0: as few as possible (default: %(default)s)",
+    )
+    evaluate.add_argument("--size", type=_size, metavar="WxH", help="size of the images (default: the checkpoint's)")
+    evaluate.add_argument(
+        "--workers", type=_count, metavar="N", help="number of processes; 0: in this one (default: one a core)"
+    )
+    evaluate.add_argument(
+        "--batch", type=_at_least_one, metavar="N", help="episodes that a process plays together (default: 10)"
+    )
+    evaluate.add_argument("--output", type=Path, help="folder for outcomes and pictures; continued if it is there")
+    _device(evaluate)
+
     demo = _command(commands, "demo", _demo, "run all steps on the recorded demonstration")
     demo.add_argument("--output", type=Path, default=Path("demo_output"), help="folder (default: %(default)s)")
     for command in (calibrate, bench, make, check, demo):
         _threads(command)
-    for command in (calibrate, prune, make, record, demo):
+    for command in (calibrate, prune, make, record, evaluate, demo):
         command.add_argument("--overwrite", action="store_true", help="replace an output folder that is not empty")
-    for command in (calibrate, prune, inspect, bench, make, check, record):
+    for command in (calibrate, prune, inspect, bench, make, check, record, evaluate):
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser
 
@@ -198,6 +242,16 @@ def _at_least_one(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def _milliseconds(text: str) -> float:
+    return _number(text, 0.0, 1000.0, "a time from 0 to 1000 ms")
 
 
 def _quality(text: str) -> int:

@@ -144,7 +144,7 @@ class Worker:
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
         # The process is spawned: a forked one would share this one's memory, and could not use CUDA.
-        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=end_with_parent)
 
     def __enter__(self) -> Worker:
         return self
@@ -186,7 +186,7 @@ class Worker:
 _current: Measurement | None = None  # in the worker's process
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Ends this process silently at an interrupt, and when its parent process ends."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 

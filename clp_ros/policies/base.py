@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -292,6 +292,23 @@ class Policy(ABC):
         Raises:
             ClpError: A camera is missing, or the prediction does not fit the robot's actions.
         """
+
+    def predict_chunks(self, observations: Sequence[tuple[Mapping[str, np.ndarray], np.ndarray, str]]) -> np.ndarray:
+        """Predicts the chunks of several robots at once, which takes less time than one after the other.
+
+        Args:
+            observations: Images, state and task of each, as :meth:`batch` takes them; at least one. Images of a camera
+                have one size.
+
+        Returns:
+            (robots, chunk_size, action_size) float32, in the policy's units.
+
+        Raises:
+            ClpError: As :meth:`predict_chunk`.
+        """
+        import numpy as np
+
+        return np.stack([self.predict_chunk(*observation) for observation in observations])
 
     @abstractmethod
     def hidden_states(self, batch: Any, rng: np.random.Generator) -> dict[str, HiddenStates]:

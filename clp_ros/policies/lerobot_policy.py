@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, override
 
@@ -65,26 +65,36 @@ class LeRobotPolicy(LeRobotFeatures):
         actions: np.ndarray | None = None,
         action_is_pad: np.ndarray | None = None,
     ) -> dict[str, Any]:
-        import numpy as np
         import torch
 
-        self.check_complete()
-        missing = sorted(set(self.cameras) - set(images))
-        if missing:
-            raise ClpError(
-                f"the observation has no image for {missing[0]}", where=self.checkpoint.path, hint="connect this camera"
-            )
-        sample: dict[str, Any] = {"task": [task]}
-        for name in self.cameras:
-            pixels = torch.from_numpy(np.ascontiguousarray(images[name])).permute(2, 0, 1)
-            sample[name] = pixels.unsqueeze(0).to(torch.float32) / 255.0
-        sample[STATE] = torch.as_tensor(state, dtype=torch.float32).unsqueeze(0)
+        sample = self._sample([(images, state, task)])
         if actions is not None:
             sample["action"] = torch.as_tensor(actions, dtype=torch.float32).unsqueeze(0)
         batch = self.preprocessor(sample)
         if action_is_pad is not None:
             batch["action_is_pad"] = torch.as_tensor(action_is_pad).unsqueeze(0).to(self.device)
         return batch
+
+    def _sample(self, observations: Sequence[tuple[Mapping[str, np.ndarray], np.ndarray, str]]) -> dict[str, Any]:
+        """Returns observations as one sample for the preprocessor. See :meth:`Policy.predict_chunks`."""
+        import numpy as np
+        import torch
+
+        self.check_complete()
+        for images, _, _ in observations:
+            if missing := sorted(set(self.cameras) - set(images)):
+                raise ClpError(
+                    f"the observation has no image for {missing[0]}",
+                    where=self.checkpoint.path,
+                    hint="connect this camera",
+                )
+        sample: dict[str, Any] = {"task": [task for _, _, task in observations]}
+        for name in self.cameras:
+            pixels = torch.from_numpy(np.stack([images[name] for images, _, _ in observations])).permute(0, 3, 1, 2)
+            sample[name] = pixels.to(torch.float32) / 255.0
+        states = np.stack([np.asarray(state, dtype=np.float32) for _, state, _ in observations])
+        sample[STATE] = torch.from_numpy(states)
+        return sample
 
     @override
     def enable_rtc(self, horizon: int) -> None:
@@ -124,6 +134,15 @@ class LeRobotPolicy(LeRobotFeatures):
             if self._rtc is not None:
                 self._rtc.remember(made, actions)
             return actions[0].to("cpu", torch.float32).numpy()
+
+    @override
+    def predict_chunks(self, observations: Sequence[tuple[Mapping[str, np.ndarray], np.ndarray, str]]) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            chunk = self.policy.predict_action_chunk(self.preprocessor(self._sample(observations)))
+            self._check_actions(chunk.shape[-1])
+            return self.postprocessor(chunk).to("cpu", torch.float32).numpy()
 
     def _check_actions(self, width: int) -> None:
         """Refuses fine-tuned checkpoints of lerobot 0.4, which kept the base model's ``output_features``."""

@@ -115,7 +115,7 @@ def topic_arguments(embodiment: str) -> set[str]:
     return (
         {f"{name}_topic" for name in robot.cameras}
         | {f"{name}_controller_topic" for name in robot.controllers}
-        | {*states}
+        | {*states, *(["speed_scaling_topic"] if robot.speed_scaling else [])}
     )
 
 

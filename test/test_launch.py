@@ -54,7 +54,7 @@ def test_every_argument_is_described(path: Path, launch_arguments: Callable[[Pat
         ("prune", {"calibration", "output", "overwrite", "budgets", "threshold", "criterion", "seed"}),
         ("policy", {"embodiment", "task", "sim", "tf_prefix", "topics", "robot_description_wait"}),
         ("aloha_bimanual", {"embodiment", "task", "device", "autostart", "raw_images", "cam_left_wrist_topic"}),
-        ("ur5", {"cam_wrist_topic", "ur_joint_states_topic", "ur_robot_description_topic", "gripper_controller_topic"}),
+        ("ur5", {"cam_wrist_topic", "ur_joint_states_topic", "ur_robot_description_topic", "speed_scaling_topic"}),
         ("fold_shorts", {"task", "tf_prefix", "cam_high_topic", "left_arm_controller_topic"}),
         ("groceries_to_basket", {"object", "cam_front_topic"}),
     ],

@@ -118,6 +118,8 @@ def _topic_arguments(name: str) -> list[Action]:
             f"controllers.{controller}",
             f"Topic of the {controller}'s trajectories instead of {its.topic}",
         )
+    if (speed := embodiment.speed_scaling) is not None:
+        arguments["speed_scaling_topic"] = "speed_scaling", f"Topic of the speed scaling instead of {speed.topic}"
 
     def collect(context: LaunchContext) -> None:
         given = context.launch_configurations

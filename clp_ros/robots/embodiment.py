@@ -239,7 +239,7 @@ def load_embodiment(
         name_or_path: Its name or file.
         tf_prefix: Prefix for the name of every joint, like the drivers' argument of that name.
         topics: Other topic names, by their entry in the file: ``cameras.cam_high``, ``controllers.arm``,
-            ``joint_states.ur``, ``joint_states.ur.robot_description``, ``actions.arm``.
+            ``joint_states.ur``, ``joint_states.ur.robot_description``, ``speed_scaling``, ``actions.arm``.
 
     Raises:
         ClpError: There is no such file, or a key is wrong (the message names it); or ``topics`` names an unknown entry,

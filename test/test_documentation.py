@@ -88,7 +88,7 @@ def launch_arguments(path: Path) -> set[str]:
     robot's topics by its YAML.
     """
     names: set[str] = set()
-    shared = {"node_description": "launch_node.py", "_description": ""}
+    shared = {"node_description": "launch_node.py", "job_description": "launch_job.py", "_description": ""}
     built = {"policy_description", "embodiment_description", "task_description"}
     for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
         function = call.func.id if isinstance(call.func, ast.Name) else ""
@@ -96,7 +96,7 @@ def launch_arguments(path: Path) -> set[str]:
         if function == "DeclareLaunchArgument":
             names |= set(texts[:1]) - {"object"}
         elif function in shared:
-            given = texts[1:] if function == "node_description" else texts  # its first is the node's name
+            given = texts if function == "_description" else texts[1:]  # the first is the node's name
             names |= set(given) | {keyword.arg for keyword in call.keywords if keyword.arg}
             names |= launch_arguments(ROOT / "clp_ros" / "nodes" / shared[function]) if shared[function] else set()
         elif function in built:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The calibration node: bags, or the robot's topics, become a calibration folder; its matrices go out as topics."""
+"""The calibration node: writes a calibration folder from bags or live topics, and publishes the matrices."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 PARAMETERS: dict[str, tuple[Any, str]] = {
     "checkpoint": ("", "Folder of the policy's checkpoint, or a repository on the hub"),
     "embodiment": ("", "The robot: a name under config/embodiments, or a YAML file"),
-    "tf_prefix": ("", "Put before the name of every joint, as the driver's argument of that name does"),
-    "topics": ([""], "Topics that are not where the embodiment has them, each ENTRY:=TOPIC"),
+    "tf_prefix": ("", "Prefix of every joint name, as the driver's argument of that name"),
+    "topics": ([""], "Topics that differ from the embodiment's, each ENTRY:=TOPIC"),
     "task": ("", "The instruction: a name under config/tasks, a YAML file, or the sentence itself"),
     "bag": ("", "rosbag2 folder, or a list of them; empty: listen to the embodiment's topics"),
     "samples": (64, "Number of frames to draw"),
@@ -38,21 +38,21 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
     "device": ("auto", "Where the policy runs: auto, cpu, cuda or cuda:N"),
     "statistics": (
         "",
-        "What to normalise by where the checkpoint has no statistics: a LeRobotDataset's folder, or bags for the "
-        "demonstrations' own; empty: the checkpoint's",
+        "Statistics for a checkpoint that has none: a LeRobotDataset's folder, or bags for those of the bags; empty: "
+        "the checkpoint's",
     ),
-    "threads": (0, "Threads that torch computes with on the CPU; 0: as many as it takes by itself"),
+    "threads": (0, "Number of torch's threads on the CPU; 0: torch's default"),
     "idle_timeout": (5.0, "Seconds of silence on all topics, after the first message, that end the listening"),
 }
 _NEXT = "ros2 service call /pruning/prune std_srvs/srv/Trigger"
 
 
 class CalibrationNode(JobNode):
-    """See the module's text and config/nodes/calibration.yaml for its parameters."""
+    """Calibrates once, from its start on. config/nodes/calibration.yaml explains the parameters."""
 
     def __init__(self) -> None:
         self._live: LiveFrames | None = None
-        self._results: list[Any] = []  # publishers: a transient local topic lives as long as its publisher
+        self._results: list[Any] = []  # publishers are kept, because their latched messages end with them
         super().__init__("calibration", PARAMETERS, untyped="bag")
         self.create_service(Trigger, "~/finish", self._finish)
 

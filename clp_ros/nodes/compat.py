@@ -4,7 +4,7 @@
 from collections.abc import Callable, Collection
 from typing import Any
 
-# rclpy exports InvalidHandle, but neither what its C library raises nor the wait set an executor is made of.
+# rclpy exports InvalidHandle, but neither the exception of its C library nor the wait set of its executors.
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNodeMixin
 from rclpy.node import Node
@@ -18,7 +18,7 @@ Callback = Callable[..., Any]
 def replace_change_state(node: LifecycleNodeMixin, callback: Callback) -> Callback:
     """Answers the service ``change_state`` by another callback, and returns rclpy's own.
 
-    rclpy makes the service in its constructor; a second one of the same name would answer too.
+    rclpy creates the service in its constructor. A second service of the same name would answer too.
     """
     service = node._service_change_state
     own, service.callback = service.callback, callback
@@ -26,10 +26,10 @@ def replace_change_state(node: LifecycleNodeMixin, callback: Callback) -> Callba
 
 
 def lifecycle_state(node: LifecycleNodeMixin) -> str:
-    """The label of a lifecycle node's state. rclpy tells it by the service ``get_state`` only."""
+    """Returns the label of a lifecycle node's state. Publicly, rclpy has it in the service ``get_state`` only."""
     return node._state_machine.current_state[1]
 
 
 def given_parameters(node: Node) -> Collection[str]:
-    """Names of the parameters given to a node, declared or not. rclpy keeps those not declared to itself."""
+    """Returns the names of the parameters given to a node, declared or not. rclpy's public methods skip the latter."""
     return node._parameter_overrides

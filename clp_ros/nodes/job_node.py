@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node that runs one job, once, from its start on.
 
-After the job the node stays, so that a later subscriber still receives its topics (transient local). After a fault it
-stays too, with the fault on /diagnostics, until it is restarted.
+After the job the node keeps running, so that a later subscriber still receives its topics (transient local). After a
+fault it keeps running too, with the fault on /diagnostics.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from clp_ros.nodes.topics import LATCHED
 class JobNode(Node):
     """Runs :meth:`run_job` in a thread of its own.
 
-    The thread is separate from the executor's only one, because rclpy's executor of several threads is much slower
-    per message.
+    It is not the executor's thread, because services must be answered meanwhile. The executor has one thread, because
+    rclpy's multi-threaded executor is so slow that most of a robot's messages would be lost.
 
     Args:
         name: The node's name.
@@ -45,7 +45,7 @@ class JobNode(Node):
         self.exit_code = 0
         self._done = self.create_publisher(String, "~/done", LATCHED)
         self.job = Job(self, "starting")
-        # Started by the executor's first turn: only from then on can a signal find the node and end the work.
+        # A timer starts the thread, because only a spinning node is ended by a signal.
         self._worker = threading.Thread(target=self._work, name=name)
         self._start = self.create_timer(0.0, self._begin, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
@@ -64,7 +64,7 @@ class JobNode(Node):
         raise NotImplementedError
 
     def destroy_node(self) -> None:
-        """Ends the job first, which leaves nothing behind, and waits for that."""
+        """Ends the job, which removes its incomplete output, waits for it, and destroys the node."""
         self.job.cancel()
         if self._worker.is_alive():
             self._worker.join()
@@ -83,7 +83,7 @@ class JobNode(Node):
             return
         except (ClpError, OSError) as error:
             self.get_logger().error(str(error))
-        except Exception as error:  # noqa: BLE001 - a bug of ours: the process ends, and says where
+        except Exception as error:  # noqa: BLE001 - a bug: the process ends with a traceback
             if not self.context.ok():
                 return  # a signal has ended ROS between a check and a publish
             if type(error).__name__ == "OutOfMemoryError":  # torch's

@@ -37,8 +37,8 @@ def job_description(executable: str, *required: str, **optional: str) -> LaunchD
     end = DeclareLaunchArgument(
         "exit_when_done",
         default_value="false",
-        description="End the launch when the job is done (exit code 0) or has failed (1); otherwise the node stays "
-        "for those who ask for its topics later",
+        description="End the launch when the job is done (exit code 0) or has failed (1); otherwise the node keeps "
+        "running, so that its latched topics can be received",
     )
     return LaunchDescription([end, node_description(executable, _start, *required, **optional)])
 

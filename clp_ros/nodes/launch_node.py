@@ -19,15 +19,15 @@ PARAMETERS: dict[str, tuple[type, str]] = {
         "Folder of the policy's checkpoint, or a repository on the hub as owner/name or owner/name@revision",
     ),
     "embodiment": (str, "The robot: a name under config/embodiments, or a YAML file of your own"),
-    "tf_prefix": (str, "Put before the name of every joint, as the robot driver's argument of that name does"),
+    "tf_prefix": (str, "Prefix of every joint name, as the robot driver's argument of that name"),
     "topics": (
         list[str],
-        "Topics that are not where the embodiment has them, by its entry, as cameras.cam_high:=/top/image/compressed; "
+        "Topics that differ from the embodiment's, by its entry, as cameras.cam_high:=/top/image/compressed; "
         "several as A,B",
     ),
     "robot_description_wait": (
         float,
-        "Seconds to wait for the robot's own description (URDF), whose limits narrow the embodiment's; 0: do not",
+        "Seconds to wait for the robot's description (URDF), whose limits narrow the embodiment's; 0: it is not used",
     ),
     "task": (
         str,
@@ -40,15 +40,14 @@ PARAMETERS: dict[str, tuple[type, str]] = {
     "samples": (int, "How many frames the calibration draws"),
     "output": (str, "Folder to write; it must be new or empty, unless overwrite is true"),
     "overwrite": (bool, "Whether an output folder that is not empty is replaced"),
-    "seed": (int, "Seed of everything that is drawn at random"),
+    "seed": (int, "Seed of all random draws"),
     "device": (str, "Where the policy runs: auto, cpu, cuda or cuda:<index>"),
     "statistics": (
         str,
-        "What to normalise by where the checkpoint has no statistics: a LeRobotDataset's folder, or bags for the "
-        "demonstrations' own",
+        "Statistics for a checkpoint that has none: a LeRobotDataset's folder, or bags for those of the bags",
     ),
-    "use_sim_time": (bool, "Whether the clock is the topic /clock, as `ros2 bag play --clock` or a simulator gives it"),
-    "dry_run": (bool, "Whether the policy's trajectories go to its topic preview only, and no robot moves"),
+    "use_sim_time": (bool, "Whether the clock is the topic /clock, as of `ros2 bag play --clock` or a simulator"),
+    "dry_run": (bool, "Whether the policy's trajectories are published on its topic preview only, so no robot moves"),
     "calibration": (str, "Calibration folder; without one, the folder received on the calibration node's topic done"),
     "budgets": (list[str], "Layers to remove from each module, as MODULE=K,MODULE=K; without any, the paper's share"),
     "threshold": (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pruning node: a calibration folder becomes a pruned checkpoint each time ``~/prune`` is called."""
+"""The pruning node: writes a pruned checkpoint from a calibration folder each time ``~/prune`` is called."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ from clp_ros.nodes.topics import LATCHED
 
 PARAMETERS: dict[str, tuple[Any, str]] = {
     "checkpoint": ("", "Folder of the checkpoint to prune, or a repository on the hub"),
-    "calibration": ("", "Calibration folder of that checkpoint; empty: the one heard on calibration/done"),
+    "calibration": ("", "Calibration folder of that checkpoint; empty: the one received on calibration/done"),
     "output": ("", "Folder to write; empty: <checkpoint>_pruned"),
     "overwrite": (False, "Whether an output folder that is not empty may be replaced"),
     "budgets": ([""], "Layers to remove from a module, each MODULE=K; none: the paper's share"),
-    "threshold": (0.0, "Least score of a layer that may go; 0: the largest that the budget allows"),
+    "threshold": (0.0, "Lowest score of a layer that may be removed; 0: the highest that the budget allows"),
     "criterion": ("cka", "Score to remove by: cka, mse, cosine, random or keep-first"),
     "seed": (0, "Seed of the criterion random"),
 }
 
 
 class PruningNode(Node):
-    """See the module's text and config/nodes/pruning.yaml for its parameters, which are read at each call."""
+    """Prunes at each call. config/nodes/pruning.yaml explains the parameters, which are read at each call."""
 
     def __init__(self) -> None:
         super().__init__("pruning")
         declare(self, PARAMETERS, read_only=False)
-        self._heard = ""
+        self._latest = ""  # the folder received on calibration/done
         self._job = Job(self, "ready")
-        # Relative, so that it is the calibration node beside this one in whatever namespace.
-        self.create_subscription(String, "calibration/done", self._hear, LATCHED)
-        # Reentrant: a second call is answered, with a refusal, while the first one works.
+        # A relative name: the calibration node in the same namespace.
+        self.create_subscription(String, "calibration/done", self._receive, LATCHED)
+        # Reentrant, so that a second call during the first one is refused at once.
         self.create_service(Trigger, "~/prune", self._prune, callback_group=ReentrantCallbackGroup())
 
     def destroy_node(self) -> None:
-        """Ends a pruning that is under way first, which leaves nothing behind, and waits for that."""
+        """Ends a running pruning, which removes its incomplete output, waits for it, and destroys the node."""
         self._job.cancel()
         super().destroy_node()
 
-    def _hear(self, message: String) -> None:
-        self._heard = message.data
+    def _receive(self, message: String) -> None:
+        self._latest = message.data
 
     def _prune(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         started = time.monotonic()
@@ -67,7 +67,7 @@ class PruningNode(Node):
         except (ClpError, OSError) as error:
             self.get_logger().error(str(error))
             response.message = str(error)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whoever called gets an answer
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the caller needs an answer
             self.get_logger().error(traceback.format_exc())
             response.message = f"{type(error).__name__}: {error}"
         else:
@@ -82,7 +82,7 @@ class PruningNode(Node):
 
         value = {name: self.get_parameter(name).value for name in PARAMETERS}
         checkpoint = checkpoint_folder(self)
-        calibration = value["calibration"] or self._heard
+        calibration = value["calibration"] or self._latest
         if not calibration:
             raise ClpError(
                 "there is no calibration",

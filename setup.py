@@ -49,6 +49,7 @@ setup(
         "pydantic>=2",
         "PyYAML",
         "rich",
+        "pyarrow>=14",
         "rosbags>=0.11,<0.12",
         "safetensors>=0.4.3",
         "scipy",

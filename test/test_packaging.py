@@ -39,7 +39,17 @@ ROSDEP_KEYS = {
     "transformers": "python3-transformers-pip",
     "yaml": "python3-yaml",
 }
-NO_ROSDEP_KEY = {"backports", "daqp", "lazy_loader", "lerobot", "mcap", "mujoco", "safetensors", "tokenizers"}
+NO_ROSDEP_KEY = {
+    "backports",
+    "daqp",
+    "lazy_loader",
+    "lerobot",
+    "mcap",
+    "mujoco",
+    "pyarrow",
+    "safetensors",
+    "tokenizers",
+}
 PYPI_NAMES = {"PIL": "pillow", "backports": "backports.zstd", "cv2": "opencv-python-headless", "yaml": "PyYAML"}
 # Python 3.14's, where backports.zstd is not needed.
 LATER_STANDARD_LIBRARY = {"compression"}

@@ -14,6 +14,7 @@ from clp_ros.cli.output import (
     counted,
     print_json,
     print_line,
+    print_notes,
     print_plan,
     stdout_console,
 )
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from clp_ros.jobs.benchmark import BenchmarkResult
     from clp_ros.jobs.calibrate import CalibrateResult
     from clp_ros.jobs.evaluate import EvaluateResult
+    from clp_ros.jobs.convert import ConvertResult
     from clp_ros.jobs.make_checkpoint import MakeCheckpointResult
     from clp_ros.jobs.prune import PruneResult
     from clp_ros.jobs.record import RecordResult
@@ -227,3 +229,30 @@ def print_success(result: EvaluateResult) -> None:
         print_line(line)
     if result.output is not None:
         print_line(f"outcomes and contact_sheet.png in {result.output}")
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Converts bags into a LeRobotDataset. Bags that are left out are an error at the end."""
+    from clp_ros.jobs import convert
+
+    request = _request(convert.ConvertRequest, options)
+    with Bars() as progress:
+        result = convert.run(request, progress)
+    _print_result(options, result, lambda: print_conversion(result, options.output))
+    if result.left_out:
+        raise ClpError(
+            f"{counted(len(result.left_out), 'bag')} left out: {result.left_out[0].why}",
+            where="clp convert",
+            hint="correct them, and run the command again: it adds what is missing",
+        )
+
+
+def print_conversion(result: ConvertResult, output: object) -> None:
+    """Prints the episodes added, the bags left out, and the dataset's size."""
+    from clp_ros.report.tables import conversion_table
+
+    added = [(one.bag.name, one.frames, one.task) for one in result.added]
+    stdout_console().print(conversion_table(added, [(one.bag.name, one.why) for one in result.left_out]))
+    print_notes(result)
+    size = f"{counted(result.episodes, 'episode')}, {counted(result.frames, 'frame')} at {result.fps} Hz"
+    print_line(f"{size} in {output}, {result.seconds:.1f} s" if result.episodes else "no dataset was written")

@@ -201,6 +201,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--output", type=Path, help="folder for outcomes and pictures; continued if it is there")
     _device(evaluate)
+    _convert(commands)
 
     demo = _command(commands, "demo", _demo, "run all steps on the recorded demonstration")
     demo.add_argument("--output", type=Path, default=Path("demo_output"), help="folder (default: %(default)s)")
@@ -211,6 +212,33 @@ def make_parser() -> argparse.ArgumentParser:
     for command in (calibrate, prune, inspect, bench, make, check, record, evaluate):
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser
+
+
+def _convert(commands: Any) -> None:
+    convert = _command(commands, "convert", run.convert, "convert bags into a LeRobotDataset")
+    convert.add_argument(
+        "--bag",
+        dest="bags",
+        metavar="BAG",
+        required=True,
+        nargs="+",
+        type=Path,
+        help="rosbag2 recordings, or folders of them",
+    )
+    convert.add_argument("--embodiment", required=True, help="name under config/embodiments, or a .yaml file")
+    convert.add_argument(
+        "--task",
+        help="name under config/tasks, a .yaml file, or the instruction (default: the bag's instruction in the file "
+        "episodes.csv beside it)",
+    )
+    convert.add_argument("--output", required=True, type=Path, help="the dataset's folder; missing bags are added")
+    convert.add_argument("--action", choices=("next_state", "topics"), help="(default: as the embodiment says)")
+    convert.add_argument("--fps", type=_at_least_one, help="frames per second (default: the control rate)")
+    convert.add_argument("--images", choices=("video", "png"), default="video", help="(default: %(default)s)")
+    convert.add_argument("--resize", type=_size, metavar="WxH", help="size of the pictures (default: as recorded)")
+    convert.add_argument("--stamps", action="store_true", help="store the original stamps too")
+    convert.add_argument("--overwrite", action="store_true", help="replace an output folder that is not empty")
+    convert.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
 def _command(

@@ -223,6 +223,7 @@ def usable_ticks(
     embodiment: Embodiment,
     progress: Callable[[int], None] | None = None,
     steps: Steps | None = None,
+    listen: Mapping[str, Callable[[Message], None]] | None = None,
 ) -> EpisodeTicks:
     """Finds the control ticks of an episode with all inputs, and with the action if topics command it.
 
@@ -233,6 +234,7 @@ def usable_ticks(
         embodiment: The robot it was recorded with.
         progress: Called with each control tick, nanoseconds. An exception that it raises ends the search.
         steps: Collects the state, and the commanded action, at each tick found.
+        listen: By topic, called with the messages of a topic in the same pass.
 
     Raises:
         ClpError: The bag lacks a topic, its clock jumps, or no tick can be used.
@@ -240,7 +242,7 @@ def usable_ticks(
     check_topics(reader, embodiment)
     sampler, usable = Sampler(embodiment), []
     counts = TickCounts()
-    for tick in replay(reader, sampler):
+    for tick in replay(reader, sampler, listen):
         if progress is not None:
             progress(tick.time_ns)
         try:

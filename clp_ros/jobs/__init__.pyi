@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from . import benchmark as benchmark
 from . import calibrate as calibrate
+from . import convert as convert
 from . import demo as demo
 from . import inspect as inspect
 from . import make_checkpoint as make_checkpoint

@@ -179,6 +179,29 @@ def inspection_table(found: Mapping[str, Any]) -> "Group":
     return Group(facts, table)
 
 
+def conversion_table(added: Sequence[tuple[str, int, str]], left_out: Sequence[tuple[str, str]]) -> "Table":
+    """Returns a table of the bags of a conversion: the episodes and frames that were added, or why there are none.
+
+    Args:
+        added: Bag, frames and task of each episode.
+        left_out: Bag and reason of each bag that was left out.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for name, justify in (("bag", "left"), ("episodes", "right"), ("frames", "right"), ("task", "left")):
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for bag in dict.fromkeys(name for name, _, _ in added):
+        episodes = [(frames, task) for name, frames, task in added if name == bag]
+        tasks = " / ".join(dict.fromkeys(task for _, task in episodes))
+        cells = (bag, str(len(episodes)), str(sum(frames for frames, _ in episodes)), tasks)
+        table.add_row(*(Text(cell) for cell in cells))
+    for bag, why in left_out:
+        table.add_row(*(Text(cell) for cell in (bag, "0", "0", f"left out: {why}")), style="bold red")
+    return table
+
+
 def to_markdown(table: "Table") -> str:
     """Converts a table of this module to a Markdown pipe table, without its title."""
 

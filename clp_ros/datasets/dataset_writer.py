@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes a LeRobotDataset with LeRobot's own writer: no frame is dropped, and the statistics are exact."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lerobot.datasets import LeRobotDataset
+from lerobot.datasets.video_utils import StreamingVideoEncoder
+from lerobot.utils.utils import SuppressProgressBars
+
+from clp_ros.datasets.dataset_features import FrameFormat
+from clp_ros.datasets.exact_statistics import PixelCounts
+from clp_ros.policies.quiet import quiet
+
+# Pictures that wait for a camera's encoder, or for the threads that write PNG files.
+_WAITING = 32
+_PNG_THREADS = 2
+# Seconds between two looks at a full queue.
+_PAUSE_S = 0.002
+
+
+class _WaitingEncoder(StreamingVideoEncoder):
+    """LeRobot's encoder, but a full queue is waited for. LeRobot's drops the picture after 0.1 s, and keeps the row."""
+
+    def feed_frame(self, video_key: str, image: np.ndarray) -> None:
+        """Adds a picture of a camera when the encoder has room for it.
+
+        Raises:
+            RuntimeError: The encoder has failed.
+        """
+        if self._episode_active:
+            waiting, thread = self._frame_queues[video_key], self._threads[video_key]
+            while waiting.full() and thread.is_alive():
+                time.sleep(_PAUSE_S)
+        super().feed_frame(video_key, image)
+
+
+@dataclass
+class EpisodeEnds:
+    """The pictures by which an episode is verified.
+
+    Attributes:
+        frames: Number of frames.
+        first, second, before_last, last: Pictures by camera feature.
+    """
+
+    frames: int = 0
+    first: dict[str, np.ndarray] = field(default_factory=dict)
+    second: dict[str, np.ndarray] = field(default_factory=dict)
+    before_last: dict[str, np.ndarray] = field(default_factory=dict)
+    last: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def add(self, pictures: Mapping[str, np.ndarray]) -> None:
+        """Adds the next frame's pictures."""
+        if self.frames == 0:
+            self.first = dict(pictures)
+        elif self.frames == 1:
+            self.second = dict(pictures)
+        self.before_last, self.last = self.last or dict(pictures), dict(pictures)
+        self.frames += 1
+
+
+class DatasetWriter:
+    """Writes one LeRobotDataset, episode by episode.
+
+    Args:
+        root: Folder to create.
+        name: Name of the dataset.
+        frames: How frames are stored.
+        first: The first frame's values; they give the pictures' sizes.
+        encoder: Options of LeRobot's video encoder (``RGBEncoderConfig``).
+
+    Attributes:
+        root: As the argument.
+        features: By name, as in info.json.
+        ends: Of each episode written.
+        pixels: Counted pixels of each camera, of the episodes written.
+        picture_bytes: Size of the pictures written, uncompressed.
+    """
+
+    def __init__(
+        self, root: Path, name: str, frames: FrameFormat, first: Mapping[str, Any], encoder: Mapping[str, Any]
+    ) -> None:
+        fps = round(frames.embodiment.control_rate_hz)
+        os.environ.setdefault("SVT_LOG", "1")  # errors only: otherwise SVT-AV1 prints its settings for each video
+        self.root, self._frames = root, frames
+        self.ends: list[EpisodeEnds] = []
+        self.pixels = {camera: PixelCounts() for camera in frames.cameras}
+        self.picture_bytes = 0
+        self._ends, self._pixels = EpisodeEnds(), {camera: PixelCounts() for camera in frames.cameras}
+        with library_output_hidden():
+            self._dataset = LeRobotDataset.create(
+                name,
+                fps,
+                frames.features(first),
+                root=root,
+                robot_type=frames.embodiment.name,
+                use_videos=frames.video,
+                image_writer_threads=0 if frames.video else _PNG_THREADS,
+                streaming_encoding=frames.video,
+                **_encoder_arguments(encoder),
+            )
+        self.features: dict[str, Any] = self._dataset.meta.features
+        self._writer: Any = self._dataset.writer
+        if frames.video:
+            given = self._writer._streaming_encoder
+            self._writer._streaming_encoder = _WaitingEncoder(
+                fps, given._rgb_encoder, given._depth_encoder, _WAITING, given._encoder_threads
+            )
+
+    @property
+    def open_frames(self) -> int:
+        """Number of frames of the episode begun."""
+        return self._ends.frames
+
+    def fits(self, values: Mapping[str, Any]) -> str | None:
+        """Returns how a frame's pictures differ in size from the dataset's, or None."""
+        for camera in self._frames.cameras:
+            height, width = self.features[camera]["shape"][:2]
+            if values[camera].shape[:2] != (height, width):
+                found = "x".join(map(str, values[camera].shape[1::-1]))
+                return f"the pictures of {camera} are {found}, those of the dataset {width}x{height}"
+        return None
+
+    def add(self, values: Mapping[str, Any], task: str) -> None:
+        """Adds a frame to the episode, when the writers of pictures have room for it."""
+        images: Any = self._writer.image_writer
+        while images is not None and images.queue.qsize() >= _WAITING * len(self._frames.cameras):
+            time.sleep(_PAUSE_S)
+        self._dataset.add_frame({**values, "task": task})
+        pictures = {camera: values[camera] for camera in self._frames.cameras}
+        for camera, picture in pictures.items():
+            self._pixels[camera].add(picture)
+            self.picture_bytes += picture.nbytes
+        self._ends.add(pictures)
+
+    def save_episode(self) -> None:
+        """Ends the episode."""
+        with library_output_hidden():
+            self._dataset.save_episode()
+        self.ends.append(self._ends)
+        for camera, counts in self._pixels.items():
+            self.pixels[camera] += counts
+        self._begin()
+
+    def discard_episode(self) -> None:
+        """Removes the frames added since the last episode."""
+        with library_output_hidden():
+            self._dataset.clear_episode_buffer()
+        self._begin()
+
+    def finish(self) -> None:
+        """Completes the files."""
+        with library_output_hidden():
+            self._dataset.finalize()
+        shutil.rmtree(self.root / "images", ignore_errors=True)  # LeRobot leaves the empty folders
+
+    def abandon(self) -> None:
+        """Stops the threads, because the dataset is given up."""
+        with contextlib.suppress(Exception), library_output_hidden():
+            self._writer.cancel_pending_videos()
+            self._writer.stop_image_writer()
+            self._dataset.finalize()
+
+    def _begin(self) -> None:
+        self._ends, self._pixels = EpisodeEnds(), {camera: PixelCounts() for camera in self.pixels}
+
+
+def _encoder_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    if not options:
+        return {}
+    from lerobot.configs import RGBEncoderConfig
+
+    return {"rgb_encoder": RGBEncoderConfig(**options)}
+
+
+@contextlib.contextmanager
+def library_output_hidden() -> Iterator[None]:
+    """Hides LeRobot's log lines, and the progress bars of the datasets library."""
+    with SuppressProgressBars(), quiet():
+        yield

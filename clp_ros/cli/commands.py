@@ -24,8 +24,8 @@ from clp_ros.core.errors import ClpError
 if TYPE_CHECKING:
     from clp_ros.jobs.benchmark import BenchmarkResult
     from clp_ros.jobs.calibrate import CalibrateResult
-    from clp_ros.jobs.evaluate import EvaluateResult
     from clp_ros.jobs.convert import ConvertResult
+    from clp_ros.jobs.evaluate import EvaluateResult
     from clp_ros.jobs.make_checkpoint import MakeCheckpointResult
     from clp_ros.jobs.prune import PruneResult
     from clp_ros.jobs.record import RecordResult

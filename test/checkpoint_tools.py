@@ -202,6 +202,10 @@ def _set_config(**fields: Any) -> Callable[[Path], None]:
     return edit_json("config.json", lambda config: config.update(fields))
 
 
+def _earlier_step(folder: Path) -> None:
+    shutil.copytree(folder / "checkpoints" / "000020", folder / "checkpoints" / "000010")
+
+
 def _make_adapter(folder: Path, base: str | None) -> None:
     weights(folder).rename(folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
@@ -334,6 +338,18 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "config is a Git LFS pointer": (lambda f: (f / "config.json").write_text(LFS_POINTER), "a Git LFS pointer"),
     "a PEFT adapter": (lambda f: _make_adapter(f, "lerobot/smolvla_base"), "a PEFT adapter of lerobot/smolvla_base"),
     "a PEFT adapter of nothing": (lambda f: _make_adapter(f, None), "an unnamed base model"),
+    "a PEFT adapter alone": (
+        lambda f: (_make_adapter(f, "lerobot/smolvla_base"), (f / "config.json").unlink()),
+        "a PEFT adapter of lerobot/smolvla_base",
+    ),
+    "a tokenizer is a Git LFS pointer": (
+        lambda f: ((f / "vlm").mkdir(exist_ok=True), (f / "vlm" / "tokenizer.json").write_text(LFS_POINTER)),
+        "vlm/tokenizer.json: the file is a Git LFS pointer",
+    ),
+    "a training's output without its link": (
+        lambda f: (_move_into(f, "checkpoints/000020/pretrained_model"), _earlier_step(f)),
+        "checkpoints/000020/pretrained_model)",
+    ),
     "a step of a training": (lambda f: _move_into(f, "pretrained_model"), "give "),
     "a training's checkpoints": (lambda f: _move_into(f, "last/pretrained_model"), "last/pretrained_model"),
     "a training's output": (

@@ -213,7 +213,7 @@ def faulty(there, recording):
         "does not exist": ["inspect", "nowhere"],
         "the folder is not a calibration": [*prune, "--calibration", "nowhere"],
         "unknown criterion 'ckq' (hint: did you mean 'cka'?)": [*planned, "--criterion", "ckq"],
-        "a budget names no module: 'vml' (hint: did you mean 'vlm'?)": [*planned, "--budget", "vml=2"],
+        "budget: there is no module 'vml' (hint: did you mean 'vlm'?)": [*planned, "--budget", "vml=2"],
         "is not MODULE=K": [*planned, "--budget", "6"],
         "their budgets differ": [*planned, "--budget", "vlm=2", "expert=4"],
         "cannot remove 16 of 16 layers": [*planned, "--budget", "vlm=16"],
@@ -223,7 +223,7 @@ def faulty(there, recording):
             *("prune", "--checkpoint", "base", "--calibration", "calibration", "--overwrite"),
             *("--output", "calibration/pruned"),
         ],
-        "kinds of layers of": [*prune, "--remove", "vlm=1"],
+        "module vlm: without layers 1, its 2 kinds of layers": [*prune, "--remove", "vlm=1"],
         "is not MODULE=1,2,5": [*prune, "--remove", "vlm"],
         "unknown device 'tpu'": ["verify", "base", "--device", "tpu"],
         "unknown family 'smolvls'": ["make-checkpoint", "--family", "smolvls", "--size", "tiny", "--output", "o"],
@@ -273,6 +273,24 @@ def test_faults_of_a_loaded_checkpoint_are_one_line_too(tiny_checkpoint, tmp_pat
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps(config | {"vlm_model_name": str(tmp_path / "gone")}))
     assert "lerobot cannot build the model" in fails("benchmark", copied, "--json")
+
+
+def test_pruning_checks_the_processors_that_it_copies(tiny_checkpoint, tmp_path, capsys):
+    prune = ["prune", "--remove", "vlm=1,2", "--checkpoint", str(tmp_path / "base"), "--output", str(tmp_path / "out")]
+    shutil.copytree(tiny_checkpoint, tmp_path / "base")
+    path = tmp_path / "base" / "policy_preprocessor.json"
+    document = json.loads(path.read_text())
+    document["steps"].append({"registry_name": "somebodys_step", "config": {}})
+    path.write_text(json.dumps(document))
+    assert cli.main(prune) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("not fully checked against lerobot: ")
+    assert last.endswith("has no processor step somebodys_step; run `clp verify` before it is used")
+    shutil.rmtree(tmp_path / "out")
+    path.unlink()
+    assert cli.main(prune) == 1
+    assert "policy_preprocessor.json is missing" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_folder_that_one_stands_in_may_be_the_output(there, tmp_path):

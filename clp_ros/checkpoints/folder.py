@@ -44,7 +44,7 @@ def list_files(folder: Path) -> Iterator[tuple[str, int]]:
         for name in names:
             path = Path(current, name)
             if path.is_symlink() and not path.exists():
-                raise ClpError("the link leads nowhere", where=path, hint="download the checkpoint again")
+                raise ClpError("the link leads nowhere", where=path, hint="copy the checkpoint again, with the file")
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
                 raise ClpError("neither a file nor a folder", where=path, hint="remove it")

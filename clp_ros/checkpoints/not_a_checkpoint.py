@@ -8,11 +8,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from clp_ros.core.errors import ClpError
+from clp_ros.core.errors import ClpError, NotHereError
 from clp_ros.core.json_object import read_json_object
 
-# Path of the checkpoint inside a step's folder, a run's checkpoints folder and a run's output folder of lerobot-train.
-_TRAINED = ("pretrained_model", "last/pretrained_model", "checkpoints/last/pretrained_model")
+# Paths of checkpoints inside a step's folder, a run's checkpoints folder and a run's output folder of lerobot-train.
+# A copy of a run may lack the link `last`; the last step's folder then sorts last, because names have leading zeros.
+_TRAINED = ("pretrained_model", "last/pretrained_model", "[0-9]*/pretrained_model")
+_TRAINED += tuple(f"checkpoints/{path}" for path in _TRAINED[1:])
 _ADAPTER_FILE = "adapter_config.json"
 _OLD_STATISTICS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
@@ -31,28 +33,36 @@ def refuse_training_folder(folder: Path) -> None:
     """
     if (folder / "config.json").is_file():
         return
-    for name in _TRAINED:
-        if (folder / name / "config.json").is_file():
+    for path in _TRAINED:
+        if found := sorted(folder.glob(f"{path}/config.json")):
             raise ClpError(
                 "the folder is the output of a training, with checkpoints in it",
                 where=folder,
-                hint=f"give {folder / name}",
+                hint=f"give {found[-1].parent}",
             )
 
 
-def refuse_missing_weights(folder: Path, files: Collection[str], pickles: Collection[str]) -> None:
-    """Explains a folder with a config.json but without safetensors weights.
+def refuse_adapter(folder: Path) -> None:
+    """Refuses a folder that holds a PEFT adapter instead of a policy's weights.
 
     Raises:
-        ClpError: The folder holds a PEFT adapter, or weights as pickles.
+        ClpError: The folder does. The message names the base model.
     """
-    if _ADAPTER_FILE in files:
+    if (folder / _ADAPTER_FILE).is_file():
         base = read_json_object(folder / _ADAPTER_FILE).get("base_model_name_or_path")
         raise ClpError(
             f"the folder holds a PEFT adapter of {base or 'an unnamed base model'}, not a whole policy",
             where=folder,
             hint="merge it into its base model first, as doc/how-to/checkpoints.md shows",
         )
+
+
+def refuse_pickled_weights(folder: Path, pickles: Collection[str]) -> None:
+    """Refuses weights as pickles in a folder without safetensors weights.
+
+    Raises:
+        ClpError: The folder has pickles. The message names the file.
+    """
     if weights := sorted(name for name in pickles if "/" not in name and "model" in name.lower()) or sorted(pickles):
         raise ClpError(
             "the weights are in a pickle file, which can run any code when it is loaded",
@@ -98,7 +108,7 @@ def refuse_missing_state(path: Path, document: Any, files: Collection[str]) -> N
             )
 
 
-def unregistered_step(name: str, path: Path, elsewhere: Mapping[str, str], installed: str) -> ClpError:
+def unregistered_step(name: str, path: Path, elsewhere: Mapping[str, str], installed: str) -> NotHereError:
     """Returns the error for a processor step that the installed lerobot does not have.
 
     Args:
@@ -108,12 +118,12 @@ def unregistered_step(name: str, path: Path, elsewhere: Mapping[str, str], insta
         installed: The installed version of lerobot.
     """
     if versions := elsewhere.get(name):
-        return ClpError(
+        return NotHereError(
             f"the processor step {name} needs lerobot {versions}, but {installed} is installed",
             where=path,
             hint=f'run `pip install "lerobot{versions}"` in a separate environment, or save with lerobot {installed}',
         )
-    return ClpError(
+    return NotHereError(
         f"the installed lerobot {installed} has no processor step {name}",
         where=path,
         hint="install the lerobot version that saved the checkpoint, or the package that has the step",

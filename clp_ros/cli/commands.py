@@ -101,7 +101,7 @@ def print_removal(result: PruneResult, output: object) -> None:
     where = "" if result.dry_run else f", in {output}"
     print_line(f"{before / 1e6:.2f} M -> {after / 1e6:.2f} M parameters{where}")
     if not result.dry_run and result.unchecked:
-        print_line(f"not checked against lerobot's model: {result.unchecked}; run `clp verify` before it is used")
+        print_line(f"not fully checked against lerobot: {result.unchecked}; run `clp verify` before it is used")
 
 
 def inspect(options: argparse.Namespace) -> None:

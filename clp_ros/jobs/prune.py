@@ -67,7 +67,7 @@ class PruneResult(Result):
             layers by layer.
         parameters: Their numbers ``before`` and ``after``.
         notes: What the user should know, a sentence each.
-        unchecked: Why lerobot's model could not be compared with the result; None where it was.
+        unchecked: Why lerobot's model and processors could not be compared with the result; None where they were.
         plan: The removal sets (:class:`clp_ros.pruning.plan.Plan`); None where the layers were given.
     """
 

@@ -102,7 +102,7 @@ class PruningNode(Node):
         )
         result = run(request, self._job.job_progress)
         if result.unchecked:
-            self.get_logger().warning(f"not checked against lerobot's model: {result.unchecked}")
+            self.get_logger().warning(f"not fully checked against lerobot: {result.unchecked}")
         return {"checkpoint": str(checkpoint), "calibration": str(calibration), **result.to_json()}
 
 

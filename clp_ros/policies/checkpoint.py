@@ -32,20 +32,23 @@ from clp_ros.checkpoints.layer_keys import LayerKeys, check_layers
 from clp_ros.checkpoints.layer_stack import LayerStack
 from clp_ros.checkpoints.not_a_checkpoint import (
     is_pickle,
+    refuse_adapter,
     refuse_missing_state,
-    refuse_missing_weights,
     refuse_old_statistics,
+    refuse_pickled_weights,
     refuse_training_folder,
 )
 from clp_ros.checkpoints.safetensors_header import TensorInfo, read_header
 from clp_ros.core.errors import ClpError
-from clp_ros.core.files import is_temporary
+from clp_ros.core.files import is_temporary, refuse_lfs_pointer
 from clp_ros.core.json_object import parse_json, read_json_object
 from clp_ros.policies.family import Config, Family
 from clp_ros.policies.registry import family_of
 
 _SAMPLES = 4  # number of evenly spaced blocks of a tensor that the fingerprint reads, including the first and the last
 _SAMPLE_BYTES = 4096
+# A tokenizer's or a VLM's files in a sub-folder. A clone without Git LFS has pointers in their place.
+_MODEL_FILES = (".json", ".model", ".txt")
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,11 @@ class Checkpoint:
     def _open(cls, folder: Path) -> Checkpoint:
         if not folder.is_dir():
             fault = "is not a folder" if folder.exists() else "does not exist"
-            raise ClpError(f"the checkpoint folder {fault}", where=folder, hint="give a folder with config.json in it")
+            raise ClpError(
+                f"the checkpoint folder {fault}",
+                where=folder,
+                hint="give a folder with config.json in it, or a repository on the Hub as owner/name",
+            )
         if is_temporary(folder):
             raise ClpError(
                 "a killed command left this incomplete folder",
@@ -113,12 +120,13 @@ class Checkpoint:
                 hint="run the command again, which deletes the folder",
             )
         refuse_training_folder(folder)
-        found = dict(sorted(list_files(folder)))
-        files = {name: size for name, size in found.items() if not is_pickle(name)}
-        if CONFIG_FILE not in files:
+        if not (folder / CONFIG_FILE).is_file() and not (folder / CONFIG_FILE).is_symlink():
+            refuse_adapter(folder)
             raise ClpError(
                 f"there is no {CONFIG_FILE}", where=folder, hint="give a folder that save_pretrained of lerobot wrote"
             )
+        found = dict(sorted(list_files(folder)))
+        files = {name: size for name, size in found.items() if not is_pickle(name)}
         config = read_json_object(folder / CONFIG_FILE)
         try:
             family = family_of(config, folder / CONFIG_FILE)
@@ -130,7 +138,8 @@ class Checkpoint:
                 f"a field has the wrong type ({error})", where=folder / CONFIG_FILE, hint="give an undamaged copy of it"
             ) from error
         if WEIGHTS_FILE not in files and INDEX_FILE not in files:
-            refuse_missing_weights(folder, files, found.keys() - files.keys())
+            refuse_adapter(folder)
+            refuse_pickled_weights(folder, found.keys() - files.keys())
         tensors, metadata, stamps = read_weights(folder, files)
         try:
             if family.refuse_names is not None:
@@ -145,6 +154,9 @@ class Checkpoint:
                 document = parse_json((folder / name).read_bytes(), folder / name)
                 if name in PROCESSORS:
                     refuse_missing_state(folder / name, document, files)
+            elif name.endswith(_MODEL_FILES):
+                with (folder / name).open("rb") as file:
+                    refuse_lfs_pointer(file.read(64), folder / name)
         if _is_unwrapped(family, tensors):
             stacks = tuple(replace(s, layer_prefix=s.layer_prefix.removeprefix(family.wrapper)) for s in stacks)
         checkpoint = cls(folder, config, family, stacks, tensors, metadata, tuple(stamps), files, stamps)

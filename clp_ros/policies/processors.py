@@ -32,7 +32,7 @@ def load_processors(checkpoint: Checkpoint, device: str) -> tuple[Any, Any]:
     The preprocessor's renaming is disabled: see :func:`rename_map`.
 
     Raises:
-        ClpError: A processor is missing, or has a step that would run code chosen by the checkpoint.
+        ClpError: See :func:`read_processors`.
     """
     from lerobot.processor import PolicyProcessorPipeline
     from lerobot.processor.converters import (
@@ -44,14 +44,7 @@ def load_processors(checkpoint: Checkpoint, device: str) -> tuple[Any, Any]:
 
     from clp_ros.core.compat.lerobot import link_relative_actions
 
-    for name in PROCESSORS:
-        if not (checkpoint.path / name).is_file():
-            raise ClpError(
-                f"{name} is missing",
-                where=checkpoint.path,
-                hint="save the policy together with its processors, as lerobot 0.4 and later do",
-            )
-    with _local_files(checkpoint) as folder:
+    with _local_files(checkpoint, read_processors(checkpoint)) as folder:
         preprocessor = PolicyProcessorPipeline.from_pretrained(
             folder,
             config_filename=PROCESSORS[0],
@@ -69,6 +62,30 @@ def load_processors(checkpoint: Checkpoint, device: str) -> tuple[Any, Any]:
     if checkpoint.family.link_processors is not None:
         checkpoint.family.link_processors(preprocessor, postprocessor)
     return preprocessor, postprocessor
+
+
+def read_processors(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    """Reads and checks the JSON files of a checkpoint's processors, by file name.
+
+    Paths into the checkpoint lead into its current folder.
+
+    Raises:
+        NotHereError: The installed lerobot does not have a step.
+        ClpError: A processor is missing, a step would run code chosen by the checkpoint, or a statistic is not finite.
+    """
+    for name in PROCESSORS:
+        if not (checkpoint.path / name).is_file():
+            raise ClpError(
+                f"{name} is missing",
+                where=checkpoint.path,
+                hint="save the policy together with its processors, as lerobot 0.4 and later do",
+            )
+    documents = {name: read_json_object(checkpoint.path / name) for name in PROCESSORS}
+    checkpoint.family.rewrite_local_paths(documents, checkpoint.path, checkpoint.path)
+    for name, document in documents.items():
+        _check_steps(document, checkpoint.path / name, checkpoint.family)
+        _check_statistics(document, checkpoint.path)
+    return documents
 
 
 def rename_map(checkpoint: Checkpoint) -> dict[str, str]:
@@ -92,15 +109,11 @@ def rename_map(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _local_files(checkpoint: Checkpoint) -> Iterator[Path]:
-    """Yields the processors' files, with their paths rewritten for the checkpoint's current folder."""
-    documents = {name: read_json_object(checkpoint.path / name) for name in PROCESSORS}
-    checkpoint.family.rewrite_local_paths(documents, checkpoint.path, checkpoint.path)
+def _local_files(checkpoint: Checkpoint, documents: Mapping[str, dict[str, Any]]) -> Iterator[Path]:
+    """Yields a folder with the processors' files, whose renaming is disabled."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name, document in documents.items():
-            _check_steps(document, checkpoint.path / name, checkpoint.family)
-            _check_statistics(document, checkpoint.path)
             for step in document["steps"]:
                 if step["registry_name"] == _RENAME:
                     step["config"] = {**step.get("config", {}), "rename_map": {}}

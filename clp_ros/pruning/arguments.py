@@ -16,7 +16,9 @@ def parse_budgets(texts: list[str]) -> dict[str, int]:
     for text in texts:
         name, _, count = text.partition("=")
         if not name or not count.isdecimal() or name in budgets:
-            raise ClpError(f"the budget {text!r} is not MODULE=K, once a module", hint="write it as in vlm=6")
+            raise ClpError(
+                f"{text!r} is not MODULE=K, once for each module", where="budget", hint="write it as in vlm=6"
+            )
         budgets[name] = int(count)
     return budgets
 
@@ -33,7 +35,9 @@ def parse_removals(texts: list[str]) -> dict[str, tuple[int, ...]]:
         numbers = layers.split(",")
         if not name or not all(number.strip().isdecimal() for number in numbers) or name in removals:
             raise ClpError(
-                f"the removal {text!r} is not MODULE=1,2,5, once a module", hint="write it as in vlm=1,2,5,6"
+                f"{text!r} is not MODULE=1,2,5, once for each module",
+                where="remove",
+                hint="write it as in vlm=1,2,5,6",
             )
         removals[name] = tuple(int(number) for number in numbers)
     return removals

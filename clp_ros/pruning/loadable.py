@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks before a surgery that the result will load: compares its tensors with lerobot's model."""
+"""Checks before a surgery that the result will load: its tensors against lerobot's model, and its processors."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from clp_ros.pruning.surgery import SurgeryPlan
 def check_loadable(plan: SurgeryPlan) -> str | None:
     """Compares the names and shapes that a surgery will write with the model of its config.json.
 
-    The model is lerobot's, built on the meta device: neither weights nor memory for them are needed.
+    The model is lerobot's, built on the meta device: neither weights nor memory for them are needed. The processors,
+    which a surgery copies, are checked too.
 
     Args:
         plan: The surgery.
 
     Returns:
-        None if they agree; otherwise, why they could not be compared on this machine.
+        None if they agree; otherwise, why this cannot be said on this machine.
 
     Raises:
         ClpError: The result would not load, or lerobot cannot build the model.
@@ -40,6 +41,7 @@ def check_loadable(plan: SurgeryPlan) -> str | None:
         return "lerobot loads this layout only as the base model of a fine-tuning"
     from clp_ros.checkpoints.tensor_check import check_tensors
     from clp_ros.policies.loading import build_model
+    from clp_ros.policies.processors import read_processors
     from clp_ros.policies.quiet import quiet
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -57,4 +59,8 @@ def check_loadable(plan: SurgeryPlan) -> str | None:
         check_tensors(model, model_names(checkpoint.family, shapes), shapes, checkpoint.path)
     except ClpError as error:
         raise ClpError(f"the result would not load: {error.what}", where=error.where, hint=error.hint) from error
+    try:
+        read_processors(checkpoint)
+    except NotHereError as error:
+        return error.what
     return None

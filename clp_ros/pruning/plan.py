@@ -121,14 +121,18 @@ def make_plan(
         ClpError: A module or criterion is unknown, budgets of one group differ, or no set fits.
     """
     if criterion not in CRITERIA:
-        raise ClpError(f"unknown criterion {criterion!r}", hint=did_you_mean(criterion, list(CRITERIA)))
+        raise ClpError(
+            f"unknown criterion {criterion!r}", where="criterion", hint=did_you_mean(criterion, list(CRITERIA))
+        )
     check_seed(seed)
     if threshold is not None and not math.isfinite(threshold):
-        raise ClpError(f"the threshold is {threshold}", hint="give a number, or none")
+        raise ClpError(f"the threshold is {threshold}", where="threshold", hint="give a number, or none")
     modules = calibration.meta["modules"]
     unknown = sorted(set(budgets or ()) - set(modules))
     if unknown:
-        raise ClpError(f"a budget names no module: {unknown[0]!r}", hint=did_you_mean(unknown[0], list(modules)))
+        raise ClpError(
+            f"there is no module {unknown[0]!r}", where="budget", hint=did_you_mean(unknown[0], list(modules))
+        )
     stacks = [_layer_stack(name, module) for name, module in modules.items()]
     plans = []
     for group, units in group_units(stacks).items():
@@ -209,7 +213,8 @@ def _given_budget(names: Sequence[str], budgets: Mapping[str, int] | None) -> in
     given = {budgets[name] for name in names if budgets and name in budgets}
     if len(given) > 1:
         raise ClpError(
-            f"{' and '.join(names)} lose the same layers, but their budgets differ",
+            "they lose the same layers, but their budgets differ",
+            where=" and ".join(names),
             hint="give one budget for the group",
         )
     return given.pop() if given else None

@@ -51,7 +51,7 @@ def select_units(
     values = _values(scores)
     _check(values, budget, units)
     if threshold is not None and math.isnan(threshold):
-        raise ClpError("threshold is not a number", hint="give a number, or none")
+        raise ClpError("not a number", where="threshold", hint="give a number, or none")
     if threshold is None and budget == 0:
         return (), None
     for least in [threshold] if threshold is not None else sorted(set(values), reverse=True):
@@ -150,7 +150,7 @@ def criterion_scores(criterion: str, layers: int, adjacent: ArrayLike | None = N
         (L-1,) float64.
     """
     if criterion not in CRITERIA:
-        raise ClpError(f"unknown criterion {criterion!r}", hint=f"use one of {', '.join(CRITERIA)}")
+        raise ClpError(f"unknown criterion {criterion!r}", where="criterion", hint=f"use one of {', '.join(CRITERIA)}")
     if criterion == "random":
         return np.random.default_rng(seed).permutation(np.arange(1, layers)) / layers
     if criterion == "keep-first":

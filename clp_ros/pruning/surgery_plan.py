@@ -203,15 +203,16 @@ def plan_surgery(checkpoint: Checkpoint, removal: Mapping[str, Sequence[int]]) -
         if len(set(named.values())) > 1:
             sets = {one for layers in named.values() if layers for one in _nearest(units, layers, 1)}
             raise ClpError(
-                f"the modules of the group {group} must lose the same layers, not "
+                "its modules must lose the same layers, not "
                 + " and ".join(f"{name} {list(layers)}" for name, layers in named.items()),
+                where=f"group {group}",
                 hint=f"name one set for the group{', as ' * bool(sets)}{' or '.join(sorted(sets))}",
             )
         layers = next(iter(named.values()), ())
         _check_structure(stacks[0].name, units, layers)
         kept |= {stack.name: units.without(layers) for stack in stacks}
     if all(len(kept[name]) == count for name, count in known.items()):
-        raise ClpError("no layer to remove is given", hint=f"name layers of: {', '.join(known)}")
+        raise ClpError("no layer to remove is given", where=checkpoint.path, hint=f"name layers of: {', '.join(known)}")
     return SurgeryPlan(checkpoint, {name: kept[name] for name in known})
 
 
@@ -232,16 +233,18 @@ def _checked_layers(stack: LayerStack, layers: Sequence[int]) -> tuple[int, ...]
 
 def _check_structure(name: str, units: UnitKind, layers: Sequence[int]) -> None:
     if staying := sorted(units.protected.intersection(layers)):
-        fault = f"layers {_listed(staying)} of {name} cannot be removed, because other code depends on their index"
+        fault = f"layers {_listed(staying)} cannot be removed, because other code depends on their index"
     elif not units.keeps_pattern(layers):
         fault = (
-            f"without layers {_listed(layers)} the {units.pattern_period} kinds of layers of {name} would not "
-            "alternate as before, and nothing could load the result"
+            f"without layers {_listed(layers)}, its {units.pattern_period} kinds of layers would not alternate as "
+            "before, and nothing could load the result"
         )
     else:
         return
     near = _nearest(units, layers)
-    raise ClpError(fault, hint=f"remove {' or '.join(near)}" if near else f"remove nothing from {name}")
+    raise ClpError(
+        fault, where=f"module {name}", hint=f"remove {' or '.join(near)}" if near else f"remove nothing from {name}"
+    )
 
 
 def _nearest(units: UnitKind, layers: Sequence[int], limit: int = 4) -> list[str]:

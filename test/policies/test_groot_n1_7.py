@@ -182,7 +182,7 @@ def test_a_set_that_swaps_text_and_image_is_refused_with_those_that_do_not(check
 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_a_layer_that_image_features_are_added_behind_stays(checkpoint, layer):
-    with pytest.raises(ClpError, match=f"layers {layer} of llm cannot be removed"):
+    with pytest.raises(ClpError, match=f"module llm: layers {layer} cannot be removed"):
         plan_surgery(Checkpoint.open(checkpoint), {"llm": (layer,)})
 
 

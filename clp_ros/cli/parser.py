@@ -228,8 +228,15 @@ def _convert(commands: Any) -> None:
     convert.add_argument("--embodiment", required=True, help="name under config/embodiments, or a .yaml file")
     convert.add_argument(
         "--task",
-        help="name under config/tasks, a .yaml file, or the instruction (default: the bag's instruction in the file "
-        "episodes.csv beside it)",
+        help="name under config/tasks, a .yaml file, or the instruction; topic:NAME (std_msgs/String); FILE.csv or "
+        "FILE.csv:COLUMN (default: the instruction in the file episodes.csv beside the bag)",
+    )
+    convert.add_argument(
+        "--episodes-by",
+        default="bag",
+        metavar="HOW",
+        help="bag (one episode each), topic:NAME (std_msgs/String or Bool), silence:SECONDS, times:S1,S2,... or "
+        "times:FILE.csv (default: %(default)s)",
     )
     convert.add_argument("--output", required=True, type=Path, help="the dataset's folder; missing bags are added")
     convert.add_argument("--action", choices=("next_state", "topics"), help="(default: as the embodiment says)")

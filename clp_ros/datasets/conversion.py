@@ -7,20 +7,25 @@ Each part is a whole dataset in the folder ``OUTPUT.parts``, written in one step
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clp_ros.bags.reader import BagReader, open_bag
+import numpy as np
+
+from clp_ros.bags.reader import BagReader, Message, open_bag
 from clp_ros.core.errors import ClpError
 from clp_ros.datasets.conversion_log import ConversionLog, ConvertedEpisode
 from clp_ros.datasets.dataset_check import DatasetReader, check_dataset
 from clp_ros.datasets.dataset_features import FrameFormat
 from clp_ros.datasets.dataset_folder import dataset_folder, join_datasets, write_log
 from clp_ros.datasets.dataset_writer import DatasetWriter
-from clp_ros.datasets.episode_cuts import MIN_FRAMES, PlannedEpisode, split_at_gaps
+from clp_ros.datasets.episode_cuts import MIN_FRAMES, Listen, PlannedEpisode, make_cut, split_at_gaps
+from clp_ros.datasets.episode_tasks import make_task_source
 from clp_ros.datasets.episodes import Frame, read_frames, usable_ticks
 
 # A part ends after this size of uncompressed pictures: about a minute of work.
@@ -28,7 +33,8 @@ _PART_BYTES = 2 << 30
 # Exists in the folder of parts if these are to replace the output.
 _REPLACES = "replaces_output"
 
-TaskOf = Callable[[Path], str]
+# The shortest piece beside a gap that becomes an episode.
+_SHORTEST_PIECE_NS = 5 * 10**8
 
 
 @dataclass(frozen=True)
@@ -38,10 +44,12 @@ class ConversionSettings:
     Attributes:
         frames: How frames are stored; its embodiment's control rate is the dataset's frame rate.
         encoder: Options of LeRobot's video encoder.
+        episodes_by: How recordings are cut: see :func:`make_cut`.
     """
 
     frames: FrameFormat
     encoder: Mapping[str, Any] = field(default_factory=dict)
+    episodes_by: str = "bag"
 
     def document(self) -> dict[str, Any]:
         """Returns the settings as a JSON object. A dataset is continued with the same settings only."""
@@ -52,6 +60,7 @@ class ConversionSettings:
             "size": None if frames.size is None else list(frames.size),
             "stamps": frames.stamps,
             "encoder": dict(self.encoder),
+            "episodes_by": self.episodes_by,
         }
 
 
@@ -75,10 +84,13 @@ class Conversion:
 class Converter:
     """Converts recordings into a dataset.
 
+    Raises:
+        ClpError: The settings or the task are wrong.
+
     Args:
         output: The dataset's folder.
         settings: How.
-        task_of: Returns a recording's task.
+        task: Where the tasks come from: see :func:`make_task_source`.
         progress: Called with the seconds of recordings done, and in total.
     """
 
@@ -86,12 +98,13 @@ class Converter:
         self,
         output: Path,
         settings: ConversionSettings,
-        task_of: TaskOf,
+        task: str | None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.output = output
         self.parts = output.with_name(f"{output.name}.parts")
-        self._settings, self._task_of, self._progress = settings, task_of, progress
+        self._settings, self._progress = settings, progress
+        self._cut, self._tasks = make_cut(settings.episodes_by), make_task_source(task, settings.frames.embodiment)
         self._done_s = self._total_s = 0
         self._part: _Part | None = None
         self._logs: list[ConversionLog] = []
@@ -206,15 +219,41 @@ class Converter:
     def _plan(self, bag: _Bag, conversion: Conversion) -> list[PlannedEpisode]:
         """Returns the episodes of a recording that are not there yet."""
         embodiment = self._settings.frames.embodiment
-        task = self._task_of(bag.path)
-        runs = split_at_gaps(usable_ticks(bag.reader, embodiment).usable, embodiment.period_ns)
+        cut, tasks = self._cut(bag.reader), self._tasks(bag.reader)
+        ears = (cut.listen(list(embodiment.demonstration_topics)), tasks.listen())
+        heard = usable_ticks(bag.reader, embodiment, listen=_all_of(*ears))
         # The last tick has no next state.
         least = MIN_FRAMES + (not embodiment.action_topics)
-        planned = [PlannedEpisode(run, task) for run in runs if len(run) >= least]
+        planned = []
+        for window in cut.windows():
+            inside = (heard.usable >= window.begin_ns) & (heard.usable < window.end_ns)
+            runs = split_at_gaps(heard.usable[inside], embodiment.period_ns)
+            kept = [run for run in runs if len(run) >= least]
+            if len(kept) > 1:
+                # What is left beside a gap is of use only if it is long enough to show something.
+                kept = [run for run in kept if len(run) * embodiment.period_ns >= _SHORTEST_PIECE_NS]
+            if len(runs) > 1:
+                conversion.notes.append(self._gaps(bag, runs, len(kept), heard.unusable))
+            planned += [PlannedEpisode(run, tasks.task(int(run[0]), int(run[-1]), window.task)) for run in kept]
         if not planned:
-            raise ClpError(f"no {least} consecutive control ticks have all inputs", where=bag.path)
+            raise ClpError(
+                f"no episode has {least} consecutive control ticks with all inputs{_most(heard.unusable)}",
+                where=bag.path,
+                hint="record again, or loosen the topic's sync in the embodiment",
+            )
         done = [one.start_ns for log in self._logs for one in log.episodes if one.fingerprint == bag.fingerprint]
         return [one for one in planned if not any(one.start_ns <= start <= one.end_ns for start in done)]
+
+    def _gaps(self, bag: _Bag, runs: Sequence[np.ndarray], kept: int, unusable: Counter[str]) -> str:
+        period_ns = self._settings.frames.embodiment.period_ns
+        places = []
+        for one, after in itertools.pairwise(runs):
+            begin_ns, end_ns = int(one[-1]) + period_ns, int(after[0])
+            places.append(f"{(begin_ns - bag.reader.start_ns) / 1e9:.1f} s for {(end_ns - begin_ns) / 1e9:.2g} s")
+        more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+        where = ", ".join(places[:3]) + more
+        became = "1 episode" if kept == 1 else f"{kept} episodes"
+        return f"{bag.path}: inputs are missing from {where}{_most(unusable)}; what is between became {became}"
 
     def _episodes(self, bag: _Bag, plan: Sequence[PlannedEpisode], conversion: Conversion) -> None:
         """Writes the planned episodes in one pass over the recording."""
@@ -381,6 +420,26 @@ def _faults_of(bag: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ClpError(f"the recording cannot be read ({error.strerror or error})", where=bag) from error
+
+
+def _all_of(*listeners: Listen) -> Listen:
+    """Returns listeners to which each of several is called; two may hear one topic."""
+    topics = {topic for listen in listeners for topic in listen}
+
+    def call_each(topic: str) -> Callable[[Message], None]:
+        calls = [listen[topic] for listen in listeners if topic in listen]
+
+        def hear(message: Message) -> None:
+            for call in calls:
+                call(message)
+
+        return hear
+
+    return {topic: call_each(topic) for topic in topics}
+
+
+def _most(unusable: Counter[str]) -> str:
+    return f" ({unusable.most_common(1)[0][0]})" if unusable else ""
 
 
 def _faults_raised(frames: Iterator[Frame], bag: Path) -> Iterator[Frame]:

@@ -27,8 +27,11 @@ class ConvertRequest(Request):
         embodiment: The robot: a name under config/embodiments, or a YAML file.
         output: The dataset's folder. If an earlier conversion with the same settings wrote it, or was interrupted, the
             recordings that are missing in it are added.
-        task: The instruction: a name under config/tasks, a YAML file, or the sentence itself. None: each bag's
-            ``instruction`` in the file ``episodes.csv`` beside it.
+        task: The instruction: a name under config/tasks, a YAML file, or the sentence itself; ``topic:NAME``, a
+            std_msgs/String; or ``FILE.csv`` or ``FILE.csv:COLUMN``, with a line for each bag. None: the column
+            ``instruction`` of the file ``episodes.csv`` beside each bag.
+        episodes_by: ``bag``: one episode each; or ``topic:NAME``, ``silence:SECONDS``, ``times:S1,S2,…`` or
+            ``times:FILE.csv``.
         action: ``next_state``, or ``topics``, those that the embodiment declares; None: as the embodiment says.
         fps: Frames per second; None: the embodiment's control rate.
         images: ``video``, or ``png``.
@@ -44,6 +47,7 @@ class ConvertRequest(Request):
     embodiment: str | FilePath
     output: FilePath
     task: str | None = None
+    episodes_by: str = "bag"
     action: Literal["next_state", "topics"] | None = None
     fps: Annotated[int, Field(ge=1, le=1000)] | None = None
     images: Literal["video", "png"] = "video"
@@ -116,8 +120,6 @@ def run(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResult:
     from clp_ros.core.files import check_apart, check_output_folder
     from clp_ros.datasets.conversion import ConversionSettings, Converter
     from clp_ros.datasets.dataset_features import FrameFormat
-    from clp_ros.datasets.episode_tasks import task_of_bag
-    from clp_ros.robots.task import load_task
 
     began = time.monotonic()
     bags = _bags(request.bags)
@@ -125,10 +127,9 @@ def run(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResult:
     check_output_folder(request.output, overwrite=True)  # a folder with content may be continued
     embodiment = _embodiment(request)
     frames = FrameFormat(embodiment, request.images == "video", request.resize, request.stamps)
-    settings = ConversionSettings(frames, request.encoder)
-    given = None if request.task is None else load_task(request.task, embodiment).instruction
+    settings = ConversionSettings(frames, request.encoder, request.episodes_by)
     progress.stage("converting", "s")
-    converter = Converter(request.output.absolute(), settings, lambda bag: given or task_of_bag(bag), progress.advance)
+    converter = Converter(request.output.absolute(), settings, request.task, progress.advance)
     conversion = converter.run(bags, request.overwrite)
     log = conversion.log
     return ConvertResult(

@@ -71,6 +71,7 @@ class Family:
         denoise: Attribute path from the policy to the denoising step, which can be compiled.
         skips_absent_cameras: Whether lerobot's model runs without some cameras of its ``input_features``, as after
             fine-tuning for a robot with fewer cameras.
+        ignores_padding: Whether the actions for an instruction are the same in a batch with a longer one.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Family:
     link_processors: Callable[[Any, Any], None] | None = None
     denoise: str = "model.denoise_step"
     skips_absent_cameras: bool = False
+    ignores_padding: bool = True
     with_widths: Callable[[Config, Mapping[str, Sequence[Mapping[str, int]]]], dict[str, Any]] | None = None
 
     def make_checkpoint(self, size: str, folder: Path, final: Path, features: PolicyFeatures, seed: int) -> None:

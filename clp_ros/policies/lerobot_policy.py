@@ -137,12 +137,20 @@ class LeRobotPolicy(LeRobotFeatures):
 
     @override
     def predict_chunks(self, observations: Sequence[tuple[Mapping[str, np.ndarray], np.ndarray, str]]) -> np.ndarray:
+        import numpy as np
         import torch
 
+        groups: dict[str, list[int]] = {}
+        for index, (_, _, task) in enumerate(observations):
+            groups.setdefault("" if self.family.ignores_padding else task, []).append(index)
+        chunks: dict[int, np.ndarray] = {}
         with torch.inference_mode():
-            chunk = self.policy.predict_action_chunk(self.preprocessor(self._sample(observations)))
-            self._check_actions(chunk.shape[-1])
-            return self.postprocessor(chunk).to("cpu", torch.float32).numpy()
+            for indices in groups.values():
+                batch = self.preprocessor(self._sample([observations[index] for index in indices]))
+                chunk = self.policy.predict_action_chunk(batch)
+                self._check_actions(chunk.shape[-1])
+                chunks |= zip(indices, self.postprocessor(chunk).to("cpu", torch.float32).numpy(), strict=True)
+        return np.stack([chunks[index] for index in range(len(observations))])
 
     def _check_actions(self, width: int) -> None:
         """Refuses fine-tuned checkpoints of lerobot 0.4, which kept the base model's ``output_features``."""

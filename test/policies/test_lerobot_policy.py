@@ -8,6 +8,7 @@ import logging
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -483,3 +484,30 @@ def test_a_policy_without_real_time_chunking_says_so(tiny_policy):
 
     with pytest.raises(ClpError, match="no real-time chunking for smolvla"):
         dataclasses.replace(tiny_policy, policy=Plain()).enable_rtc(10)
+
+
+@pytest.mark.parametrize("family", ["smolvla", "pi0", "pi05", "groot", "groot_n1_7"])
+def test_chunks_of_several_robots_are_those_of_each(
+    family: str, family_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Instructions of different lengths, and the same noise for all."""
+    import torch
+
+    draw, normal = torch.randn, torch.normal
+    monkeypatch.setattr(torch, "randn", lambda *size, **given: torch.zeros_like(draw(*size, **given)))
+    monkeypatch.setattr(torch, "normal", lambda *given, **named: torch.zeros_like(normal(*given, **named)))
+    policy = load_policy(family_checkpoint(family), "cpu", dtype="float32")
+    rng = np.random.default_rng(0)
+    observations = [
+        (
+            {name: rng.integers(0, 256, (*policy.camera_sizes[name], 3), dtype=np.uint8) for name in policy.cameras},
+            rng.normal(size=policy.state_size).astype(np.float32),
+            task,
+        )
+        for task in ("lift it", "put the red cube into the bin beside the arm", "push")
+    ]
+    together = policy.predict_chunks(observations)
+    alone = np.stack([policy.predict_chunk(*one) for one in observations])
+    assert together.shape == (3, policy.chunk_size, policy.action_size)
+    assert np.abs(alone[0] - alone[1]).max() > 1e-3
+    np.testing.assert_allclose(together, alone, atol=2e-4)

@@ -231,4 +231,5 @@ FAMILY = Family(
     lerobot=">=0.5.1,<0.6",
     loads=lambda config: not _is_nvidia(config),
     denoise="_groot_model.action_head.model.forward",
+    ignores_padding=False,
 )

@@ -266,4 +266,5 @@ FAMILY = Family(
     loads=lambda config: not _is_nvidia(config),
     link_processors=_link_processors,
     denoise="_groot_model.action_head.model.forward",
+    ignores_padding=False,
 )

@@ -32,7 +32,7 @@ READY_05 := $(VENV_05)/.ready
 REQUIREMENTS_05 := requirements-lerobot-0.5.txt
 TESTS_05 := test/policies test/calibration test/evaluation test/pruning test/test_base_models.py test/test_cli.py test/test_layouts.py test/test_lerobot_train.py test/test_plugin.py
 
-PACKAGES := setup.py setup.cfg package.xml lerobot_policy_clp/pyproject.toml
+PACKAGES := setup.py setup.cfg package.xml lerobot_policy_clp/pyproject.toml lerobot_env_clp/pyproject.toml
 
 .PHONY: help demo test test-parallel test-real-time test-all test-lerobot-0.5 lint setup setup-lerobot-0.5 clean
 help:
@@ -92,7 +92,7 @@ define set_up
 	@touch $(1)/COLCON_IGNORE
 	@$(1)/bin/python -m pip install -q $(4:%=-r %) -c $(5)
 	@$(1)/bin/python -m pip install -q --no-deps -r requirements-no-deps.txt
-	@$(1)/bin/python -m pip install -q --no-deps --no-build-isolation -e . -e lerobot_policy_clp
+	@$(1)/bin/python -m pip install -q --no-deps --no-build-isolation -e . -e lerobot_policy_clp -e lerobot_env_clp
 	@touch $@
 endef
 

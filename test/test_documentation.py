@@ -21,7 +21,16 @@ ROOT = Path(__file__).resolve().parents[1]
 INDEX = ROOT / "doc" / "README.md"
 MEASUREMENTS = ROOT / "doc" / "reference" / "measurements" / "README.md"
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "rosbags/README.md", "lerobot_policy_clp/README.md")),
+    *(
+        ROOT / name
+        for name in (
+            "README.md",
+            "CONTRIBUTING.md",
+            "rosbags/README.md",
+            "lerobot_policy_clp/README.md",
+            "lerobot_env_clp/README.md",
+        )
+    ),
     *sorted(ROOT.glob("doc/**/*.md")),
 ]
 NODES = ("calibration", "pruning", "policy")
@@ -168,7 +177,9 @@ def test_style(page: Path) -> None:
 
 @every_page
 def test_paths_and_names_in_the_text_exist(page: Path) -> None:
-    folders = "|".join(("clp_ros", "doc", "config", "launch", "test", "benchmarks", "rosbags", "lerobot_policy_clp"))
+    folders = "|".join(
+        ("clp_ros", "doc", "config", "launch", "test", "benchmarks", "rosbags", "lerobot_policy_clp", "lerobot_env_clp")
+    )
     for code in re.findall(r"`([^`\n]+)`", without_blocks(page.read_text())):
         if re.fullmatch(rf"({folders})/[\w./-]*", code):
             assert (ROOT / code).exists(), code
@@ -250,7 +261,7 @@ def test_commands_in_the_text_exist(page: Path) -> None:
         if words[0] == "clp" and len(words) > 1:
             assert words[1] in sub_parsers(), code
             wanted = sub_parsers()[words[1]]
-        elif words[0].startswith("--") and "=" not in words[0] and not words[0].startswith("--policy"):
+        elif words[0].startswith("--") and "=" not in words[0] and not words[0].startswith(("--policy", "--env")):
             wanted = options
         else:
             continue

@@ -20,6 +20,7 @@ import clp_ros
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "clp_ros"
 PLUGIN = ROOT / "lerobot_policy_clp"
+ENVIRONMENTS = ROOT / "lerobot_env_clp"
 EXECUTABLES = {"clp", "calibration", "pruning", "policy", "simulation"}
 
 # Which rosdep key brings an import. ROS packages are their own key.
@@ -95,7 +96,7 @@ def foreign_imports(*folders: Path) -> set[str]:
     """Top-level names of all imports that are neither the standard library's nor our own."""
     files = [path for folder in folders for path in folder.rglob("*.py")]
     found = {name.partition(".")[0] for path in files for name, _ in imports(path)}
-    return found - set(sys.stdlib_module_names) - {"clp_ros", PLUGIN.name, *LATER_STANDARD_LIBRARY}
+    return found - set(sys.stdlib_module_names) - {"clp_ros", PLUGIN.name, ENVIRONMENTS.name, *LATER_STANDARD_LIBRARY}
 
 
 def pins(*files: str) -> dict[str, str]:
@@ -126,7 +127,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the sources, so that no build writes into the checkout."""
     target = tmp_path_factory.mktemp("workspace") / "clp_ros"
     names = ["package.xml", "setup.py", "setup.cfg", "pyproject.toml", "LICENSE", "resource"]
-    for name in [*names, "clp_ros", "config", "launch", "rosbags", PLUGIN.name]:
+    for name in [*names, "clp_ros", "config", "launch", "rosbags", PLUGIN.name, ENVIRONMENTS.name]:
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
@@ -280,6 +281,15 @@ def test_the_plugin_is_a_distribution_of_its_own() -> None:
     assert wanted <= pins("requirements.txt", "constraints.txt").keys()
 
 
+def test_the_environments_are_a_distribution_of_their_own() -> None:
+    """It needs clp_ros, lerobot and what these bring. lerobot imports it by its name."""
+    wanted = {normalised(PYPI_NAMES.get(name, name)) for name in foreign_imports(ENVIRONMENTS)}
+    assert wanted <= pins("requirements.txt", "constraints.txt").keys()
+    assert (ENVIRONMENTS / "COLCON_IGNORE").exists()
+    text = (ENVIRONMENTS / "pyproject.toml").read_text()
+    assert f'name = "{ENVIRONMENTS.name}"' in text
+
+
 # What the Makefile installs together.
 LEROBOT_05 = ("requirements-lerobot-0.5.txt", "constraints-lerobot-0.5.txt", "requirements-no-deps.txt")
 LEROBOT_06 = (
@@ -348,9 +358,9 @@ def makefile(tmp_path: Path) -> Path:
     """The Makefile with the files its set-up depends on, and no environment."""
     if not shutil.which("make"):
         pytest.skip("no make")
-    plugin = Path("lerobot_policy_clp", "pyproject.toml")
-    (tmp_path / plugin).parent.mkdir()
-    shutil.copy(ROOT / plugin, tmp_path / plugin)
+    for folder in (PLUGIN.name, ENVIRONMENTS.name):
+        (tmp_path / folder).mkdir()
+        shutil.copy(ROOT / folder / "pyproject.toml", tmp_path / folder)
     for path in [ROOT / "Makefile", ROOT / "package.xml", *ROOT.glob("setup.*"), *ROOT.glob("*.txt")]:
         shutil.copy(path, tmp_path)
     return tmp_path
@@ -378,7 +388,12 @@ def test_make_sets_up_once_and_again_when_requirements_change(
     made.parent.mkdir()
     made.touch()
     assert make(makefile, "-q", target).returncode == 0
-    for file in (requirements, "requirements-no-deps.txt", "lerobot_policy_clp/pyproject.toml"):
+    for file in (
+        requirements,
+        "requirements-no-deps.txt",
+        "lerobot_policy_clp/pyproject.toml",
+        "lerobot_env_clp/pyproject.toml",
+    ):
         os.utime(makefile / file, (made.stat().st_mtime + 10,) * 2)
         assert make(makefile, "-q", target).returncode == 1
         os.utime(makefile / file, (made.stat().st_mtime - 10,) * 2)
@@ -388,7 +403,7 @@ def test_lerobot_05_needs_no_ros(makefile: Path) -> None:
     for ros in ({}, {"ROS_DISTRO": "jazzy"}):
         commands = make(makefile, "-n", "test-lerobot-0.5", PYTHON="python3", **ros).stdout
         assert "-r requirements-lerobot-0.5.txt -c constraints-lerobot-0.5.txt" in commands
-        assert "-e lerobot_policy_clp" in commands
+        assert "-e lerobot_policy_clp -e lerobot_env_clp" in commands
         assert "requirements-ros.txt" not in commands
         assert "--system-site-packages" not in commands
 

@@ -11,17 +11,17 @@ from lerobot.policies.groot.configuration_groot import GrootConfig
 @PreTrainedConfig.register_subclass("clp_groot")
 @dataclass
 class ClpGrootConfig(GrootConfig):
-    """LeRobot's GR00T N1.5 config with the number of layers, and all else that LeRobot reads from the base model.
+    """LeRobot's GR00T N1.5 config with the numbers of layers, and with all that LeRobot reads from the base model.
 
-    So a checkpoint is whole by itself: nothing is read from ``base_model_path`` to build the model.
+    Therefore a checkpoint is complete: nothing is read from ``base_model_path`` to build the model.
 
     Attributes:
-        llm_layers: Layers of the language model; the action head takes the last one's output.
+        llm_layers: Layers of the language model. The output of the last one is the input of the action head.
         vl_self_attention_layers: Self-attention blocks over the language model's output.
         dit_layers: Blocks of the diffusion transformer.
-        action_head_config: What differs from the published model's ``action_head_cfg``, but for the depths.
-        eagle_config: What differs from its Eagle 2.5 backbone's config.
-        dtype: Of the parameters.
+        action_head_config: Differences from the published model's ``action_head_cfg``, without the depths.
+        eagle_config: Differences from the config of its Eagle 2.5 backbone.
+        dtype: Dtype of the parameters.
     """
 
     chunk_size: int = 16
@@ -34,11 +34,11 @@ class ClpGrootConfig(GrootConfig):
     dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
-        # LeRobot's own default is 50, which its GR00T cuts to the action head's 16 wherever it is used.
+        # LeRobot's default is 50, but its GR00T uses at most the action head's 16.
         horizon = self.action_head_config.get("action_horizon", 16)
         if self.chunk_size < horizon:
-            raise ValueError(f"chunk_size is {self.chunk_size}, the action head gives {horizon} actions")
+            raise ValueError(f"chunk_size is {self.chunk_size}, but the action head predicts {horizon} actions")
         self.chunk_size, self.n_action_steps = horizon, min(self.n_action_steps, horizon)
         super().__post_init__()
         if min(self.llm_layers, self.vl_self_attention_layers, self.dit_layers) < 1:
-            raise ValueError("a policy has one layer of each kind at least")
+            raise ValueError("llm_layers, vl_self_attention_layers and dit_layers must be at least 1")

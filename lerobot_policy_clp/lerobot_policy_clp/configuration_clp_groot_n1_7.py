@@ -11,15 +11,15 @@ from lerobot.policies.groot.configuration_groot import GrootConfig
 @PreTrainedConfig.register_subclass("clp_groot_n1_7")
 @dataclass
 class ClpGrootN17Config(GrootConfig):
-    """LeRobot's GR00T N1.7 config with the number of layers, and all else that LeRobot reads from the base model.
+    """LeRobot's GR00T N1.7 config with the numbers of layers, and with all that LeRobot reads from the base model.
 
-    So a checkpoint is whole by itself: nothing is read from ``base_model_path`` to build the model.
+    Therefore a checkpoint is complete: nothing is read from ``base_model_path`` to build the model.
 
     Attributes:
-        llm_layers: Layers of the language model; the action head takes the last one's output.
+        llm_layers: Layers of the language model. The output of the last one is the input of the action head.
         vl_self_attention_layers: Self-attention blocks over the language model's output.
         dit_layers: Blocks of the diffusion transformer.
-        model_config: What differs from LeRobot's ``GR00T_N1_7_DEFAULTS``, but for the depths.
+        model_config: Differences from LeRobot's ``GR00T_N1_7_DEFAULTS``, without the depths.
         backbone_config: Config of the Qwen3-VL backbone, as transformers writes it; empty for Cosmos-Reason2-2B's.
     """
 
@@ -32,4 +32,4 @@ class ClpGrootN17Config(GrootConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.llm_layers, self.vl_self_attention_layers, self.dit_layers) < 1:
-            raise ValueError("a policy has one layer of each kind at least")
+            raise ValueError("llm_layers, vl_self_attention_layers and dit_layers must be at least 1")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sizes of π0 and π0.5 that LeRobot has in its code, as config fields."""
+"""Config fields for the sizes of π0 and π0.5, which are constants in LeRobot's code."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 
 @dataclass
 class GemmaSizes:
-    """Fields for a config of LeRobot's π0 or π0.5. Where a width is None, LeRobot's own holds.
+    """Fields for a config of LeRobot's π0 or π0.5. None means LeRobot's value.
 
     Attributes:
-        num_layers: Layers of the VLM, and of the action expert: the two attend to each other layer by layer.
+        num_layers: Layers of the VLM, and of the action expert. Their attention is joint in each layer.
         vlm_width, vlm_mlp_dim: Hidden size and feed-forward size of the VLM's language model.
-        expert_width, expert_mlp_dim: The action expert's.
+        expert_width, expert_mlp_dim: Those of the action expert.
         head_dim: Width of an attention head, in both. There are 8 of them.
         vocab_size: Rows of the embedding and of the language model heads.
-        vision_layers, vision_width, vision_mlp_dim, vision_heads: The vision tower's.
+        vision_layers, vision_width, vision_mlp_dim, vision_heads: Sizes of the vision tower.
     """
 
     num_layers: int = 18
@@ -38,20 +38,20 @@ class GemmaSizes:
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_layers < 1:
-            raise ValueError(f"num_layers is {self.num_layers}; a policy has one layer at least")
+            raise ValueError(f"num_layers is {self.num_layers}; it must be at least 1")
         for size in fields(GemmaSizes):
             if (value := getattr(self, size.name)) is not None and value < 1:
-                raise ValueError(f"{size.name} is {value}; it is at least 1")
+                raise ValueError(f"{size.name} is {value}; it must be at least 1")
 
 
 @contextmanager
 def sized(modeling: ModuleType, config: Any) -> Iterator[None]:
-    """Within the block, LeRobot's constructor finds the config's sizes where it looks for those in its code.
+    """In the block, LeRobot's constructor uses the config's sizes instead of the constants in its code.
 
-    Not for several threads at a time.
+    Not thread-safe.
 
     Args:
-        modeling: LeRobot's ``modeling_pi0`` or ``modeling_pi05``: names in it are replaced for the time of the block.
+        modeling: LeRobot's ``modeling_pi0`` or ``modeling_pi05``. Some of its names are replaced in the block.
         config: A LeRobot config with the fields of :class:`GemmaSizes`.
     """
     names = ("get_gemma_config", "PaliGemmaForConditionalGenerationWithPiGemma", "PiGemmaForCausalLM")
@@ -85,7 +85,7 @@ def sized(modeling: ModuleType, config: Any) -> Iterator[None]:
     try:
         for name, function in zip(names, (get_gemma_config, paligemma, expert), strict=True):
             setattr(modeling, name, function)
-        # Both towers may be of one variant: LeRobot asks for their sizes by these names, so that they are told apart.
+        # LeRobot asks for a tower's sizes by the name of its variant, and both towers may have the same variant.
         config.paligemma_variant, config.action_expert_variant = "vlm", "expert"
         yield
     finally:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GR00T N1.5 built from its own config alone, at any depth, and loaded strictly.
+"""GR00T N1.5 with any number of layers, built from its config alone and loaded strictly.
 
-LeRobot 0.5.1's own way does not work with the transformers it asks for: it needs flash-attn, builds on meta tensors
-what it then computes with, and draws the projector between vision and language anew after loading it. So its classes
-are put together here without its ``from_pretrained``.
+``from_pretrained`` of LeRobot 0.5.1 does not work with the version of transformers that it requires: it needs
+flash-attn, computes with meta tensors, and initialises the projector between vision and language again after loading
+it. Therefore, the model is built here from LeRobot's classes without ``from_pretrained``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .compat import eagle_config
 from .configuration_clp_groot import ClpGrootConfig
 from .fixed_noise import FixedNoise
 
-_PREFIX = "_groot_model."  # what LeRobot puts before the names of NVIDIA's tensors
+_PREFIX = "_groot_model."  # LeRobot's prefix to NVIDIA's tensor names
 
 # nvidia/GR00T-N1.5-3B's config.json.
 _ACTION_HEAD = {
@@ -71,7 +71,7 @@ _ACTION_HEAD = {
         "positional_embeddings": None,
     },
 }
-# Its backbone: SigLIP 2 (400M, 224 pixels) and Qwen3-1.7B, one linear layer between them.
+# Its backbone: SigLIP 2 (400M, 224 pixels) and Qwen3-1.7B, with one linear layer between them.
 _EAGLE = {
     "vision_config": {
         "model_type": "siglip_vision_model",
@@ -103,7 +103,7 @@ _EAGLE = {
 
 
 class ClpGrootPolicy(GrootPolicy):
-    """LeRobot's GR00T N1.5 policy at the depths and widths of its config."""
+    """LeRobot's GR00T N1.5 policy with the depths and widths of its config."""
 
     config_class = ClpGrootConfig
     name = "clp_groot"
@@ -124,19 +124,17 @@ class ClpGrootPolicy(GrootPolicy):
         token: str | bool | None = None,
         **_: Any,
     ) -> ClpGrootPolicy:
-        """Loads a checkpoint, LeRobot's or NVIDIA's own, never but strictly.
+        """Loads a checkpoint in LeRobot's or NVIDIA's layout, always strictly.
 
         Args:
-            pretrained_name_or_path: Folder, or id on the hub.
-            config: Its config; of NVIDIA's, what LeRobot adds to it (cameras, state and action), at least.
-            cache_dir: As the following, of ``huggingface_hub.snapshot_download``.
-            force_download: Download again.
-            local_files_only: Do not download.
-            revision: Branch, tag or commit.
-            token: For the hub.
+            pretrained_name_or_path: Folder or Hub repository.
+            config: Its config. For a checkpoint in NVIDIA's layout, the fields that LeRobot adds (cameras, state and
+                action) are enough.
+            cache_dir, force_download, local_files_only, revision, token: See
+                ``huggingface_hub.snapshot_download``.
 
         Raises:
-            RuntimeError: A tensor is missing, extra or misshaped.
+            RuntimeError: A tensor is missing, unknown to the model, or of another shape.
         """
         folder = Path(pretrained_name_or_path)
         if not folder.is_dir():
@@ -157,7 +155,7 @@ class ClpGrootPolicy(GrootPolicy):
             config, prefix = _nvidia_config(published, config), _PREFIX
         elif config is None:
             config = PreTrainedConfig.from_pretrained(folder)
-        # Twice the model would not fit into many a machine, and drawing weights takes longer than reading them.
+        # Without weights at first: many machines lack the memory for two copies, and drawing weights is slow.
         with init_empty_weights(include_buffers=False):
             policy = cls(config)
         dtypes = {name: tensor.dtype for name, tensor in policy.state_dict().items()}
@@ -169,11 +167,11 @@ class ClpGrootPolicy(GrootPolicy):
         return policy.to(config.device).eval()
 
     def predict_action_chunk(self, batch: dict[str, Tensor], noise: Tensor | None = None) -> Tensor:
-        """LeRobot's, from a given noise.
+        """As LeRobot's method, with an optional initial noise.
 
         Args:
-            batch: From the preprocessor.
-            noise: (batch, chunk_size, max_action_dim), where the flow starts; drawn when not given.
+            batch: A result of the preprocessor.
+            noise: (batch, chunk_size, max_action_dim), the initial noise of the flow; None: it is drawn.
 
         Returns:
             (batch, chunk_size, action_size), normalised.
@@ -183,7 +181,7 @@ class ClpGrootPolicy(GrootPolicy):
 
 
 class _Eagle(Eagle25VLForConditionalGeneration):
-    """LeRobot's Eagle, strict about its pictures: LeRobot's goes on where they and their tokens do not match."""
+    """LeRobot's Eagle with a check that the image features fit the image tokens, which LeRobot lacks."""
 
     def forward(
         self,
@@ -195,10 +193,12 @@ class _Eagle(Eagle25VLForConditionalGeneration):
     ) -> Any:
         embedded = self.get_input_embeddings()(input_ids)
         pictures = self.extract_feature(pixel_values).to(embedded.dtype)
-        # Not by a boolean index, which would ask for the number of tokens, so that no fake tensor could stand for them.
+        # No boolean index, because fake tensors do not have the number of tokens, which it needs.
         places = (input_ids == self.image_token_index).unsqueeze(-1)
         if int(places.sum()) != pictures.shape[:-1].numel():
-            raise ValueError(f"{int(places.sum())} tokens stand for {pictures.shape[:-1].numel()} image features")
+            raise ValueError(
+                f"{pictures.shape[:-1].numel()} image features do not fit {int(places.sum())} image tokens"
+            )
         return self.language_model(
             inputs_embeds=embedded.masked_scatter(places, pictures),
             attention_mask=attention_mask,
@@ -208,15 +208,15 @@ class _Eagle(Eagle25VLForConditionalGeneration):
 
 
 class _Backbone(EagleBackbone):
-    """LeRobot's backbone from a config in memory, on torch's own attention."""
+    """LeRobot's backbone, built from a config in memory and with PyTorch's attention."""
 
     def __init__(self, config: ClpGrootConfig) -> None:
         nn.Module.__init__(self)
         eagle = _merged(_EAGLE, config.eagle_config)
-        # LeRobot builds all of Qwen3's layers and drops those above.
+        # LeRobot builds all of Qwen3's layers, and then removes the last ones.
         eagle["text_config"]["num_hidden_layers"] = config.llm_layers
         eagle = eagle_config(eagle, attention="sdpa")
-        # The towers are given, because for one of its own the class asks for flash-attn.
+        # Both towers are given, because the class would need flash-attn to build one.
         vision, language = SiglipVisionModel(eagle.vision_config), Qwen3ForCausalLM(eagle.text_config)
         self.eagle_model = _Eagle(eagle, vision, language)
         self.eagle_linear = nn.Identity()
@@ -225,7 +225,7 @@ class _Backbone(EagleBackbone):
 
 
 class _Model(GR00TN15):
-    """LeRobot's model around such a backbone."""
+    """LeRobot's model with this backbone."""
 
     def __init__(self, config: ClpGrootConfig) -> None:
         head = _action_head_config(config)
@@ -236,7 +236,7 @@ class _Model(GR00TN15):
         self.action_head = FlowmatchingActionHead(FlowmatchingActionHeadConfig(**head))
         self.action_horizon, self.action_dim = sizes["action_horizon"], sizes["action_dim"]
         self.compute_dtype = compute_dtype
-        for parameter in self.parameters():  # buffers, of rotary embeddings, stay float32
+        for parameter in self.parameters():  # buffers (of rotary embeddings) stay float32
             parameter.data = parameter.data.to(getattr(torch, config.dtype))
 
 
@@ -244,13 +244,13 @@ def _action_head_config(config: ClpGrootConfig) -> dict[str, Any]:
     head = _merged(_ACTION_HEAD, config.action_head_config)
     head["vl_self_attention_cfg"]["num_layers"] = config.vl_self_attention_layers
     head["diffusion_model_cfg"]["num_layers"] = config.dit_layers
-    # What the processors pad to.
+    # The processors pad to these sizes.
     head |= {"max_state_dim": config.max_state_dim, "action_dim": config.max_action_dim}
     return head | {"tune_projector": config.tune_projector, "tune_diffusion_model": config.tune_diffusion_model}
 
 
 def _nvidia_config(published: Mapping[str, Any], config: ClpGrootConfig | None) -> ClpGrootConfig:
-    """A config for a checkpoint in NVIDIA's own layout; a given one gets its sizes."""
+    """Returns the given config, or a new one, with the sizes of a checkpoint in NVIDIA's layout."""
     head = dict(published["action_head_cfg"])
     sizes = {
         "llm_layers": published["backbone_cfg"]["select_layer"],
@@ -263,7 +263,7 @@ def _nvidia_config(published: Mapping[str, Any], config: ClpGrootConfig | None) 
     }
     if config is None:
         config = ClpGrootConfig()
-        # LeRobot wants a camera; which ones there are, the processors decide.
+        # LeRobot requires a camera. The processors determine the actual ones.
         config.input_features = {"observation.images.camera": PolicyFeature(FeatureType.VISUAL, (3, 224, 224))}
     for name, value in sizes.items():
         setattr(config, name, value)
@@ -271,7 +271,7 @@ def _nvidia_config(published: Mapping[str, Any], config: ClpGrootConfig | None) 
 
 
 def _stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of ``model.safetensors`` or of the shards its index names."""
+    """Yields all tensors of ``model.safetensors``, or of the shards in the index."""
     index = folder / "model.safetensors.index.json"
     files = {"model.safetensors"}
     if index.is_file():
@@ -283,7 +283,7 @@ def _stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _merged(published: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """A deep copy of what is published, with what is given in its place."""
+    """Returns a deep copy of ``published`` with the values of ``given``."""
     merged = copy.deepcopy({**published, **given})
     for name in published.keys() & given.keys():
         if isinstance(published[name], dict):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GR00T N1.7 built from its own config alone, at any depth, and loaded strictly."""
+"""GR00T N1.7 with any number of layers, built from its config alone and loaded strictly."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from .fixed_noise import FixedNoise
 
 
 class ClpGrootN17Policy(GrootPolicy):
-    """LeRobot's GR00T N1.7 policy at the depths and widths of its config."""
+    """LeRobot's GR00T N1.7 policy with the depths and widths of its config."""
 
     config_class = ClpGrootN17Config
     name = "clp_groot_n1_7"
 
     def _create_groot_model(self) -> nn.Module:
-        # Parameters are all of one dtype, as LeRobot leaves them; buffers (of rotary embeddings) stay float32.
+        # As in LeRobot, all parameters have one dtype; buffers (of rotary embeddings) stay float32.
         dtype = torch.float32 if self.config.model_params_fp32 else torch.bfloat16
         with _default_dtype(dtype):
             model = _Model(_model_config(self.config), _backbone_config(self.config))
@@ -42,25 +42,25 @@ class ClpGrootN17Policy(GrootPolicy):
 
     @classmethod
     def from_pretrained(cls, pretrained_name_or_path: str | Path, **kwargs: Any) -> ClpGrootN17Policy:
-        """Loads a checkpoint; never a base model of LeRobot's, and never but strictly.
+        """Loads a checkpoint, always strictly.
 
         Args:
-            pretrained_name_or_path: Folder, or id on the hub.
-            **kwargs: As LeRobot's; ``strict`` counts for nothing.
+            pretrained_name_or_path: Folder or Hub repository.
+            **kwargs: As in LeRobot; ``strict`` is ignored.
 
         Raises:
-            RuntimeError: A tensor is missing, extra or misshaped.
+            RuntimeError: A tensor is missing, unknown to the model, or of another shape.
         """
-        # GrootPolicy's own takes a folder without weights for NVIDIA's base model.
+        # GrootPolicy's method would load NVIDIA's base model for a folder without weights.
         return PreTrainedPolicy.from_pretrained.__func__(cls, pretrained_name_or_path, **kwargs | {"strict": True})
 
     def predict_action_chunk(self, batch: dict[str, Tensor], noise: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """LeRobot's, from a given noise.
+        """As LeRobot's method, with an optional initial noise.
 
         Args:
-            batch: From the preprocessor.
-            noise: (batch, action_horizon, max_action_dim), where the flow starts; drawn when not given.
-            **kwargs: As LeRobot's.
+            batch: A result of the preprocessor.
+            noise: (batch, action_horizon, max_action_dim), the initial noise of the flow; None: it is drawn.
+            **kwargs: As in LeRobot.
 
         Returns:
             (batch, chunk_size, action_size), normalised.
@@ -70,7 +70,7 @@ class ClpGrootN17Policy(GrootPolicy):
 
 
 class _Backbone(Qwen3Backbone):
-    """LeRobot's backbone from a config in memory: LeRobot knows Cosmos-Reason2-2B's and those in a folder or a hub."""
+    """LeRobot's backbone, built from a config in memory, which LeRobot does not support."""
 
     def __init__(self, config: Qwen3VLConfig, **kwargs: Any) -> None:
         self._config = config
@@ -81,7 +81,7 @@ class _Backbone(Qwen3Backbone):
 
 
 class _Model(GR00TN17):
-    """LeRobot's model around such a backbone."""
+    """LeRobot's model with this backbone."""
 
     def __init__(self, config: GR00TN17Config, backbone_config: Qwen3VLConfig) -> None:
         PreTrainedModel.__init__(self, config)
@@ -100,7 +100,7 @@ class _Model(GR00TN17):
 
 
 def _model_config(config: ClpGrootN17Config) -> GR00TN17Config:
-    """The model's config as LeRobot has it once a base model is loaded."""
+    """Returns the model's config as LeRobot has it after loading a base model."""
     tuned = ("tune_llm", "tune_visual", "tune_projector", "tune_diffusion_model", "tune_vlln", "tune_top_llm_layers")
     model = GR00TN17Config(**config.model_config, **{name: getattr(config, name) for name in tuned})
     model.use_flash_attention = config.use_flash_attention
@@ -115,7 +115,7 @@ def _model_config(config: ClpGrootN17Config) -> GR00TN17Config:
 
 def _backbone_config(config: ClpGrootN17Config) -> Qwen3VLConfig:
     backbone = Qwen3VLConfig(**config.backbone_config) if config.backbone_config else cosmos_reason2_config()
-    # LeRobot builds all of the published model's layers and drops those above.
+    # LeRobot builds all layers of the published model, and then removes the last ones.
     backbone.text_config.num_hidden_layers = config.llm_layers
     return backbone
 

@@ -11,7 +11,7 @@ from .strict_gemma import StrictGemma
 
 
 class ClpPi0Policy(StrictGemma, modeling_pi0.PI0Policy):
-    """LeRobot's π0 policy; the number of layers is the config's."""
+    """LeRobot's π0 policy with the number of layers from its config."""
 
     config_class = ClpPi0Config
     name = "clp_pi0"

@@ -11,7 +11,7 @@ from .strict_gemma import StrictGemma
 
 
 class ClpPi05Policy(StrictGemma, modeling_pi05.PI05Policy):
-    """LeRobot's π0.5 policy; the number of layers is the config's."""
+    """LeRobot's π0.5 policy with the number of layers from its config."""
 
     config_class = ClpPi05Config
     name = "clp_pi05"

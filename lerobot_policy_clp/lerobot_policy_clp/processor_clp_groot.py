@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processors of GR00T N1.5 that hold all they need, and that take action chunks.
+"""Processors of GR00T N1.5 that are saved with all their files, and that accept action chunks.
 
-LeRobot's own run Python files out of a cache folder, which do not work with the transformers LeRobot 0.5.1 asks for.
-Here Eagle's processor is put together from LeRobot's classes, and its tokenizer is saved with the checkpoint.
+LeRobot's processors run Python files from a cache folder. These files do not work with the version of transformers that
+LeRobot 0.5.1 requires. Here, Eagle's processor is built from LeRobot's classes, and its tokenizer is saved with the
+checkpoint.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ from .configuration_clp_groot import ClpGrootConfig
 
 # Eagle's files that hold settings; its Python files are never run.
 _ASSETS = ("*.json", "*.txt", "*.jinja")
-# One picture is one tile of 224 pixels, as LeRobot's GR00T has it.
+# One image is one tile of 224 pixels, as in LeRobot's GR00T.
 _ONE_TILE = {"min_dynamic_tiles": 1, "max_dynamic_tiles": 1, "use_thumbnail": False}
 
 
 @dataclass
 @ProcessorStepRegistry.register(name="clp_groot_eagle")
 class ClpGrootEagleStep(ProcessorStep):
-    """Turns pictures and instructions into what Eagle takes; LeRobot's encoding and collating steps in one.
+    """Converts images and instructions to Eagle's inputs. It replaces LeRobot's encoding step and collating step.
 
-    The files of Eagle's tokenizer and processor are its state, so that they are saved with every checkpoint and move
-    with it. Unlike LeRobot's, each sample of a batch keeps its own instruction.
+    The files of Eagle's tokenizer and processor are the state of this step, so that they are saved with every
+    checkpoint. Unlike in LeRobot's steps, each sample of a batch keeps its own instruction.
 
     Attributes:
-        tokenizer_assets_repo: Folder, or id on the hub, those files are read from where there is no state.
-        max_task_tokens: Tokens after which an instruction is cut off; None takes it whole, as LeRobot does.
+        tokenizer_assets_repo: Folder or Hub repository from which these files are read if there is no state.
+        max_task_tokens: Maximum number of tokens of an instruction. None: no maximum, as in LeRobot.
     """
 
     tokenizer_assets_repo: str = DEFAULT_TOKENIZER_ASSETS_REPO
@@ -87,7 +88,7 @@ class ClpGrootEagleStep(ProcessorStep):
 
     @property
     def processor(self) -> Eagle25VLProcessor:
-        """Eagle's processor, of LeRobot's classes and the files' settings."""
+        """Eagle's processor, built from LeRobot's classes with the settings in the files."""
         if self._processor is None:
             if not self._files:
                 self._files = _read(_asset_folder(self.tokenizer_assets_repo))
@@ -98,45 +99,46 @@ class ClpGrootEagleStep(ProcessorStep):
         return self._processor
 
     def get_config(self) -> dict[str, Any]:
-        """Its attributes."""
+        """Returns the attributes."""
         return {"tokenizer_assets_repo": self.tokenizer_assets_repo, "max_task_tokens": self.max_task_tokens}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The files' bytes, by name."""
+        """Returns the content of the files by name, as uint8."""
         if not self._files:
             self._files = _read(_asset_folder(self.tokenizer_assets_repo))
         return {name: torch.frombuffer(bytearray(content), dtype=torch.uint8) for name, content in self._files.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes the files' bytes.
+        """Sets the content of the files.
 
         Raises:
-            ValueError: A name is not that of one of Eagle's files.
+            ValueError: A name is not the name of one of Eagle's files.
         """
         for name in state:
             if Path(name).name != name or not any(Path(name).match(pattern) for pattern in _ASSETS):
-                raise ValueError(f"{name!r} is none of Eagle's files")
+                raise ValueError(f"{name!r} is not one of Eagle's files")
         self._files = {name: content.numpy().tobytes() for name, content in state.items()}
         self._processor = None
 
     def transform_features(self, features: Any) -> Any:
-        """Leaves them, as LeRobot's steps do."""
+        """Returns the features unchanged, as LeRobot's steps do."""
         return features
 
 
 @dataclass
 @ProcessorStepRegistry.register(name="clp_groot_chunk")
 class ClpGrootChunkStep(ProcessorStep):
-    """Lets LeRobot's postprocessor, which keeps the last action of a chunk only, give all of them.
+    """Makes LeRobot's postprocessing step process all actions of a chunk. By itself, it keeps only the last.
 
     Attributes:
-        fold: True before it: (batch, time, size) becomes (batch · time, size). False after it: the way back.
+        fold: Whether this step is before LeRobot's, and reshapes (batch, time, size) to (batch · time, size). The step
+            after LeRobot's has False, and reshapes the action back.
     """
 
     fold: bool = True
 
     def __call__(self, transition: EnvTransition) -> EnvTransition:
-        """Folds or unfolds the action; a single action, (batch, size), stays as it is."""
+        """Reshapes the action. A single action, (batch, size), is not changed."""
         action = transition.get(TransitionKey.ACTION)
         extra = transition.get(TransitionKey.COMPLEMENTARY_DATA) or {}
         if self.fold and action.dim() == 3:
@@ -148,20 +150,20 @@ class ClpGrootChunkStep(ProcessorStep):
         return transition
 
     def get_config(self) -> dict[str, Any]:
-        """Its side."""
+        """Returns the attribute."""
         return {"fold": self.fold}
 
     def transform_features(self, features: Any) -> Any:
-        """Leaves them, as LeRobot's steps do."""
+        """Returns the features unchanged, as LeRobot's steps do."""
         return features
 
 
 def make_clp_groot_pre_post_processors(
     config: ClpGrootConfig, dataset_stats: dict[str, dict[str, Tensor]] | None = None
 ) -> tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]:
-    """LeRobot's processors of GR00T, with this module's steps where LeRobot's do not work.
+    """Returns LeRobot's processors of GR00T, with this module's steps instead of those that do not work.
 
-    LeRobot overrides settings of its own steps of these names whenever it loads a GR00T; they stay in place for that.
+    LeRobot's other steps stay, because LeRobot overrides their settings by name whenever it loads a GR00T.
     """
     before, after = make_groot_pre_post_processors(config, dataset_stats)
     before.steps[3:5] = [ClpGrootEagleStep(config.tokenizer_assets_repo)]
@@ -170,7 +172,7 @@ def make_clp_groot_pre_post_processors(
 
 
 def _asset_folder(repo: str) -> Path:
-    """The folder with Eagle's files: a given one, the one LeRobot fills, or one from the hub's cache."""
+    """Returns the folder with Eagle's files: the given folder, LeRobot's, or a snapshot of the Hub repository."""
     for folder in (Path(repo), HF_LEROBOT_HOME / repo):
         if (folder / "processor_config.json").is_file():
             return folder
@@ -179,7 +181,7 @@ def _asset_folder(repo: str) -> Path:
 
 def _read(folder: Path) -> dict[str, bytes]:
     files = (path for pattern in _ASSETS for path in sorted(folder.glob(pattern)))
-    # Those two are the model's; transformers would look there for the code to run.
+    # These two belong to the model. transformers would run code that they name.
     return {
         path.name: path.read_bytes() for path in files if path.name not in ("config.json", "generation_config.json")
     }
@@ -193,7 +195,7 @@ def _eagle_processor(folder: Path) -> Eagle25VLProcessor:
         chat = template.read_text(encoding="utf-8")
     else:
         chat = json.loads((folder / "chat_template.json").read_text(encoding="utf-8"))["chat_template"]
-    # Eagle's processor computes with the tensors it gets from here, and asks for none.
+    # Eagle's processor needs tensors, but does not request them.
     images = Eagle25VLImageProcessorFast.from_pretrained(folder, return_tensors="pt")
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
     return Eagle25VLProcessor(

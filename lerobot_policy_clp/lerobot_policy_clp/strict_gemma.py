@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading that raises where LeRobot's π0 and π0.5 print what is wrong and return a model that is random in part."""
+"""Strict loading for π0 and π0.5: LeRobot only prints a fault, and returns a model with some random weights."""
 
 from pathlib import Path
 from typing import Any
@@ -16,27 +16,27 @@ _EMBEDDING = "model.paligemma_with_expert.paligemma.model.language_model.embed_t
 
 
 class StrictGemma:
-    """Comes before LeRobot's policy class among the bases."""
+    """A mixin with strict loading, to be listed before LeRobot's policy class among the bases."""
 
     @classmethod
     def from_pretrained(cls, pretrained_name_or_path: str | Path, *, strict: bool = True, **kwargs: Any) -> Any:
-        """Loads a checkpoint; see LeRobot's ``PreTrainedPolicy.from_pretrained``. It is strict whatever is asked for.
+        """Loads a checkpoint as LeRobot's ``PreTrainedPolicy.from_pretrained``, but always strictly.
 
         Raises:
-            RuntimeError: A tensor is missing, not the model's, or of another shape.
+            RuntimeError: A tensor is missing, unknown to the model, or of another shape.
         """
         return PreTrainedPolicy.from_pretrained.__func__(cls, pretrained_name_or_path, **kwargs, strict=True)
 
     @classmethod
     def _load_as_safetensor(cls, model: nn.Module, model_file: str, map_location: str, strict: bool) -> nn.Module:
         stored = load_file(model_file)
-        # LeRobot's own changes to names; where the head of the language model is stored, the embedding is its copy.
+        # LeRobot renames tensors, and copies the head of the language model, if it is stored, to the embedding.
         fixed = gemma_names(model, stored)
         weights = {_with_prefix(name): tensor for name, tensor in fixed.items()}
         named = {_with_prefix(name): tensor for name, tensor in stored.items()}
-        if _EMBEDDING in named:  # LeRobot would replace a stored embedding if the head came after it in the file
+        if _EMBEDDING in named:  # otherwise LeRobot would replace it by a head that comes after it in the file
             weights[_EMBEDDING] = named[_EMBEDDING]
-        # The published models lack the prefix, and may hold the embedding alone: the two are one matrix there.
+        # The published models have no prefix, and may store only the embedding, which is tied to the head.
         if _EMBEDDING in weights and _LM_HEAD not in weights and not any(name.startswith(_PREFIX) for name in stored):
             weights[_LM_HEAD] = weights[_EMBEDDING]
         model.load_state_dict(weights, strict=strict)

@@ -342,7 +342,7 @@ def test_eagles_files_are_taken_as_they_are_published(policy, batch, sample, tmp
 @needs_lerobot
 def test_pictures_that_do_not_match_their_tokens_are_refused(policy, batch):
     short = batch | {"eagle_pixel_values": batch["eagle_pixel_values"][1:]}
-    with pytest.raises(ValueError, match="48 tokens stand for 32 image features"):
+    with pytest.raises(ValueError, match="32 image features do not fit 48 image tokens"):
         policy.policy.predict_action_chunk(short)
 
 

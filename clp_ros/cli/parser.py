@@ -98,7 +98,12 @@ def make_parser() -> argparse.ArgumentParser:
 
     make = _command(commands, "make-checkpoint", run.make_checkpoint, "make a checkpoint with random weights, offline")
     make.add_argument("--family", required=True, help="name of the policy family")
-    make.add_argument("--size", required=True, choices=("tiny", "full"), help="tiny for tests, full for measurements")
+    make.add_argument(
+        "--size",
+        required=True,
+        choices=("tiny", "small", "full"),
+        help="tiny for tests, full for measurements, small (SmolVLA) to be trained on a CPU",
+    )
     make.add_argument("--output", required=True, type=Path, help="checkpoint folder to write")
     make.add_argument("--seed", type=_seed, default=0, help="seed of the weights (default: %(default)s)")
     make.add_argument("--embodiment", help="robot for cameras and joints (default: LIBERO's, as in the paper)")

@@ -19,7 +19,7 @@ class MakeCheckpointRequest(Request):
 
     Attributes:
         family: Name of the family.
-        size: ``tiny`` for tests, ``full`` for measurements.
+        size: ``tiny`` for tests, ``full`` for measurements, ``small`` (SmolVLA) to be trained on a CPU.
         output: Checkpoint folder to write.
         embodiment: The robot for the policy's cameras and joints: a name or a YAML file. None: LIBERO's features, as in
             the paper.
@@ -28,7 +28,7 @@ class MakeCheckpointRequest(Request):
     """
 
     family: str
-    size: Literal["tiny", "full"]
+    size: Literal["tiny", "small", "full"]
     output: FilePath
     embodiment: str | FilePath | None = None
     seed: Seed = 0
@@ -68,6 +68,12 @@ def run(request: MakeCheckpointRequest, progress: Progress = SILENT) -> MakeChec
 
     family = family_named(request.family)
     check_lerobot(family)
+    if request.size not in family.sizes:
+        raise ClpError(
+            f"there is no random {family.name} checkpoint of size {request.size}",
+            where="--size",
+            hint=f"choose one of {', '.join(family.sizes)}",
+        )
     features = embodiment_features(load_embodiment(request.embodiment)) if request.embodiment else LIBERO
     final = request.output.absolute()
     progress.stage(f"making {final}")

@@ -53,6 +53,7 @@ class Family:
             tokens), values of :class:`clp_ros.policies.base.Modality`. Noise and time come from ``rng``.
         synthetic: The module, imported when a checkpoint is made, whose ``make_checkpoint(family, size, folder,
             features, seed)`` writes a seeded random checkpoint of the real classes into an empty folder.
+        sizes: Sizes of its random checkpoints.
         policy: The package under ``lerobot.policies`` with its processor steps; empty: the family's name.
         lerobot: Versions of lerobot that have its classes, e.g. ``>=0.5.1,<0.6``. Empty: all versions that this package
             supports.
@@ -83,6 +84,7 @@ class Family:
     build: Callable[[Path, str], PreTrainedPolicy]
     forward: Callable[[PreTrainedPolicy, dict[str, Any], np.random.Generator], dict[str, torch.Tensor]]
     synthetic: str
+    sizes: tuple[str, ...] = ("tiny", "full")
     policy: str = ""
     lerobot: str = ""
     wrapper: str = ""
@@ -100,7 +102,7 @@ class Family:
         """Writes a seeded random checkpoint of the real classes, which runs on any device.
 
         Args:
-            size: ``tiny`` or ``full``.
+            size: ``tiny`` or ``full``, or ``small`` if the family has it.
             folder: An empty folder.
             final: What the folder will be renamed to.
             features: The cameras, state and actions of the policy.

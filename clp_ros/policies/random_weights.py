@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def byte_level_tokenizer(special_tokens: Mapping[str, str]) -> PreTrainedTokenizerFast:
-    """Returns a byte-level BPE tokenizer without merges: it encodes every string, with one token for each byte.
+def byte_level_tokenizer(special_tokens: Mapping[str, str], texts: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Returns a byte-level BPE tokenizer: it encodes every string, with one token for each byte.
 
     Args:
         special_tokens: Further special tokens by attribute name, e.g. ``{"image_token": "<image>"}``.
+        texts: Their words get one token each.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     names = ["<s>", "</s>", "<pad>", *special_tokens.values()]
@@ -33,6 +34,11 @@ def byte_level_tokenizer(special_tokens: Mapping[str, str]) -> PreTrainedTokeniz
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    if texts:
+        trainer = trainers.BpeTrainer(
+            vocab_size=4096, min_frequency=1, special_tokens=names, initial_alphabet=symbols, show_progress=False
+        )
+        tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",

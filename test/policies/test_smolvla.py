@@ -91,6 +91,33 @@ def test_a_robot_may_have_more_joints_than_lerobot_pads_to(tmp_path):
     assert np.isfinite(chunk).all()
 
 
+def test_small_is_made_to_be_trained_from_nothing(tmp_path, capsys):
+    from transformers import AutoTokenizer
+
+    folder = make(tmp_path / "small", "--size", "small", "--embodiment", "ur5")
+    assert json.loads(capsys.readouterr().out)["parameters"] < 3e6
+    with quiet():
+        policy = load_policy(folder).policy
+    assert {feature.shape for feature in policy.config.image_features.values()} == {(3, 96, 96)}
+    # lerobot never trains these: their outputs are not used.
+    unused = ("lm_head", "text_model.norm", "text_model.layers.11.")
+    frozen = {name for name, weight in policy.named_parameters() if not weight.requires_grad}
+    assert frozen == {name for name, _ in policy.named_parameters() if any(part in name for part in unused)}
+    # Unlike those of a tiny checkpoint, the layers begin alike.
+    layers = policy.model.vlm_with_expert.lm_expert.layers
+    spread = [layer.mlp.down_proj.weight.std().item() for layer in layers]
+    assert max(spread) < 1.1 * min(spread)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "vlm")
+    assert len(tokenizer.tokenize("Put the blue cube into the bin.")) == 8
+    assert tokenizer.decode(tokenizer.encode("Überall 3 Schrauben!")) == "Überall 3 Schrauben!"
+
+
+def test_a_size_that_a_family_lacks_is_refused(tmp_path, capsys):
+    assert main(["make-checkpoint", "--family", "pi0", "--size", "small", "--output", str(tmp_path / "pi0")]) == 1
+    assert "choose one of tiny, full" in capsys.readouterr().err
+    assert not (tmp_path / "pi0").exists()
+
+
 def test_stock_lerobot_and_verify_ask_no_model_hub(tiny_checkpoint, tmp_path):
     run_without_network(LOAD_AND_PREDICT, tiny_checkpoint, tmp_path)
 

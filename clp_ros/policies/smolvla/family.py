@@ -152,5 +152,6 @@ FAMILY = Family(
     build=_build,
     forward=_forward,
     synthetic="clp_ros.policies.smolvla.synthetic",
+    sizes=("tiny", "small", "full"),
     skips_absent_cameras=True,
 )

@@ -116,10 +116,12 @@ _SIZES = {
 _PATCH = 16
 # What the tokenizer of a policy trained from nothing has whole words of. Other words cost a token for each letter.
 _INSTRUCTIONS = (
-    "Pick up the cube and lift it. Take the cube and hold it up. Grasp the block with the gripper and raise the object.",
+    "Pick up the cube and lift it. Take the cube and hold it up. "
+    "Grasp the block with the gripper and raise the object.",
     "Put the cube into the bin. Drop the cube into the bin. Place the cube in the box on the table.",
     "Push the cube to the marked zone. Push the cube onto the disc. Slide the cube into the zone.",
-    "Hand the cube over from the left arm to the right arm. Lift the bar with both hands. Move, open, close, turn, stack.",
+    "Hand the cube over from the left arm to the right arm. Lift the bar with both hands. "
+    "Move, open, close, turn, stack.",
     "red orange yellow green blue purple pink turquoise white black grey brown beige olive slate",
 )
 _SPECIAL_TOKENS = {

@@ -233,9 +233,16 @@ def print_success(result: EvaluateResult) -> None:
 
 def convert(options: argparse.Namespace) -> None:
     """Converts bags into a LeRobotDataset. Bags that are left out are an error at the end."""
+    from clp_ros.datasets.encoder_options import encoder_options
     from clp_ros.jobs import convert
 
-    request = _request(convert.ConvertRequest, options)
+    if options.merge is None and not (options.bags and options.embodiment):
+        options.usage("the following arguments are required: --bag and --embodiment, or --merge")
+    if options.resume and options.overwrite:
+        options.usage("argument --resume: not allowed with --overwrite")
+    merge = None if options.merge is None else tuple(options.merge)
+    encoder = encoder_options(options.encoder or [])
+    request = _request(convert.ConvertRequest, options, bags=tuple(options.bags), merge=merge, encoder=encoder)
     with Bars() as progress:
         result = convert.run(request, progress)
     _print_result(options, result, lambda: print_conversion(result, options.output))

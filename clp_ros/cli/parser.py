@@ -225,12 +225,12 @@ def _convert(commands: Any) -> None:
         "--bag",
         dest="bags",
         metavar="BAG",
-        required=True,
         nargs="+",
         type=Path,
+        default=(),
         help="rosbag2 recordings, or folders of them",
     )
-    convert.add_argument("--embodiment", required=True, help="name under config/embodiments, or a .yaml file")
+    convert.add_argument("--embodiment", help="name under config/embodiments, or a .yaml file")
     convert.add_argument(
         "--task",
         help="name under config/tasks, a .yaml file, or the instruction; topic:NAME (std_msgs/String); FILE.csv or "
@@ -249,6 +249,26 @@ def _convert(commands: Any) -> None:
     convert.add_argument("--images", choices=("video", "png"), default="video", help="(default: %(default)s)")
     convert.add_argument("--resize", type=_size, metavar="WxH", help="size of the pictures (default: as recorded)")
     convert.add_argument("--stamps", action="store_true", help="store the original stamps too")
+    convert.add_argument(
+        "--encoder",
+        nargs="+",
+        metavar="OPTION=VALUE",
+        help="LeRobot's video encoder settings, as vcodec=h264 crf=23 g=2 (default: LeRobot's)",
+    )
+    convert.add_argument(
+        "--shard", type=_shard, metavar="I/N", help="convert the I-th of N shares of the bags, from 0; then use --merge"
+    )
+    convert.add_argument(
+        "--merge",
+        nargs="*",
+        type=Path,
+        metavar="DATASET",
+        help="merge converted datasets into the output (default: the shards of the output)",
+    )
+    convert.add_argument(
+        "--resume", action="store_true", help="add what is missing to the output, which is the default too"
+    )
+    convert.set_defaults(usage=convert.error)
     convert.add_argument("--overwrite", action="store_true", help="replace an output folder that is not empty")
     convert.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
@@ -326,6 +346,13 @@ def _number(text: str, lowest: float, highest: float, what: str) -> float:
     if not lowest <= number <= highest:
         raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return number
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shard as 0/4, 1/4, 2/4 or 3/4")
+    return int(index), int(count)
 
 
 def _size(text: str) -> tuple[int, int]:

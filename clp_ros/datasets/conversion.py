@@ -24,6 +24,7 @@ from clp_ros.datasets.dataset_check import DatasetReader, check_dataset
 from clp_ros.datasets.dataset_features import FrameFormat
 from clp_ros.datasets.dataset_folder import dataset_folder, join_datasets, write_log
 from clp_ros.datasets.dataset_writer import DatasetWriter
+from clp_ros.datasets.encoder_options import encoder_arguments
 from clp_ros.datasets.episode_cuts import MIN_FRAMES, Listen, PlannedEpisode, make_cut, split_at_gaps
 from clp_ros.datasets.episode_tasks import make_task_source
 from clp_ros.datasets.episodes import Frame, read_frames, usable_ticks
@@ -103,6 +104,7 @@ class Converter:
     ) -> None:
         self.output = output
         self.parts = output.with_name(f"{output.name}.parts")
+        encoder_arguments(settings.encoder)  # refused now, not after the first bag
         self._settings, self._progress = settings, progress
         self._cut, self._tasks = make_cut(settings.episodes_by), make_task_source(task, settings.frames.embodiment)
         self._done_s = self._total_s = 0
@@ -322,10 +324,12 @@ class Converter:
             return
         if roots == [self.output]:
             conversion.log = ConversionLog.read(self.output)
-            shutil.rmtree(self.parts, ignore_errors=True)
-            return
-        conversion.log = join_datasets(roots, self.output, self._replaces or self.output in roots)
-        shutil.rmtree(self.parts)
+        else:
+            conversion.log = join_datasets(roots, self.output, self._replaces or self.output in roots)
+        self._delete_parts()
+
+    def _delete_parts(self) -> None:
+        shutil.rmtree(self.parts, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import io
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -84,6 +86,58 @@ def join_datasets(sources: Sequence[Path], target: Path, overwrite: bool = False
         check_merged(merged, readers)
         write_log(root, log, merged.meta.features)
     return log
+
+
+def shard_folder(output: Path, index: int, count: int) -> Path:
+    """Returns the folder of a shard of a dataset, beside the dataset's."""
+    return output.with_name(f"{output.name}.shard-{index}-of-{count}")
+
+
+def find_shards(output: Path) -> list[Path]:
+    """Returns the folders of all shards of a dataset, in their order.
+
+    Raises:
+        ClpError: There are none, one is missing, or there are shards of several numbers.
+    """
+    pattern = re.compile(re.escape(output.name) + r"\.shard-(\d+)-of-(\d+)")
+    found: dict[int, set[int]] = {}
+    for path in output.absolute().parent.glob(f"{glob.escape(output.name)}.shard-*"):
+        if match := pattern.fullmatch(path.name):
+            found.setdefault(int(match[2]), set()).add(int(match[1]))
+    hint = "convert with --shard 0/N, 1/N, …, or give the datasets to merge"
+    if not found:
+        raise ClpError(f"there are no shards {output.name}.shard-0-of-N beside it", where=output, hint=hint)
+    if len(found) > 1:
+        numbers = " and of ".join(map(str, sorted(found)))
+        raise ClpError(f"there are shards of {numbers}", where=output, hint="delete those of an earlier run")
+    ((count, indices),) = found.items()
+    if missing := sorted(set(range(count)) - indices):
+        fault = f"shard {missing[0]} of {count} is missing"
+        raise ClpError(fault, where=output, hint=f"convert with --shard {missing[0]}/{count}")
+    return [shard_folder(output.absolute(), index, count) for index in range(count)]
+
+
+def merge_datasets(sources: Sequence[Path], target: Path, overwrite: bool = False) -> ConversionLog:
+    """Merges datasets that clp convert wrote, in their order, and verifies the result.
+
+    Returns:
+        The new dataset's log.
+
+    Raises:
+        ClpError: They were converted with other settings, two have the same episode, or the output is not empty.
+    """
+    logs = [ConversionLog.read(source) for source in sources]
+    seen: dict[tuple[str, int], Path] = {}
+    for source, log in zip(sources, logs, strict=True):
+        differing = [name for name in log.settings if log.settings[name] != logs[0].settings.get(name)]
+        if differing:
+            what = f"it was converted with other settings than {sources[0]} ({', '.join(differing)})"
+            raise ClpError(what, where=source, hint="convert all recordings with the same settings")
+        for episode in log.episodes:
+            if episode.key in seen:
+                raise ClpError(f"the episode of {episode.bag} is in {seen[episode.key]} too", where=source)
+            seen[episode.key] = source
+    return join_datasets(sources, target, overwrite)
 
 
 def _check_same(readers: Sequence[DatasetReader]) -> None:

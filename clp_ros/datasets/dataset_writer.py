@@ -18,6 +18,7 @@ from lerobot.datasets.video_utils import StreamingVideoEncoder
 from lerobot.utils.utils import SuppressProgressBars
 
 from clp_ros.datasets.dataset_features import FrameFormat
+from clp_ros.datasets.encoder_options import encoder_arguments
 from clp_ros.datasets.exact_statistics import PixelCounts
 from clp_ros.policies.quiet import quiet
 
@@ -107,7 +108,7 @@ class DatasetWriter:
                 use_videos=frames.video,
                 image_writer_threads=0 if frames.video else _PNG_THREADS,
                 streaming_encoding=frames.video,
-                **_encoder_arguments(encoder),
+                **encoder_arguments(encoder),
             )
         self.features: dict[str, Any] = self._dataset.meta.features
         self._writer: Any = self._dataset.writer
@@ -173,14 +174,6 @@ class DatasetWriter:
 
     def _begin(self) -> None:
         self._ends, self._pixels = EpisodeEnds(), {camera: PixelCounts() for camera in self.pixels}
-
-
-def _encoder_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
-    if not options:
-        return {}
-    from lerobot.configs import RGBEncoderConfig
-
-    return {"rgb_encoder": RGBEncoderConfig(**options)}
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ class ConvertRequest(Request):
 
     Attributes:
         bags: rosbag2 recordings, or folders of them.
-        embodiment: The robot: a name under config/embodiments, or a YAML file.
+        embodiment: The robot: a name under config/embodiments, or a YAML file. Not needed with ``merge``.
         output: The dataset's folder. If an earlier conversion with the same settings wrote it, or was interrupted, the
             recordings that are missing in it are added.
         task: The instruction: a name under config/tasks, a YAML file, or the sentence itself; ``topic:NAME``, a
@@ -40,11 +40,13 @@ class ConvertRequest(Request):
         encoder: Options of LeRobot's video encoder (``RGBEncoderConfig``).
         tf_prefix: Prefix for the name of every joint.
         topics: Other topic names, by their entry in the embodiment.
+        shard: (i, n): convert the i-th of n shares of the bags, from 0, into the folder ``OUTPUT.shard-i-of-n``.
+        merge: Datasets to merge into the output, instead of converting bags; empty: the shards beside the output.
         overwrite: Whether an output folder that is not empty is replaced.
     """
 
-    bags: FilePaths
-    embodiment: str | FilePath
+    bags: FilePaths = ()
+    embodiment: str | FilePath | None = None
     output: FilePath
     task: str | None = None
     episodes_by: str = "bag"
@@ -56,6 +58,8 @@ class ConvertRequest(Request):
     encoder: dict[str, Any] = Field(default_factory=dict)
     tf_prefix: str = ""
     topics: dict[str, str] = Field(default_factory=dict)
+    shard: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] | None = None
+    merge: FilePaths | None = None
     overwrite: bool = False
 
 
@@ -117,23 +121,31 @@ def run(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResult:
     Raises:
         ClpError: A setting is wrong, or the output folder has other content.
     """
-    from clp_ros.core.files import check_apart, check_output_folder
-    from clp_ros.datasets.conversion import ConversionSettings, Converter
-    from clp_ros.datasets.dataset_features import FrameFormat
+    from clp_ros.core.files import check_output_folder
 
     began = time.monotonic()
+    output = request.output.absolute()
+    check_output_folder(output, overwrite=True)  # a folder with content may be continued
+    if request.merge is not None:
+        return _merge(request, output, began, progress)
+    from clp_ros.core.files import check_apart
+    from clp_ros.datasets.conversion import ConversionSettings, Converter
+    from clp_ros.datasets.dataset_features import FrameFormat
+    from clp_ros.datasets.dataset_folder import shard_folder
+
     bags = _bags(request.bags)
-    check_apart(request.output, bags)
-    check_output_folder(request.output, overwrite=True)  # a folder with content may be continued
+    check_apart(output, bags)
+    if request.shard is not None:
+        output, bags = shard_folder(output, *request.shard), _share(bags, *request.shard)
     embodiment = _embodiment(request)
     frames = FrameFormat(embodiment, request.images == "video", request.resize, request.stamps)
     settings = ConversionSettings(frames, request.encoder, request.episodes_by)
+    converter = Converter(output, settings, request.task, progress.advance)
     progress.stage("converting", "s")
-    converter = Converter(request.output.absolute(), settings, request.task, progress.advance)
     conversion = converter.run(bags, request.overwrite)
     log = conversion.log
     return ConvertResult(
-        output=request.output.absolute(),
+        output=output,
         episodes=0 if log is None else len(log.episodes),
         frames=0 if log is None else log.frames,
         fps=round(embodiment.control_rate_hz),
@@ -143,6 +155,43 @@ def run(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResult:
         added=[ConvertedBagEpisode(bag=Path(one.bag), task=one.task, frames=one.frames) for one in conversion.episodes],
         notes=conversion.notes,
     )
+
+
+def _merge(request: ConvertRequest, output: Path, began: float, progress: Progress) -> ConvertResult:
+    from clp_ros.core.files import check_apart, check_output_folder
+    from clp_ros.datasets.dataset_folder import find_shards, merge_datasets
+
+    check_output_folder(output, request.overwrite)
+    if request.bags or request.shard is not None:
+        raise ClpError("merging converts no bags", where="merge", hint="leave out the bags and the shard")
+    sources = [source.absolute() for source in request.merge or find_shards(output)]
+    check_apart(output, sources)
+    progress.stage("merging")
+    log = merge_datasets(sources, output, request.overwrite)
+    return ConvertResult(
+        output=output,
+        episodes=len(log.episodes),
+        frames=log.frames,
+        fps=round(log.settings["embodiment"]["control_rate_hz"]),
+        seconds=time.monotonic() - began,
+        bytes_read=log.bytes_read,
+        left_out=[],
+        added=[ConvertedBagEpisode(bag=Path(one.bag), task=one.task, frames=one.frames) for one in log.episodes],
+        notes=[],
+    )
+
+
+def _share(bags: list[Path], index: int, count: int) -> list[Path]:
+    """Returns one of several shares of the bags. Shares are consecutive, so that merging keeps the order.
+
+    Raises:
+        ClpError: There is no such share.
+    """
+    if index >= count:
+        raise ClpError(f"there is no shard {index} of {count}", where="shard", hint=f"shards are 0 to {count - 1}")
+    if count > len(bags):
+        raise ClpError(f"{len(bags)} bags cannot make {count} shards", where="shard", hint="take fewer")
+    return bags[index * len(bags) // count : (index + 1) * len(bags) // count]
 
 
 def _bags(paths: tuple[Path, ...]) -> list[Path]:
@@ -163,6 +212,8 @@ def _bags(paths: tuple[Path, ...]) -> list[Path]:
 def _embodiment(request: ConvertRequest) -> Embodiment:
     from clp_ros.robots.embodiment import load_embodiment
 
+    if request.embodiment is None:
+        raise ClpError("embodiment is missing", hint="give the robot's name or YAML file")
     embodiment = load_embodiment(request.embodiment, request.tf_prefix, request.topics)
     if request.action is not None:
         embodiment = embodiment.with_action_source(request.action)

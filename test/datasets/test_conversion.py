@@ -2,6 +2,8 @@
 """Bags become a LeRobotDataset: its frames are the policy's observations, its statistics exact; bad bags; resuming."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ from robot_tools import EYE, MS, START, STATES, document, recorded_states, sync
 
 from clp_ros.cli import main
 from clp_ros.core.errors import ClpError
-from clp_ros.datasets import conversion, dataset_writer
+from clp_ros.datasets import conversion, dataset_folder, dataset_writer
 from clp_ros.jobs import convert
 from clp_ros.robots.embodiment import load_embodiment
 from clp_ros.robots.observation import NotReadyError, ObservationBuffer
@@ -61,7 +63,7 @@ def to_dataset(robot_file: Path, tmp_path: Path) -> Callable[..., convert.Conver
 
     def call(*bags: Path, **options: Any) -> convert.ConvertResult:
         given: dict[str, Any] = {"images": "png", "task": "move the block", "output": tmp_path / "dataset"}
-        request = convert.ConvertRequest(bags=bags, embodiment=robot_file, **given | options)
+        request = convert.ConvertRequest(**{"bags": bags, "embodiment": robot_file, **given, **options})
         return convert.run(request)
 
     return call
@@ -210,3 +212,94 @@ def test_video_drops_no_frame(
         found = pixels(dataset[index]["observation.images.eye"]).astype(int)
         distances = [np.abs(found - scene(number)).mean() for number in range(0, 16, 2)]
         assert np.argmin(distances) == index // 2
+
+
+@pytest.fixture(scope="module")
+def three_bags(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("three")
+    return [bag_tools.write_bag(folder / f"bag_{seed}", recording(8, seed)) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def at_once(three_bags: list[Path], robot_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The three bags, converted in one go."""
+    output = tmp_path_factory.mktemp("at_once") / "dataset"
+    request = convert.ConvertRequest(
+        bags=tuple(three_bags), embodiment=robot_file, output=output, task="move the block", images="png"
+    )
+    assert convert.run(request).episodes == 3
+    return output
+
+
+def statistics(root: Path) -> dict[str, Any]:
+    return json.loads((root / "meta" / "stats.json").read_text())
+
+
+def kill_at(module: Any, name: str, call: int) -> None:
+    """Lets this process be killed at a call of a function, before it does anything."""
+    original, calls = getattr(module, name), iter(range(1, 1000))
+
+    def killed(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **options)
+
+    setattr(module, name, killed)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "call", "parts"),
+    [
+        (dataset_writer.DatasetWriter, "add", 10, 1),  # in the second bag
+        (dataset_folder, "check_merged", 1, 3),  # the joined dataset is still under its temporary name
+        (conversion.Converter, "_delete_parts", 1, 3),  # the dataset is there, and its parts too
+    ],
+    ids=["frame", "join", "parts"],
+)
+def test_a_killed_conversion_is_continued(
+    three_bags: list[Path],
+    at_once: Path,
+    to_dataset: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    name: str,
+    call: int,
+    parts: int,
+) -> None:
+    monkeypatch.setattr(conversion, "_PART_BYTES", 1)
+    child = os.fork()
+    if not child:
+        kill_at(module, name, call)
+        to_dataset(*three_bags)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    output = tmp_path / "dataset"
+    assert len(list((tmp_path / "dataset.parts").glob("part_*"))) == parts
+    assert output.exists() == (name == "_delete_parts")
+    result = to_dataset(*three_bags)
+    assert (result.episodes, len(result.added)) == (3, 3 - parts)
+    assert contents(output) == contents(at_once)
+    assert statistics(output) == statistics(at_once)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset"]
+
+
+def test_shards_are_merged(
+    three_bags: list[Path], at_once: Path, to_dataset: Callable[..., Any], tmp_path: Path, robot_file: Path
+) -> None:
+    output = tmp_path / "dataset"
+    merge = ["convert", "--merge", "--output", str(output), "--json"]
+    assert main(merge) == 1  # there is nothing to merge
+    assert to_dataset(*three_bags, shard=(1, 2)).output == tmp_path / "dataset.shard-1-of-2"
+    with pytest.raises(ClpError, match="shard 0 of 2 is missing"):
+        to_dataset(merge=(), embodiment=None)
+    to_dataset(*three_bags, shard=(0, 2))
+    assert main(merge) == 0
+    assert contents(output) == contents(at_once)
+    assert statistics(output) == statistics(at_once)
+    # The merged dataset takes further bags.
+    assert to_dataset(*three_bags).added == []
+    with pytest.raises(ClpError, match=r"is in .*shard-0-of-2 too"):
+        to_dataset(merge=(tmp_path / "dataset.shard-0-of-2", output), output=tmp_path / "other")
+    with pytest.raises(ClpError, match="3 bags cannot make 4 shards"):
+        to_dataset(*three_bags, shard=(0, 4))

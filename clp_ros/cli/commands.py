@@ -184,7 +184,8 @@ def simulate(options: argparse.Namespace) -> None:
             "the simulation needs ROS 2", where=error.name, hint="source a ROS 2 environment, or install its wheels"
         ) from error
     given = {
-        name: getattr(options, name) for name in ("embodiment", "tf_prefix", "seed", "rate", "camera_rate", "pictures")
+        name: getattr(options, name)
+        for name in ("embodiment", "tf_prefix", "task", "seed", "rate", "camera_rate", "pictures")
     }
     parameters = given | {"clock": options.clock or options.rate != 1}
     arguments = [part for name, value in parameters.items() for part in ("-p", f"{name}:={json.dumps(value)}")]

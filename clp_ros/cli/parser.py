@@ -120,7 +120,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--embodiment", required=True, help="ur5, ur10e, aloha_single, aloha_bimanual, or a .yaml file"
     )
     simulate.add_argument("--tf-prefix", default="", help="prefix for the name of every joint")
-    simulate.add_argument("--seed", type=_seed, default=0, help="seed of the cube's position (default: %(default)s)")
+    simulate.add_argument("--task", default="", help="simulated task (default: a cube on the table)")
+    simulate.add_argument("--seed", type=_seed, default=0, help="seed of the start (default: %(default)s)")
     simulate.add_argument(
         "--rate",
         type=float,

@@ -22,7 +22,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, JointState
-from std_msgs.msg import Header, String
+from std_msgs.msg import Bool, Header, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
@@ -38,12 +38,15 @@ from clp_ros.robots.embodiment import Camera
 from clp_ros.robots.trajectory_controller import Command, Point, RejectedError
 from clp_ros.simulation.description import robot_description
 from clp_ros.simulation.robot import SimulatedRobot
+from clp_ros.simulation.task_registry import simulated_task
+from clp_ros.simulation.task_simulation import TaskSimulation
 
 PARAMETERS: dict[str, tuple[Any, str]] = {
     "embodiment": ("", "The robot: a name under config/embodiments, or a YAML file of one of those names"),
     "tf_prefix": ("", "Prefix of every joint name, as the driver's argument of that name"),
     "topics": ([""], "Topics that differ from the embodiment's, each ENTRY:=TOPIC"),
-    "seed": (0, "Seed of the cube's position; ~/reset adds 1 to it"),
+    "task": ("", "A simulated task: its scene, instruction and success test; empty: a cube on the table"),
+    "seed": (0, "Seed of the start; ~/reset adds 1 to it"),
     "rate": (1.0, "Speed, 1 for real time; any other needs clock"),
     "clock": (False, "Whether time begins at 1 s and is published on /clock, for nodes with use_sim_time"),
     "camera_rate": (20.0, "Images per second, of each camera"),
@@ -80,7 +83,7 @@ class SimulationNode(Node):
         self._seed = self.get_parameter("seed").value
         if self._seed < 0:
             raise ClpError(f"the parameter seed is {self._seed}", where="simulation", hint="give a seed of at least 0")
-        self.robot = SimulatedRobot(self._embodiment, self._seed)
+        self.robot = self._simulated_robot(self.get_parameter("task").value)
         for name, camera in self._embodiment.cameras.items():
             self._picture(name, camera)  # raises now if rendering fails, and creates the renderer
         self._clock_publisher = self.create_publisher(Clock, "/clock", qos_profile_sensor_data) if clock else None
@@ -95,6 +98,10 @@ class SimulationNode(Node):
                 JointTrajectory, controller.topic, partial(self._receive, name), QoSProfile(depth=1)
             )
         self.create_service(Trigger, "~/reset", self._reset)
+        self._instructions = self.create_publisher(String, "~/instruction", LATCHED)
+        self._successes = self.create_publisher(Bool, "~/success", LATCHED)
+        self._succeeded: bool | None = None
+        self._announce()
         self.create_timer(_TICK_S, self._tick, clock=RclpyClock(clock_type=ClockType.STEADY_TIME))
         self.get_logger().info(f"simulating {self._embodiment.name}, {'plain' if self._plain else 'drawn'} pictures")
 
@@ -103,6 +110,26 @@ class SimulationNode(Node):
         self.robot.close()
         self._controllers.close()
         super().destroy_node()
+
+    def _simulated_robot(self, task: str) -> SimulatedRobot:
+        if not task:
+            return SimulatedRobot(self._embodiment, self._seed)
+        return TaskSimulation(self._embodiment, simulated_task(task, self._embodiment), self._seed)
+
+    def _announce(self) -> None:
+        """Publishes the instruction of a new start."""
+        if isinstance(self.robot, TaskSimulation):
+            self._succeeded = None
+            self._instructions.publish(String(data=self.robot.instruction()))
+            self._judge()
+
+    def _judge(self) -> None:
+        """Publishes whether the task's success test has held long enough, when that changes."""
+        if isinstance(self.robot, TaskSimulation):
+            success = self.robot.success_s is not None
+            if success != self._succeeded:
+                self._succeeded = success
+                self._successes.publish(Bool(data=success))
 
     def _advertise(self) -> list[_Event]:
         events = []
@@ -145,6 +172,7 @@ class SimulationNode(Node):
         self.robot.step(now)
         if self._clock_publisher is not None:
             self._clock_publisher.publish(Clock(clock=_time(now)))
+        self._judge()
 
     def _receive(self, controller: str, message: JointTrajectory) -> None:
         points = tuple(
@@ -193,6 +221,7 @@ class SimulationNode(Node):
     def _reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._seed += 1
         self.robot.reset(self._seed)
+        self._announce()
         response.success, response.message = True, f"seed {self._seed}"
         return response
 

@@ -16,7 +16,7 @@ from rclpy.qos import qos_profile_sensor_data
 from ros_tools import NodeProcess, Peer, running, wait_for
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, JointState
-from std_msgs.msg import String
+from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -33,10 +33,15 @@ ARM = EMBODIMENT.controllers["arm"]
 
 
 @pytest.fixture
-def simulation(ros_domain: int, tmp_path: Path) -> Iterator[NodeProcess]:
+def options() -> str:
+    return ""
+
+
+@pytest.fixture
+def simulation(ros_domain: int, tmp_path: Path, options: str) -> Iterator[NodeProcess]:
     if not all(importlib.util.find_spec(package) for package in ("mujoco", "gym_aloha")):
         pytest.skip("the simulation's packages are in requirements-simulation.txt")
-    command = "-m clp_ros.cli simulate --embodiment ur5 --rate 4 --pictures plain"
+    command = f"-m clp_ros.cli simulate --embodiment ur5 --rate 4 --pictures plain {options}"
     with running(command.split(), tmp_path / "simulation.log") as process:
         wait_for(lambda: "simulating ur5" in process.log or process.process.poll() is not None, "the simulation")
         yield process
@@ -88,6 +93,46 @@ def test_it_is_the_robot(simulation: NodeProcess, peer: Peer) -> None:
     assert isinstance(states[-1].velocity, array)
     assert simulation.stop() == 0
     assert "Traceback" not in simulation.log
+
+
+@pytest.mark.parametrize("options", ["--task pick_and_lift --seed 3"])
+def test_a_task_has_its_instruction_and_its_success(simulation: NodeProcess, peer: Peer) -> None:
+    from clp_ros.simulation.episode import ExpertPolicy, play_episode
+    from clp_ros.simulation.task_registry import simulated_task
+    from clp_ros.simulation.task_simulation import TaskSimulation
+
+    local = TaskSimulation(EMBODIMENT, simulated_task("pick_and_lift", EMBODIMENT), 3)
+    told = local.instruction()
+    actions = np.array([command for _, command in play_episode(local, ExpertPolicy(local), 3)])
+    assert local.success_s is not None
+    instructions = peer.hear(String, "/simulation/instruction", LATCHED)
+    successes = peer.hear(Bool, "/simulation/success", LATCHED)
+    publishers = {
+        name: peer.node.create_publisher(JointTrajectory, controller.topic, 1)
+        for name, controller in EMBODIMENT.controllers.items()
+    }
+    connected = (one.get_subscription_count() for one in publishers.values())
+    wait_for(lambda: instructions and successes and all(connected), "the task's topics")
+    assert instructions[0].data == told
+    assert not successes[0].data
+
+    start = 0
+    for name, controller in EMBODIMENT.controllers.items():
+        part = actions[:, start : start + len(controller.joints)]
+        start += len(controller.joints)
+        points = [
+            JointTrajectoryPoint(positions=row, time_from_start=Duration(seconds=0.02 * step).to_msg())
+            for step, row in enumerate(part.tolist(), 1)
+        ]
+        names = [joint.name for joint in controller.joints]
+        publishers[name].publish(JointTrajectory(joint_names=names, points=points))
+    wait_for(lambda: successes[-1].data, "the success of the expert's motion")
+
+    reset = peer.call(Trigger, "/simulation/reset")
+    assert reset.message == "seed 4"
+    wait_for(lambda: len(instructions) == 2 and not successes[-1].data, "the next start")
+    local.reset(4)
+    assert instructions[1].data == local.instruction()
 
 
 def test_wrong_parameters_are_told_in_one_line(ros_domain: int, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ setup(
     python_requires=">=3.12",
     # The ranges it may work with; the requirements files pin the versions it is tested with, for either lerobot.
     install_requires=[
+        "accelerate>=1.10,<2",
         "backports.zstd; python_version < '3.14'",
         "daqp>=0.8,<0.12",
         "huggingface_hub>=1.0,<2",
@@ -46,6 +47,7 @@ setup(
         "numpy>=2.0,<2.3",
         "opencv-python-headless>=4.9,<5",
         "packaging",
+        "peft>=0.18,<1",
         "pydantic>=2",
         "PyYAML",
         "rich",

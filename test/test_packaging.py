@@ -41,12 +41,14 @@ ROSDEP_KEYS = {
     "yaml": "python3-yaml",
 }
 NO_ROSDEP_KEY = {
+    "accelerate",
     "backports",
     "daqp",
     "lazy_loader",
     "lerobot",
     "mcap",
     "mujoco",
+    "peft",
     "pyarrow",
     "safetensors",
     "tokenizers",
@@ -63,7 +65,7 @@ FLOORS = {
     **dict.fromkeys(("bags", "messages", "checkpoints"), 1),
     **dict.fromkeys(("policies", "robots"), 2),
     **dict.fromkeys(("datasets", "control"), 3),
-    **dict.fromkeys(("calibration", "simulation"), 4),
+    **dict.fromkeys(("calibration", "simulation", "training"), 4),
     **dict.fromkeys(("evaluation", "pruning"), 5),
     "report": 6,
     "jobs": 7,

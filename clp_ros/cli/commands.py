@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from clp_ros.jobs.calibrate import CalibrateResult
     from clp_ros.jobs.convert import ConvertResult
     from clp_ros.jobs.evaluate import EvaluateResult
+    from clp_ros.jobs.finetune import FinetuneResult
     from clp_ros.jobs.make_checkpoint import MakeCheckpointResult
     from clp_ros.jobs.prune import PruneResult
     from clp_ros.jobs.record import RecordResult
@@ -136,6 +137,24 @@ def print_comparison(result: BenchmarkResult, is_markdown: bool = False, title: 
         print_line(f"{to_markdown(paper_table(result.checkpoints))}\n{setting}")
     else:
         stdout_console().print(comparison_table(result.checkpoints, title=title or setting))
+
+
+def finetune(options: argparse.Namespace) -> None:
+    """Fine-tunes a checkpoint on a LeRobotDataset, in all processes."""
+    from clp_ros.jobs import finetune
+
+    request = _request(finetune.FinetuneRequest, options)
+    with Bars(notes=not options.json and processes.rank() == 0) as progress:
+        result = finetune.run(request, progress)
+    if processes.rank() == 0:
+        _print_result(options, result, lambda: print_finetuning(result))
+
+
+def print_finetuning(result: FinetuneResult) -> None:
+    """Prints the losses and where the checkpoint is."""
+    steps = counted(result.steps, "step")
+    held_out = "" if result.held_out_last is None else f" (held-out episodes {result.held_out_last:.4f})"
+    print_line(f"{steps}: loss {result.loss_first:.4f} -> {result.loss_last:.4f}{held_out}, in {result.output}")
 
 
 def make_checkpoint(options: argparse.Namespace) -> None:

@@ -74,6 +74,64 @@ def make_parser() -> argparse.ArgumentParser:
     inspect = _command(commands, "inspect", run.inspect, "show a checkpoint's layer stacks or a calibration's scores")
     inspect.add_argument("path", type=Path, metavar="CHECKPOINT|CALIBRATION")
 
+    finetune = _command(
+        commands, "finetune", run.finetune, "fine-tune a checkpoint on a LeRobotDataset, through lerobot"
+    )
+    finetune.add_argument("--checkpoint", required=True, type=Path, help=_CHECKPOINT)
+    finetune.add_argument("--dataset", required=True, type=Path, help="folder of a LeRobotDataset (version 3)")
+    finetune.add_argument("--output", required=True, type=Path, help="checkpoint folder to write")
+    finetune.add_argument("--steps", type=_at_least_one, default=20_000, help="training steps (default: %(default)s)")
+    finetune.add_argument(
+        "--batch-size", type=_at_least_one, default=8, help="frames in a batch of each process (default: %(default)s)"
+    )
+    finetune.add_argument(
+        "--train",
+        default="default",
+        metavar="WHAT",
+        help="default (as config.json says), all, expert, last=K (the last K layers of each stack and the output "
+        "projections) or lora=R",
+    )
+    finetune.add_argument(
+        "--merge",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="with lora: add the adapter to the weights, or write the adapter alone (default: %(default)s)",
+    )
+    finetune.add_argument("--episodes", type=_at_least_one, metavar="N", help="use the first N episodes (default: all)")
+    finetune.add_argument(
+        "--held-out",
+        type=_share,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the episodes of each task on which the loss is only measured (default: %(default)s)",
+    )
+    finetune.add_argument(
+        "--held-out-every", type=_at_least_one, metavar="N", help="steps between these measurements (default: a tenth)"
+    )
+    finetune.add_argument("--learning-rate", type=float, help="highest learning rate (default: the checkpoint's)")
+    finetune.add_argument(
+        "--save-every",
+        type=_count,
+        metavar="N",
+        help="steps between the points from which a killed run is resumed; 0: none (default: a tenth)",
+    )
+    finetune.add_argument(
+        "--keep-checkpoints", action="store_true", help="keep these points, in a folder beside the output"
+    )
+    finetune.add_argument(
+        "--workers", type=_count, metavar="N", help="processes that load frames (default: 4, but fewer than the cores)"
+    )
+    finetune.add_argument(
+        "--seed", type=_seed, default=1000, help="seed of the frames' order, noise and time (default: %(default)s)"
+    )
+    _device(finetune)
+    finetune.add_argument(
+        "--resume", action="store_true", help="take up an unfinished run with this output, after its newest checkpoint"
+    )
+    finetune.add_argument(
+        "options", nargs="*", metavar="-- OPTION", help="options of lerobot-train, such as --optimizer.lr=1e-4"
+    )
+
     bench = _command(commands, "benchmark", run.benchmark, "measure checkpoints side by side")
     bench.add_argument(
         "checkpoints",
@@ -211,11 +269,11 @@ def make_parser() -> argparse.ArgumentParser:
 
     demo = _command(commands, "demo", _demo, "run all steps on the recorded demonstration")
     demo.add_argument("--output", type=Path, default=Path("demo_output"), help="folder (default: %(default)s)")
-    for command in (calibrate, bench, make, check, demo):
+    for command in (calibrate, finetune, bench, make, check, demo):
         _threads(command)
-    for command in (calibrate, prune, make, record, evaluate, demo):
+    for command in (calibrate, prune, finetune, make, record, evaluate, demo):
         command.add_argument("--overwrite", action="store_true", help="replace an output folder that is not empty")
-    for command in (calibrate, prune, inspect, bench, make, check, record, evaluate):
+    for command in (calibrate, prune, finetune, inspect, bench, make, check, record, evaluate):
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser
 
@@ -333,6 +391,10 @@ def _rate(text: str) -> float:
 
 def _speed(text: str) -> float:
     return _number(text, 0.2, 3.0, "a speed from 0.2 to 3")
+
+
+def _share(text: str) -> float:
+    return _number(text, 0.0, 0.9, "a share from 0 to 0.9")
 
 
 def _push(text: str) -> float:

@@ -73,6 +73,9 @@ class Family:
         skips_absent_cameras: Whether lerobot's model runs without some cameras of its ``input_features``, as after
             fine-tuning for a robot with fewer cameras.
         ignores_padding: Whether the actions for an instruction are the same in a batch with a longer one.
+        train_all: Fields of config.json with which lerobot trains all weights.
+        train_expert: Fields of config.json with which lerobot trains the action expert and the projections only.
+        output_projections: Prefixes of the model's parameters after the last layers, which make actions.
     """
 
     name: str
@@ -97,6 +100,9 @@ class Family:
     skips_absent_cameras: bool = False
     ignores_padding: bool = True
     with_widths: Callable[[Config, Mapping[str, Sequence[Mapping[str, int]]]], dict[str, Any]] | None = None
+    train_all: Mapping[str, bool] = field(default_factory=dict)
+    train_expert: Mapping[str, bool] = field(default_factory=dict)
+    output_projections: tuple[str, ...] = ()
 
     def make_checkpoint(self, size: str, folder: Path, final: Path, features: PolicyFeatures, seed: int) -> None:
         """Writes a seeded random checkpoint of the real classes, which runs on any device.

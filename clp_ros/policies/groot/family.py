@@ -232,4 +232,7 @@ FAMILY = Family(
     loads=lambda config: not _is_nvidia(config),
     denoise="_groot_model.action_head.model.forward",
     ignores_padding=False,
+    train_all={"tune_llm": True, "tune_visual": True, "tune_projector": True, "tune_diffusion_model": True},
+    train_expert={"tune_llm": False, "tune_visual": False, "tune_projector": True, "tune_diffusion_model": True},
+    output_projections=("_groot_model.action_head.action_decoder.",),
 )

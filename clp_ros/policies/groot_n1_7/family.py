@@ -267,4 +267,13 @@ FAMILY = Family(
     link_processors=_link_processors,
     denoise="_groot_model.action_head.model.forward",
     ignores_padding=False,
+    train_all={
+        "tune_llm": True,
+        "tune_visual": True,
+        "tune_projector": True,
+        "tune_diffusion_model": True,
+        "tune_vlln": True,
+    },
+    train_expert={"tune_llm": False, "tune_visual": False, "tune_projector": True, "tune_diffusion_model": True},
+    output_projections=("_groot_model.action_head.action_decoder.",),
 )

@@ -56,6 +56,9 @@ def gemma_family(
         skips_absent_cameras=True,
         unwrapped_name=partial(_unwrapped_name, renamed, left_out),
         refuse_names=partial(_refuse_names, name),
+        train_all={"train_expert_only": False, "freeze_vision_encoder": False},
+        train_expert={"train_expert_only": True, "freeze_vision_encoder": True},
+        output_projections=("model.action_out_proj.",),
     )
 
 

@@ -154,4 +154,7 @@ FAMILY = Family(
     synthetic="clp_ros.policies.smolvla.synthetic",
     sizes=("tiny", "small", "full"),
     skips_absent_cameras=True,
+    train_all={"train_expert_only": False, "freeze_vision_encoder": False},
+    train_expert={"train_expert_only": True, "freeze_vision_encoder": True},
+    output_projections=("model.action_out_proj.",),
 )

@@ -81,20 +81,22 @@ class Calibrator:
             self._all[module.name] = LinearCKA(module.layers, **given)
             self._distances[module.name] = AdjacentDistances(module.layers, **given)
 
-    def add(self, frame: Frame, index: int | None = None) -> None:
+    def add(self, frame: Frame, index: int | None = None, task: str | None = None) -> None:
         """Adds one frame: one forward pass of the training-time graph, with noise and time seeded for this frame.
 
         Args:
             frame: The frame.
             index: The frame's number among all drawn frames, which seeds it; by default the number of frames added so
                 far.
+            task: The frame's instruction; None: the calibrator's.
 
         Raises:
             ClpError: A hidden state is not finite. The message names the layer.
         """
         index = self.samples if index is None else index
         observation = frame.observation
-        batch = self.policy.batch(observation.images, observation.state, self.task, frame.actions, frame.action_is_pad)
+        task = self.task if task is None else task
+        batch = self.policy.batch(observation.images, observation.state, task, frame.actions, frame.action_is_pad)
         self.add_states(self.policy.hidden_states(batch, np.random.default_rng([self.seed, index])), index)
 
     def add_states(self, states: dict[str, HiddenStates], index: int) -> None:
@@ -207,7 +209,7 @@ def calibrate_bags(
     policy: Policy,
     bags: Sequence[str | Path],
     embodiment: Embodiment,
-    task: str,
+    task: str | Sequence[str],
     samples: int = 64,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -225,7 +227,7 @@ def calibrate_bags(
         policy: The policy; its features must fit the embodiment.
         bags: rosbag2 recordings.
         embodiment: The robot they were recorded with.
-        task: The instruction.
+        task: The instruction, or one for each bag.
         samples: Number of frames; fewer if the bags have fewer usable control ticks.
         seed: Seed of the drawn frames, and of each frame's noise and time.
         progress: Called with (frames done, frames drawn) of this process, after the scan and after each frame.
@@ -251,20 +253,21 @@ def calibrate_bags(
         normalise_by_steps(policy, embodiment, steps)
     drawn = draw_calibration_set([len(episode.usable) for episode in episodes], samples, seed)
     total = sum(len(indices) for indices in drawn)
-    calibrator = Calibrator(policy, task, seed, total)
+    tasks = [task] * len(readers) if isinstance(task, str) else list(task)
+    calibrator = Calibrator(policy, "; ".join(dict.fromkeys(tasks)), seed, total)
     number, share = processes.rank(), processes.world_size()
     mine = len(range(number, total, share))
     if progress is not None:
         progress(0, mine)
     taken, left_out, index = [], LeftOut(total), 0
-    for reader, episode, indices in zip(readers, episodes, drawn, strict=True):
+    for reader, episode, indices, own in zip(readers, episodes, drawn, tasks, strict=True):
         before, already = calibrator.samples, Counter(left_out.dropped)
         numbers = {tick: index + i for i, tick in enumerate(episode.usable[indices].tolist())}
         index += len(numbers)
         ticks = [tick for tick, i in numbers.items() if i % share == number]
         for frame in read_frames(reader, embodiment, ticks, policy.chunk_size, left_out) if ticks else ():
             processes.check_others()
-            calibrator.add(frame, numbers[frame.observation.tick_ns])
+            calibrator.add(frame, numbers[frame.observation.tick_ns], own)
             if progress is not None:
                 progress(calibrator.samples, mine)
         taken.append((calibrator.samples - before, left_out.dropped - already))

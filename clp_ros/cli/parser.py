@@ -37,7 +37,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="rosbag2 recordings, one episode each",
     )
     calibrate.add_argument("--embodiment", required=True, help="name under config/embodiments, or a .yaml file")
-    calibrate.add_argument("--task", required=True, help="name under config/tasks, a .yaml file, or the instruction")
+    calibrate.add_argument(
+        "--task",
+        help="name under config/tasks, a .yaml file, or the instruction (default: in episodes.csv beside each bag)",
+    )
     calibrate.add_argument("--output", required=True, type=Path, help="calibration folder to write")
     calibrate.add_argument("--samples", type=int, default=64, help="number of frames (default: %(default)s)")
     calibrate.add_argument(

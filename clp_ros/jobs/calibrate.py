@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field
 
 from clp_ros.core import processes
+from clp_ros.core.errors import ClpError
 from clp_ros.jobs.progress import SILENT, Progress
 from clp_ros.jobs.request import FilePath, FilePaths, Request, Result, Seed
 
@@ -28,7 +29,8 @@ class CalibrateRequest(Request):
         checkpoint: Checkpoint folder, or a Hub repository.
         output: Calibration folder to write.
         embodiment: The robot: a name under config/embodiments, or a YAML file.
-        task: The instruction: a name under config/tasks, a YAML file, or the sentence itself.
+        task: The instruction: a name under config/tasks, a YAML file, or the sentence itself. None: each bag's
+            ``instruction`` in the file ``episodes.csv`` beside it.
         bags: rosbag2 recordings, one episode each. Empty: ``live`` of :func:`run` provides the frames.
         samples: Number of frames.
         seed: Seed of the drawn frames, and of each frame's noise and time.
@@ -44,7 +46,7 @@ class CalibrateRequest(Request):
     checkpoint: FilePath
     output: FilePath
     embodiment: str | FilePath
-    task: str
+    task: str | None = None
     bags: FilePaths = ()
     samples: Annotated[int, Field(ge=1)] = 64
     seed: Seed = 0
@@ -113,29 +115,24 @@ def _run(
     progress: Progress,
     live: Callable[[LeRobotPolicy, Embodiment, str, Statistics | str | None], Calibration] | None,
 ) -> CalibrateResult:
-    from clp_ros.bags.reader import open_bag
     from clp_ros.calibration.calibrate import given_statistics
     from clp_ros.core.files import check_apart, check_output_folder
-    from clp_ros.datasets.episodes import check_topics
     from clp_ros.policies.loading import load_policy
     from clp_ros.pruning.plan import default_plan
     from clp_ros.report.calibration_report import write_calibration
     from clp_ros.robots.embodiment import load_embodiment
-    from clp_ros.robots.task import load_task
 
     check_apart(request.output, [request.checkpoint, *request.bags])
     check_output_folder(request.output, request.overwrite)
     embodiment = load_embodiment(request.embodiment, request.tf_prefix, request.topics)
-    task = load_task(request.task, embodiment).instruction
-    for bag in request.bags:  # checked before the policy is loaded, which takes long
-        check_topics(open_bag(bag), embodiment)
+    tasks = _tasks(request, embodiment)  # before the policy is loaded, which takes long
     statistics = given_statistics(request.statistics)
     progress.stage("loading the policy")
     policy = load_policy(request.checkpoint, processes.local_device(request.device), request.dtype, mapped=True)
     if live is not None and not request.bags:
-        calibration = live(policy, embodiment, task, statistics)
+        calibration = live(policy, embodiment, tasks[0], statistics)
     else:
-        calibration = _calibrate_bags(request, policy, embodiment, task, statistics, progress)
+        calibration = _calibrate_bags(request, policy, embodiment, tasks, statistics, progress)
     plan = default_plan(calibration, policy.checkpoint)
     words = ("clp", "prune", "--checkpoint", request.checkpoint, "--calibration", request.output)
     command = request.command or shlex.join([*map(str, words), "--output", f"{request.output}_pruned"])
@@ -153,11 +150,32 @@ def _run(
     )
 
 
+def _tasks(request: CalibrateRequest, embodiment: Embodiment) -> list[str]:
+    """Returns each bag's instruction; without bags, that of the live topics. Checks the bags' topics too."""
+    from clp_ros.bags.reader import open_bag
+    from clp_ros.datasets.episode_tasks import FileTask, TaskFiles
+    from clp_ros.datasets.episodes import check_topics
+    from clp_ros.robots.task import load_task
+
+    instruction = None if request.task is None else load_task(request.task, embodiment).instruction
+    if not request.bags:
+        if instruction is None:
+            raise ClpError("it is missing", where="task", hint="give the instruction")
+        return [instruction]
+    files, tasks = TaskFiles(), []
+    for bag in request.bags:
+        reader = open_bag(bag)
+        check_topics(reader, embodiment)
+        own = FileTask(reader, files, None)
+        tasks.append(own.task(reader.start_ns, reader.end_ns, None) if instruction is None else instruction)
+    return tasks
+
+
 def _calibrate_bags(
     request: CalibrateRequest,
     policy: LeRobotPolicy,
     embodiment: Embodiment,
-    task: str,
+    tasks: Sequence[str],
     statistics: Statistics | str | None,
     progress: Progress,
 ) -> Calibration:
@@ -173,7 +191,7 @@ def _calibrate_bags(
         policy,
         request.bags,
         embodiment,
-        task,
+        tasks,
         request.samples,
         request.seed,
         advance,

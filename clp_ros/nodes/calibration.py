@@ -29,7 +29,11 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
     "embodiment": ("", "The robot: a name under config/embodiments, or a YAML file"),
     "tf_prefix": ("", "Prefix of every joint name, as the driver's argument of that name"),
     "topics": ([""], "Topics that differ from the embodiment's, each ENTRY:=TOPIC"),
-    "task": ("", "The instruction: a name under config/tasks, a YAML file, or the sentence itself"),
+    "task": (
+        "",
+        "The instruction: a name under config/tasks, a YAML file, or the sentence itself; empty: each bag's in "
+        "episodes.csv beside it",
+    ),
     "bag": ("", "rosbag2 folder, or a list of them; empty: listen to the embodiment's topics"),
     "samples": (64, "Number of frames to draw"),
     "output": ("", "Folder to write; empty: <checkpoint>_calibration"),
@@ -71,7 +75,7 @@ class CalibrationNode(JobNode):
             embodiment=embodiment,
             tf_prefix=tf_prefix,
             topics=topics,
-            task=value["task"],
+            task=value["task"] or None,
             bags=texts(value["bag"]),
             samples=value["samples"],
             seed=value["seed"],

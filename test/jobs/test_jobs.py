@@ -4,10 +4,12 @@
 import ast
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clp_ros.checkpoints.manifest import Source
@@ -62,7 +64,7 @@ def test_importing_all_jobs_imports_no_large_library() -> None:
         (demo.DemoRequest, {"output": 3}, "output .* not 3"),
         (benchmark.BenchmarkRequest, {"checkpoints": []}, "checkpoints must have at least 1"),
         (benchmark.BenchmarkRequest, {"checkpoints": ["c"], "warmup": -1}, "warmup must be at least 0, not -1"),
-        (calibrate.CalibrateRequest, {"checkpoint": "c", "output": "o", "embodiment": "e"}, "task is missing"),
+        (calibrate.CalibrateRequest, {"checkpoint": "c", "output": "o"}, "embodiment is missing"),
         (prune.PruneRequest, {"checkpoint": "c", "output": "o", "threshold": float("nan")}, "threshold must be a fin"),
         (prune.PruneRequest, {"checkpoint": "c", "output": "o"}, "^give either a calibration or the layers to remove$"),
         (record.RecordRequest, {"embodiment": "ur5", "size": (8, 8)}, "size.0 must be at least 16, not 8"),
@@ -211,3 +213,31 @@ def test_the_command_that_the_demo_shows_asks_for_the_same(request_: Request, mo
     with pytest.raises(Ran) as caught:
         options.call(options)
     assert caught.value.args == (request_,)
+
+
+def test_a_calibration_takes_each_bags_instruction_from_the_file_beside_it(
+    tiny_checkpoint: Path, recording: Path, tmp_path: Path
+) -> None:
+    values = {"checkpoint": tiny_checkpoint, "embodiment": "aloha_bimanual", "samples": 4, "device": "cpu"}
+    bags = [tmp_path / name for name in ("a", "b")]
+    for bag in bags:
+        shutil.copytree(recording, bag)
+    with pytest.raises(ClpError, match=r"/a: the bag has no task \(hint: give --task, or write episodes.csv"):
+        calibrate.run(calibrate.CalibrateRequest(**values, bags=bags, output=tmp_path / "none"))
+
+    def scores(instructions: dict[str, str]) -> tuple[dict, str]:
+        lines = "\n".join(f"{bag},{text}" for bag, text in instructions.items())
+        (tmp_path / "episodes.csv").write_text(f"bag,instruction\n{lines}\n")
+        result = calibrate.run(
+            calibrate.CalibrateRequest(**values, bags=bags, output=tmp_path / "calibration", overwrite=True)
+        )
+        return result.calibration.matrices, result.meta["task"]
+
+    given = calibrate.CalibrateRequest(**values, bags=bags, task="Lift it.", output=tmp_path / "given")
+    expected = calibrate.run(given).calibration.matrices
+    same, task = scores({"a": "Lift it.", "b": "Lift it."})
+    assert task == "Lift it."
+    assert all(np.array_equal(same[name], expected[name]) for name in expected)
+    other, task = scores({"a": "Lift it.", "b": "Put the red cube into the bin."})
+    assert task == "Lift it.; Put the red cube into the bin."
+    assert not np.array_equal(other["vlm"], expected["vlm"])

@@ -67,7 +67,7 @@ class Sampler:
         self.embodiment = embodiment
         self.pieces = 0
         self.commanded = bool(embodiment.action_topics)
-        self._buffer = ObservationBuffer(embodiment)
+        self._buffer = ObservationBuffer(embodiment, keeps_images=True)
         self._commands = CommandBuffer(embodiment, self._buffer.state) if self.commanded else None
         self._topics = frozenset(embodiment.topics), frozenset(embodiment.action_topics)
         self._tick_ns = 0

@@ -131,9 +131,13 @@ class ObservationBuffer:
 
     Not thread-safe: a caller that adds and observes in different threads must hold a lock for both. Images are decoded
     in :meth:`decode` only, so that adding is cheap and decoding needs no lock.
+
+    Args:
+        embodiment: The robot.
+        keeps_images: Whether the latest image of each camera is kept decoded, for cameras slower than the control rate.
     """
 
-    def __init__(self, embodiment: Embodiment) -> None:
+    def __init__(self, embodiment: Embodiment, keeps_images: bool = False) -> None:
         self.embodiment = embodiment
         self._dropped: Counter[tuple[str, str]] = Counter()
         self._others: Counter[tuple[str, str]] = Counter()
@@ -151,6 +155,8 @@ class ObservationBuffer:
         self._compressed = any("Compressed" in camera.type for camera in embodiment.cameras.values())
         self._decoders = ThreadPoolExecutor(max(1, len(self._features)), thread_name_prefix="decode")
         self._decoding: dict[str, tuple[Any, Future[np.ndarray]]] = {}
+        self._decoded: dict[str, tuple[Any, np.ndarray]] = {}  # the latest image of each topic
+        self._keeps_images = keeps_images
         self._sources: dict[str, Stream | JointStream] = {}
         self.forget()
 
@@ -271,12 +277,7 @@ class ObservationBuffer:
         messages = {topic: selected[topic][1] for topic in self._features}
         # All decoders start before the first result is awaited.
         self.decode_ahead(messages)
-        pictures = {
-            feature: self._decoding.pop(topic)[1].result()
-            if self._compressed
-            else decode_image(messages[topic], topic=topic)
-            for topic, feature in self._features.items()
-        }
+        pictures = {feature: self._picture(topic, messages[topic]) for topic, feature in self._features.items()}
         return Observation(
             tick_ns=tick_ns,
             images=pictures,
@@ -292,9 +293,19 @@ class ObservationBuffer:
         # Compressed images take milliseconds each and are decoded in parallel. For a raw image, the hand-over to a
         # thread would take longer than the conversion.
         for topic, message in messages.items() if self._compressed else ():
-            begun = self._decoding.get(topic)
-            if begun is None or begun[0] is not message:
+            begun, decoded = self._decoding.get(topic), self._decoded.get(topic)
+            if (begun is None or begun[0] is not message) and (decoded is None or decoded[0] is not message):
                 self._decoding[topic] = message, self._decoders.submit(decode_image, message, topic=topic)
+
+    def _picture(self, topic: str, message: Any) -> np.ndarray:
+        """Returns a decoded image that the caller may change."""
+        kept = self._decoded.get(topic)
+        if kept is not None and kept[0] is message:
+            return kept[1].copy()
+        picture = self._decoding.pop(topic)[1].result() if self._compressed else decode_image(message, topic=topic)
+        if self._keeps_images:
+            self._decoded[topic] = message, picture.copy()
+        return picture
 
     def _state(self, selected: dict[str, tuple[int, Any]]) -> np.ndarray:
         state = np.full(self.embodiment.action_size, np.nan)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What calibration costs beside the policy's forward pass, and the memory it takes.
+"""Measures calibration's time relative to the policy's forward pass, and its memory.
 
     python benchmarks/calibration.py CHECKPOINT [--samples 64] [--passes N] [--device auto]
 
-Frames are random pictures, states and actions that fit the checkpoint: neither time nor memory depends on them. With
-``--passes`` only so many go through the policy, and their hidden states serve for the other samples again. "CKA"
-is all that is done with the hidden states: masking, checking, CKA of neighbours and of all pairs, distances, and the
-scores at the end. Memory is that of the whole run, loading included, looked at every 50 ms (Linux).
+Frames are random images, states and actions that fit the checkpoint. Time and memory do not depend on their values.
+With ``--passes``, only that many frames run through the policy, and their hidden states are used again for the other
+samples. "CKA" includes all work on the hidden states: masking, checks, CKA of adjacent layers and of all pairs,
+distances, and the final scores. Memory is the peak of the whole run including loading, sampled every 50 ms (Linux).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--passes", type=int, help="forward passes, at most (default: one a sample)")
+    parser.add_argument("--passes", type=int, help="maximum number of forward passes (default: one for each sample)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     add_output_argument(parser)
     args = parser.parse_args()
@@ -51,7 +51,7 @@ def main() -> None:
         if index < 0:  # the first pass reads the weights from the disk
             forward.wall, forward.cpu = [], []
             continue
-        # It empties them.
+        # A copy of the lists, because add_states empties them.
         given = {name: HiddenStates(list(one.layers), one.modalities) for name, one in states.items()}
         with sums:
             calibrator.add_states(given, index)
@@ -85,7 +85,7 @@ def random_batch(policy: Policy, rng: np.random.Generator) -> dict:
 
 
 class Clock:
-    """Wall-clock and processor seconds of each of its blocks; what was given to a GPU is waited for."""
+    """Measures wall-clock and processor seconds of each block, including the work of a GPU."""
 
     def __init__(self, device: str) -> None:
         self.wall: list[float] = []
@@ -106,7 +106,7 @@ class Clock:
 
 
 class Memory:
-    """The largest values of this process's resident memory, by kind, bytes."""
+    """Samples this process's peak resident memory, by kind, in bytes."""
 
     def __init__(self) -> None:
         self._peaks = {"RssAnon": 0, "RssFile": 0, "RssShmem": 0}
@@ -115,7 +115,7 @@ class Memory:
         self._thread.start()
 
     def stop(self) -> dict[str, int]:
-        """Ends it and gives the peaks."""
+        """Ends the sampling and returns the peaks."""
         self._stop.set()
         self._thread.join()
         return self._peaks

@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy node under a real camera load: three 640x480 cameras at 30 Hz, JPEG (8 MB/s) or raw (83 MB/s), two arms.
+"""Measures the policy node with three 640x480 cameras at 30 Hz, JPEG (8 MB/s) or raw (83 MB/s), and two arms.
 
     python benchmarks/camera_load.py [--seconds 60]          CompressedImage
     python benchmarks/camera_load.py --raw --seconds 120     Image, rgb8, with config/dds/fastdds.xml
     python benchmarks/camera_load.py --awake ...             on processors that are kept from sleeping
 
-Four processes over real DDS: cameras, joint states at 100 Hz, the node with a trivial policy, and a receiver in the
-controllers' place. Every picture carries its number as black and white blocks; the policy reads the three numbers out
-of the pixels it is given. So what is compared are the stamps of the frames that were really used with the time at which
-the policy got them; and, by the trajectories' own stamps, which the node's log has too, the newest image's stamp with
-the time at which the trajectory made of it was received.
+Four processes communicate over DDS: cameras, joint states at 100 Hz, the node with a trivial policy, and a receiver
+instead of the controllers. Each image encodes its number in black and white blocks, and the policy reads the three
+numbers from its input. This gives the stamps of the frames that were used, and the time at which the policy received
+them. The trajectory's stamp, which is also in the node's log, gives the time from the newest image's stamp to the
+reception of the trajectory.
 
-A virtual machine's host takes the processors away for some milliseconds now and then, whatever the node does. So the
-latency is printed of the whole run, by which the goal is judged, and of its quiet half seconds, in which the host took
-1 % of the processors' time at most.
+The host of a virtual machine sometimes takes the processors away for some milliseconds. Therefore, the latency is
+printed for the whole run, for which the goal applies, and for the quiet half seconds, in which the host took at most
+1 % of the processors' time.
 
-Most of that is lost on waking up: a processor that has nothing to do for a moment is given back, and not always had
-again at once. With --awake a loop of the lowest priority (SCHED_IDLE: whatever else wants to run goes first) on each of
-them has always something to do, which is what a robot's computer is given with /dev/cpu_dma_latency or idle=poll.
+Most of this delay occurs when a processor wakes up: an idle processor is returned to the host, and is not always
+available again immediately. With --awake, a loop of the lowest priority (SCHED_IDLE) keeps each processor busy. On a
+robot's computer, /dev/cpu_dma_latency or idle=poll have this effect.
 
-Two runs: all cameras at the same moment, and a third of a period apart. The node makes a chunk of every new set of
-frames (replan_steps 0, mode ensemble), which is its hardest case. The policy wants the arms where they are, with white
-noise of 5 mrad at each step.
+There are two runs: with all cameras at the same time, and with the cameras a third of a period apart. The node makes a
+chunk of every new set of frames (replan_steps 0, mode ensemble), which is the maximum load. The policy predicts the
+current position of the arms, with white noise of 5 mrad at each step.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ RATE_HZ, JOINT_RATE_HZ = 30.0, 100.0
 PERIOD_MS = 1e3 / RATE_HZ
 JPEG_BYTES = 90_000
 BLOCK, BITS = 16, 16
-# So many pictures are encoded; then they repeat. No frame is used three seconds late, so its number tells which it is.
+# Number of encoded images, which repeat. No frame is used three seconds late, so its number identifies it.
 CYCLE = 90
 CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
 WARM_UP_S = 3.0
 NOISE = 0.005  # of the policy's chunks, rad
-# Most that the node's memory may grow from the first quarter of a run to the last, MB: less than one set of frames a
-# minute.
+# Maximum growth of the node's memory from the first quarter of a run to the last, MB. One set of frames a minute is
+# more.
 FLAT_MB = 5.0
-# Columns of the results of record: the least share of a camera's frames that was used, the oldest frame when it was
-# selected, and the latency without the policy's own time.
+# Columns of the results: the smallest share of a camera's frames that was used, the age of the oldest frame when it was
+# selected, and the latency without the policy's time.
 UNITS = {
     "frames used": None,
     "oldest frame": "periods",
@@ -70,18 +70,19 @@ UNITS = {
     "memory growth": "MB",
     "taken by the host": None,
 }
-# How often memory and the host's share are read, and how much of a while the host may take for that to be a quiet one.
+# Period at which memory and the host's share are read, and the maximum share of the host in a quiet period.
 WHILE_S, QUIET = 0.5, 0.01
 
 
 @dataclass(frozen=True)
 class Load:
-    """What the cameras send, and what is expected of the node.
+    """What the cameras send, and the node's goals.
 
     Attributes:
         raw: Image with rgb8 instead of CompressedImage with JPEG.
-        used: Least share of the frames sent that are used.
-        goal_ms: Most, at p99, from the newest image's stamp to its trajectory received, less the policy's own time.
+        used: Minimum share of the frames that are used.
+        goal_ms: Maximum p99 of the time from the newest image's stamp to the reception of its trajectory, without the
+            policy's time.
     """
 
     raw: bool
@@ -89,7 +90,7 @@ class Load:
     goal_ms: float
 
     def embodiment(self, folder: str) -> str:
-        """The bimanual ALOHA, with cameras that send this."""
+        """Returns the bimanual ALOHA with these cameras."""
         if not self.raw:
             return "aloha_bimanual"
         text = resource_path("config/embodiments/aloha_bimanual.yaml").read_text(encoding="utf-8")
@@ -104,7 +105,7 @@ RAW = Load(raw=True, used=0.95, goal_ms=20.0)
 
 
 def main() -> int:
-    """Runs both phases and prints them; returns 1 when a goal is missed."""
+    """Runs both phases and prints them. Returns 1 if a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="length of each run")
     parser.add_argument("--raw", action="store_true", help="raw images instead of JPEG")
@@ -132,7 +133,7 @@ def main() -> int:
 
 @contextmanager
 def kept_awake() -> Iterator[None]:
-    """No processor sleeps within the block."""
+    """Keeps all processors busy in the block."""
     context = multiprocessing.get_context("spawn")
     loops = [context.Process(target=idle_loop, args=(cpu,), daemon=True) for cpu in os.sched_getaffinity(0)]
     for loop in loops:
@@ -146,7 +147,7 @@ def kept_awake() -> Iterator[None]:
 
 
 def idle_loop(cpu: int) -> None:
-    """Keeps one processor awake, and is in nobody's way; its time counts as that of a process with a nice value."""
+    """Keeps one processor busy at the lowest priority. Its time counts as that of a process with a nice value."""
     os.sched_setaffinity(0, {cpu})
     os.nice(19)
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
@@ -156,7 +157,7 @@ def idle_loop(cpu: int) -> None:
 
 @contextmanager
 def running(processes: Sequence[SpawnProcess], end: Event) -> Iterator[None]:
-    """Starts processes, sets ``end`` after the block, and refuses their results where one of them failed."""
+    """Starts processes, and sets ``end`` after the block. Raises an error if one of them failed."""
     for process in processes:
         process.start()
     try:
@@ -198,13 +199,14 @@ def run(name: str, phases: tuple[float, ...], seconds: float, kind: Load, record
 
 
 def cpu_ticks() -> np.ndarray:
-    """Time of all CPUs since the start, by state: the second has a nice value, the fourth is idle, the
-    eighth is stolen by a virtual machine's host."""
+    """Returns the time of all CPUs since the start, by state: the second is that of processes with a nice value, the
+    fourth is idle, the eighth was taken by a virtual machine's host."""
     return np.array(Path("/proc/stat").read_text(encoding="utf-8").split()[1:9], dtype=np.int64)
 
 
 def quiet_times(ticks: list[tuple[int, np.ndarray]]) -> np.ndarray:
-    """(quiet whiles, 2): begin and end, nanoseconds; ``ticks`` are :func:`cpu_ticks` at every end of one."""
+    """Returns begin and end of the quiet periods, (periods, 2) nanoseconds. ``ticks`` are :func:`cpu_ticks` at their
+    ends."""
     spent = np.diff([until for _, until in ticks], axis=0)
     ends = np.array([end_ns for end_ns, _ in ticks])
     return np.stack([ends[:-1], ends[1:]], axis=1)[spent[:, 7] <= QUIET * spent.sum(axis=1)]
@@ -219,7 +221,7 @@ def anonymous_mb(pid: int) -> float:
 def report(
     name: str, folder: Path, memory: np.ndarray, quiet: np.ndarray, kind: Load, record: dict[str, Value]
 ) -> bool:
-    """Joins what the processes wrote, prints it and adds it to the record."""
+    """Combines the output of the processes, prints it and adds it to the record."""
     sent = np.load(folder / "cameras.npy")  # (frames, cameras) stamps
     used = np.load(folder / "node.npy")  # (chunks, cameras + 1): frame numbers, when the policy got them
     received = np.load(folder / "receiver.npy")  # (chunks, 2): when trajectories were made, when they were received
@@ -289,14 +291,17 @@ def logged_chunks(path: Path) -> np.ndarray:
 
 
 def frames_of(chunks: np.ndarray, sent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which frames were used, and their stamps, both (chunks, cameras): of those with that number, the latest sent."""
+    """Returns the indices of the frames that were used, and their stamps, both (chunks, cameras).
+
+    Of several frames with one number, the last one sent before the chunk counts.
+    """
     latest = np.stack([np.searchsorted(stamps, chunks[:, -1], side="right") - 1 for stamps in sent.T], axis=1)
     frames = latest - (latest - chunks[:, :-1]) % CYCLE
     return frames, np.take_along_axis(sent, frames, axis=0)
 
 
 def noisy_picture(rng: np.random.Generator) -> np.ndarray:
-    """A picture whose JPEG has JPEG_BYTES, as a cluttered scene's: noise on blurred noise."""
+    """Returns an image whose JPEG has JPEG_BYTES, as that of a cluttered scene: noise on blurred noise."""
     import cv2
 
     scene = cv2.GaussianBlur(rng.integers(0, 256, (480, 640, 3), np.uint8), (0, 0), 6).astype(np.int16)
@@ -347,7 +352,7 @@ def stamp(message: Any, now: int) -> None:
 
 
 def cameras(folder: str, end: Any, phases: tuple[float, ...], kind: Load) -> None:
-    """Publishes the cameras; the pictures are encoded beforehand, as real cameras do that outside this machine."""
+    """Publishes the cameras. The images are encoded in advance, because real cameras encode outside this machine."""
     import rclpy
     from rclpy.qos import qos_profile_sensor_data
 
@@ -401,7 +406,7 @@ def joint_states(folder: str, end: Any) -> None:
 
 
 def receiver(folder: str, end: Any) -> None:
-    """Receives the left arm's trajectories and notes when."""
+    """Receives the left arm's trajectories, and records the times."""
     import rclpy
     from trajectory_msgs.msg import JointTrajectory
 
@@ -409,7 +414,7 @@ def receiver(folder: str, end: Any) -> None:
     from clp_ros.robots.embodiment import load_embodiment
 
     received: list[tuple[int, int]] = []
-    # A message is stamped so long before it is made: it begins with what the robot has just followed.
+    # A message's stamp is this much earlier than the message: the trajectory begins with steps that have passed.
     early_ns = PAST_NS + 2 * load_embodiment("aloha_bimanual").period_ns
 
     def receive(message: JointTrajectory) -> None:
@@ -426,7 +431,7 @@ def receiver(folder: str, end: Any) -> None:
 
 
 def node(folder: str, end: Any, kind: Load) -> None:
-    """The policy node with a policy that reads the pictures' numbers."""
+    """Runs the policy node with a policy that reads the images' numbers."""
     from dataclasses import asdict
 
     import rclpy
@@ -458,7 +463,7 @@ def node(folder: str, end: Any, kind: Load) -> None:
     executor.add_node(policy_node)
 
     def spin() -> None:
-        with suppress(ExternalShutdownException):  # how rclpy.shutdown() ends it
+        with suppress(ExternalShutdownException):  # raised by rclpy.shutdown()
             executor.spin()
 
     spinning = threading.Thread(target=spin)
@@ -468,7 +473,7 @@ def node(folder: str, end: Any, kind: Load) -> None:
     end.wait()
     try:
         runner = policy_node.runner
-        policy_node.trigger_deactivate()  # fails where the node has given up
+        policy_node.trigger_deactivate()  # fails if the node has stopped
         statistics = {name: asdict(spread) for name, spread in runner.statistics.spreads().items()}
         Path(folder, "node.json").write_text(json.dumps(statistics))
         np.save(Path(folder, "node.npy"), np.column_stack([used, times]))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters, GFLOPs, latency and memory of checkpoints, as results of record.
+"""Records parameters, GFLOPs, latency and memory of checkpoints as results.
 
     python benchmarks/checkpoints.py BASE PRUNED ... [options of clp benchmark] --output FILE.json
 
-Runs ``clp benchmark --json`` with the same arguments; all figures are that command's.
+Runs ``clp benchmark --json`` with the same arguments. All figures come from this command.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ COLUMNS = {
 
 def main() -> int:
     """Runs the command, prints its JSON and writes the results; returns its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="All else goes to clp benchmark.")
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], epilog="All other arguments are passed to clp benchmark."
+    )
     add_output_argument(parser)
     options, arguments = parser.parse_known_args()
     command = [sys.executable, "-m", "clp_ros.cli", "benchmark", *arguments, "--json"]

@@ -1,29 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How chunks reach the joints: clp_ros's schedule against the usual ways, with policies that are not noise-free.
+"""Compares clp_ros's chunk schedule with the usual ways to execute chunks, with policies that are not noise-free.
 
     python benchmarks/chunk_control.py [--robots ur5 ...] [--noise 0 5 bfloat16 ...] [--latency 0 150 ...] [--lag 40]
         [--ways replace ensemble ...] [--paces "40 steps" ...] [--motions 1] [--results FILE.jsonl]
 
-A scripted expert moves through random waypoints and answers with chunks of 50 steps after a latency (plus or minus a
-fifth). To each step white noise is added, in mrad (of a finger's joint in 0.1 mm), or it is rounded to bfloat16.
-Measured is what simulated joint_trajectory_controllers command at 1 kHz, by their own interpolation, anywhere in a run:
-the largest jump in position and in velocity, how much of the limits is used, the root mean square distance from the
-noise-free expert's path, and when the robot is where the motion ends. Time is simulated: a computer's load changes
-nothing.
+A scripted expert moves through random waypoints. It returns chunks of 50 steps after a latency (plus or minus a fifth).
+Each step gets white noise, in mrad (0.1 mm for a finger's joint), or is rounded to bfloat16. The benchmark measures the
+commands of simulated joint_trajectory_controllers at 1 kHz, by their own interpolation: the largest jump in position
+and in velocity, the used share of the limits, the root mean square distance from the noise-free expert's path, and the
+time at which the robot reaches the end of the motion. Time is simulated, so the load of the computer has no effect.
 
-The usual ways: `points` sends one point a control step, positions only, and asks the policy when none is left. `chunks`
-sends each chunk whole, at rest at its ends, and asks when it has been executed. `async` is lerobot's asynchronous
-inference: a queue, half of which is asked for anew, and a weighted mean of steps that overlap. `act` is ACT's temporal
-ensembling: at each control step the mean of all chunks for it, asked for as often as the latency allows. `unblocked`
-sends each chunk whole, with velocities and without the steps that have passed, every 10 steps.
-clp_ros's modes: a chunk every 40 steps, every 10, and at once when the last is sent.
+The usual ways: `points` sends one point at each control step, positions only, and requests a chunk when none is left.
+`chunks` sends complete chunks, at rest at both ends, and requests the next one after the execution. `async` is
+lerobot's asynchronous inference: a queue that is refilled when half is left, with a weighted mean of overlapping steps.
+`act` is ACT's temporal ensembling: the mean of all chunks at each control step, with as many chunks as the latency
+allows. `unblocked` sends a chunk every 10 steps, with velocities and without the steps that have passed.
+clp_ros's modes use a chunk every 40 steps, a chunk every 10 steps, or request the next one when the last is sent.
 
-With --lag, the joints lag behind their commands, and the controllers have interpolate_from_desired_state: false, which
-is their default: a new trajectory begins at the measured state, unless it has points that have passed.
+With --lag, the joints lag behind their commands, and the controllers have interpolate_from_desired_state: false, their
+default: a new trajectory begins at the measured state, unless it has points that have passed.
 
-With --results, each run is a line of JSON in a file, and runs that are there already are not made again: a long matrix
-can be split by its arguments, interrupted, and gone on with. --summary prints the table of a file. --series follows the
-recorded chunks of a trained policy instead.
+With --results, each run is a line of JSON in a file, and runs that are in the file are skipped. A long matrix can be
+split by its arguments, interrupted and resumed. --summary prints the table of a file. --series follows the recorded
+chunks of a trained policy instead.
 """
 
 from __future__ import annotations
@@ -54,22 +53,22 @@ NOISES = ("0", "0.5", "1", "2", "5", "bfloat16")
 STEPS, EXECUTED = 50, 40
 STEP_NS = 1_000_000
 GOAL_POSITION, GOAL_VELOCITY, GOAL_TIME = 1e-3, 0.05, 1.02
-# So close to where the motion ends is there, rad or m: noise of 5 mrad moves a robot that stays there, too.
+# Distance from the end of the motion at which it is reached, rad or m. Noise of 5 mrad moves a resting robot too.
 THERE = 0.02
 # Control steps from one chunk to the next; 10: the execution length of the paper.
 PACES = {"40 steps": EXECUTED, "10 steps": 10, "at once": 0}
 ROBOTS = ("ur5", "ur10e", "aloha_single", "aloha_bimanual")
-# A finger's noise in m for an arm's in rad: of a stroke of a few cm the same share as of a few rad, or so.
+# A finger's noise in m for an arm's noise in rad: about the same share of a few cm as of a few rad.
 FINGER = 0.1
-# The expert finds its progress mostly by the clock. With a weight of 1e-2, noise of 5 mrad makes the expert's own
-# estimate drift by -6 to +5 % of the time, differently for each motion, and what is measured is the expert.
+# The expert estimates its progress mostly by the clock. With a weight of 1e-2, noise of 5 mrad makes this estimate
+# drift by -6 to +5 % of the time, differently for each motion, and the benchmark would measure the expert.
 CLOCK_WEIGHT = 1e-1
-# A robot that has not moved yet has no last command to go on from; and its controllers are given 0.2 s.
+# Before, the robot has no last command to continue. The controllers need 0.2 s to start.
 _STARTED_S = 0.5
 
 
 class NoisyExpert(Expert):
-    """An expert whose chunks are as a trained policy's."""
+    """An expert with the noise of a trained policy."""
 
     def __init__(self, motion: Motion, embodiment: Embodiment, noise: str, seed: int) -> None:
         super().__init__(motion, embodiment, STEPS, CLOCK_WEIGHT)
@@ -88,20 +87,20 @@ class NoisyExpert(Expert):
 
 
 def bfloat16(values: np.ndarray) -> np.ndarray:
-    """Rounded to bfloat16, ties to even."""
+    """Rounds to bfloat16, ties to even."""
     bits = values.astype(np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).view(np.float32).astype(np.float64)
 
 
 def sigma(embodiment: Embodiment, noise: str) -> np.ndarray:
-    """(joints,) standard deviation of a step, rad or m. Of bfloat16: of values around 1."""
+    """Returns the standard deviation of a step, (joints,) rad or m; for bfloat16, that of values around 1."""
     mrad = 2**-9 / np.sqrt(3) * 1e3 if noise == "bfloat16" else float(noise)
     is_finger = np.array([joint.upper - joint.lower < 0.1 for joint in embodiment.joints])
     return mrad / 1e3 * np.where(is_finger, FINGER, 1.0)
 
 
 class Points:
-    """One point a control step; the policy is asked when none is left."""
+    """Sends one point at each control step, and requests a chunk when none is left."""
 
     def __init__(self, robot: Controllers) -> None:
         self.counts: Counter[str] = Counter()
@@ -113,7 +112,7 @@ class Points:
         return not self._left
 
     def chunk(self, positions: np.ndarray, observed_ns: int, now_ns: int, measured: np.ndarray) -> None:
-        """Takes the steps to execute."""
+        """Stores the steps to execute."""
         self.counts["chunks"] += 1
         self._left = list(positions[:EXECUTED])
 
@@ -138,14 +137,14 @@ class Async(Points):
         self._observed: dict[int, int] = {}
 
     def due(self, now_ns: int) -> bool:
-        """When half of a chunk or less is left (``chunk_size_threshold`` 0.5)."""
+        """Returns whether half of a chunk or less is left (``chunk_size_threshold`` 0.5)."""
         if len(self._queue) > STEPS // 2:
             return False
         self._observed[now_ns] = self._latest
         return True
 
     def chunk(self, positions: np.ndarray, observed_ns: int, now_ns: int, measured: np.ndarray) -> None:
-        """Aggregates it with the queue (``weighted_average``)."""
+        """Combines the chunk with the queue (``weighted_average``)."""
         self.counts["chunks"] += 1
         first = self._observed[observed_ns]
         new = {first + 1 + step: position for step, position in enumerate(positions) if first + 1 + step > self._latest}
@@ -161,23 +160,23 @@ class Async(Points):
 
 
 class Ensemble(Points):
-    """ACT's temporal ensembling (arXiv 2304.13705), with a policy that is asked again as soon as it has answered."""
+    """ACT's temporal ensembling (arXiv 2304.13705). The next chunk is requested as soon as one arrives."""
 
     def __init__(self, robot: Controllers) -> None:
         super().__init__(robot)
         self._chunks: list[tuple[int, np.ndarray]] = []
 
     def due(self, now_ns: int) -> bool:
-        """Always."""
+        """Returns True: a chunk is always requested."""
         return True
 
     def chunk(self, positions: np.ndarray, observed_ns: int, now_ns: int, measured: np.ndarray) -> None:
-        """Keeps it."""
+        """Stores the chunk."""
         self.counts["chunks"] += 1
         self._chunks.append((observed_ns, positions))
 
     def tick(self, now_ns: int) -> None:
-        """Sends the weighted mean of what all say of the next control step."""
+        """Sends the weighted mean of all chunks at the next control step."""
         period = self._robot.embodiment.period_ns
         at = [(round((now_ns - observed) / period), positions) for observed, positions in self._chunks]
         said = [positions[step] for step, positions in at if step < len(positions)]
@@ -187,7 +186,7 @@ class Ensemble(Points):
 
 
 class Chunks:
-    """Each chunk whole, at rest at its ends; the policy is asked when it has been executed."""
+    """Sends complete chunks, at rest at both ends, and requests the next one after the execution."""
 
     def __init__(self, robot: Controllers) -> None:
         self.counts: Counter[str] = Counter()
@@ -199,14 +198,14 @@ class Chunks:
         return now_ns >= self._end_ns
 
     def chunk(self, positions: np.ndarray, observed_ns: int, now_ns: int, measured: np.ndarray) -> None:
-        """Sends it."""
+        """Sends the chunk."""
         period = self._robot.embodiment.period_ns
         positions = positions[:EXECUTED]
         self._send(positions, now_ns, now_ns, at_rest=[0, -1])
         self._end_ns = now_ns + len(positions) * period
 
     def tick(self, now_ns: int) -> None:
-        """Nothing more."""
+        """Sends nothing between chunks."""
 
     def _send(self, positions: np.ndarray, from_ns: int, now_ns: int, at_rest: list[int]) -> None:
         self.counts["chunks"] += 1
@@ -219,10 +218,10 @@ class Chunks:
 
 
 class Unblocked(Chunks):
-    """Each chunk whole, from the step on that is next; the policy is asked every 10 steps."""
+    """Sends each chunk from its next step on, and requests a chunk every 10 steps."""
 
     def chunk(self, positions: np.ndarray, observed_ns: int, now_ns: int, measured: np.ndarray) -> None:
-        """Sends what has not passed."""
+        """Sends the steps that have not passed."""
         period = self._robot.embodiment.period_ns
         passed = (now_ns - observed_ns) // period
         if passed < len(positions) - 1:
@@ -231,13 +230,13 @@ class Unblocked(Chunks):
 
 
 class Guided(ScheduledSender):
-    """Mode ``rtc``, with a policy whose last chunk guides it by lerobot's linear weights, as far as they go."""
+    """Mode ``rtc``, with an expert that is guided by its last chunk with lerobot's linear weights."""
 
     def __init__(self, robot: Controllers, settings: ScheduleSettings, *, replan_steps: int, latency_s: float) -> None:
         super().__init__(robot, settings, replan_steps=replan_steps, latency_s=latency_s)
         self._period_ns = robot.embodiment.period_ns
         delay = math.ceil((latency_s + settings.send_lead_time_s) * 1e9 / self._period_ns)
-        # RTCProcessor.get_prefix_weights; the horizon is the node's, see clp_ros.policies.rtc.
+        # RTCProcessor.get_prefix_weights, with the policy node's horizon: see clp_ros.policies.rtc.
         self._weights = np.concatenate([np.ones(delay), np.linspace(1, 0, MARGIN_STEPS + 2)[1:-1]])[:, None]
         self._last: tuple[int, np.ndarray] | None = None
 
@@ -254,7 +253,7 @@ class Guided(ScheduledSender):
 
 
 def scheduled(mode: Mode, replan_steps: int) -> Callable[[Controllers, float], Sender]:
-    """clp_ros's own way."""
+    """clp_ros's chunk schedule."""
 
     def make(robot: Controllers, latency_s: float) -> Sender:
         kind, settings = Guided if mode == "rtc" else ScheduledSender, ScheduleSettings(mode=mode)
@@ -274,7 +273,7 @@ WAYS: dict[tuple[str, str], Callable[[Controllers, float], Sender]] = {
 
 
 def motion_of(embodiment: Embodiment, seed: int) -> tuple[Motion, np.ndarray]:
-    """A motion through random waypoints, and where it begins."""
+    """Returns a motion through random waypoints, and its start."""
     rng = np.random.default_rng(seed)
     lower, upper = (np.array([getattr(joint, side) for joint in embodiment.joints]) for side in ("lower", "upper"))
     reach = np.minimum((upper - lower) / 2, 0.6)
@@ -283,7 +282,7 @@ def motion_of(embodiment: Embodiment, seed: int) -> tuple[Motion, np.ndarray]:
 
 
 def used(run: Run, limits: Limits) -> float:
-    """The largest share of any limit that is used: of position, velocity or acceleration, of any joint at any time."""
+    """Returns the largest used share of a limit of position, velocity or acceleration, of any joint at any time."""
     middle, half = (limits.upper + limits.lower) / 2, (limits.upper - limits.lower) / 2
     shares = [
         np.abs(run.positions - middle) / half,
@@ -311,7 +310,7 @@ def off_path(run: Run, motion: Motion, scale: np.ndarray) -> float:
 
 
 def run(robot_name: str, seed: int, latency_ms: int, noise: str, way: str, pace: str, lag_ms: int) -> dict[str, float]:
-    """One run's figures."""
+    """Returns one run's figures."""
     embodiment = load_embodiment(robot_name)
     motion, start = motion_of(embodiment, seed)
     robot = Controllers(embodiment, start, interpolate_from_desired_state=not lag_ms, lag_s=lag_ms / 1e3)
@@ -327,7 +326,7 @@ def run(robot_name: str, seed: int, latency_ms: int, noise: str, way: str, pace:
         4 * motion.seconds,
         tolerance=THERE,
     )
-    # The expert itself is as close to its motion's end before that is over.
+    # The expert is this close to the end before the motion is over.
     moments = np.arange(0.0, motion.seconds, 1e-3)
     away = np.abs(motion.at(moments) - motion.at(np.array([motion.seconds]))).max(axis=1) >= THERE
     expert_s = float(moments[np.flatnonzero(away)[-1]])
@@ -346,11 +345,11 @@ def run(robot_name: str, seed: int, latency_ms: int, noise: str, way: str, pace:
 
 
 def table(runs: list[dict], worst: bool) -> tuple[Table, list[str]]:
-    """A row a noise, latency, way and pace, over all robots and motions.
+    """Makes a row for each noise, latency, way and pace, over all robots and motions.
 
     Args:
         runs: What :func:`run` returned, with what it was given.
-        worst: Make a row a noise and way instead: the worst of its latencies and paces.
+        worst: Whether to make a row for each noise and way instead, with the worst of its latencies and paces.
 
     Returns:
         The table, and the rows of clp_ros's modes that miss a goal.
@@ -363,7 +362,7 @@ def table(runs: list[dict], worst: bool) -> tuple[Table, list[str]]:
     for key in sorted(grouped, key=lambda key: order[key[0], key[1], key[2:]]):
         its = grouped[key]
         row = {name: max(one[name] for one in its) for name in ("position_jump", "velocity_jump", "limits_used")}
-        # Against 1 mrad where there is no noise.
+        # Relative to 1 mrad if there is no noise.
         row["path"] = float(np.sqrt(np.mean([one["off_path"] ** 2 for one in its])))
         row["time"] = float(np.mean([one["time"] for one in its]))
         row["refused"] = sum(one["refused"] for one in its)
@@ -397,7 +396,7 @@ def table(runs: list[dict], worst: bool) -> tuple[Table, list[str]]:
 
 
 def show(made: Table, missed: list[str]) -> None:
-    """Prints a table as Markdown, and which goals are missed."""
+    """Prints a table as Markdown, and the missed goals."""
     heads = [f"{column} {unit or ''}".strip() for column, unit in made.units.items()]
     print(f"| {' | '.join([made.title, *heads])} |\n" + "| --- " * (1 + len(heads)) + "|")
     for name, row in made.rows.items():
@@ -458,16 +457,16 @@ _KEYS = ("robot", "seed", "latency", "noise", "way", "pace", "lag")
 
 
 def main() -> int:
-    """Runs what is asked for and prints a Markdown table; returns 1 when a goal is missed."""
+    """Runs the requested matrix and prints a Markdown table. Returns 1 if a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--motions", type=int, default=1, help="random motions of each robot (default: %(default)s)")
     parser.add_argument("--robots", nargs="+", choices=ROBOTS, default=ROBOTS, help="(default: all)")
     parser.add_argument("--noise", nargs="+", choices=NOISES, default=NOISES, help="mrad, or bfloat16 (default: all)")
     parser.add_argument("--latency", nargs="+", type=int, choices=LATENCIES_MS, default=LATENCIES_MS, help="ms")
-    parser.add_argument("--lag", type=int, default=0, help="ms by which the joints lag, as controllers come: see above")
+    parser.add_argument("--lag", type=int, default=0, help="lag of the joints in ms, with the controllers' defaults")
     parser.add_argument("--ways", nargs="+", choices=sorted({way for way, _ in WAYS}), help="(default: all)")
     parser.add_argument("--paces", nargs="+", choices=sorted({pace for _, pace in WAYS}), help="(default: all)")
-    parser.add_argument("--results", type=Path, help="a file of JSON lines that is gone on with")
+    parser.add_argument("--results", type=Path, help="a file of JSON lines to resume")
     parser.add_argument("--summary", action="store_true", help="run nothing, print what is in --results")
     parser.add_argument("--worst", action="store_true", help="print the worst of all latencies and paces")
     add_output_argument(parser)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long joining a chunk takes, and how long it keeps others waiting.
+"""Measures how long it takes to join a chunk to the trajectory, and how long the lock is held.
 
     python benchmarks/chunk_join.py [--chunks 300] [--noise 5]
 
-Two ALOHA arms (14 joints), chunks of 100 steps of a scripted expert with white noise (mrad), a chunk each control step
-(`at once`) or every 10, in every mode; an ensemble at once is of up to 98 chunks. `join` is from the chunk to the
-messages' content, in wall and in processor time: the computer's other work counts in the first alone. `locked` is the
-processor time that is spent with the lock held that the watchdog and ~/stop need, less what publishing takes.
+The robot has two ALOHA arms (14 joints). A scripted expert with white noise (mrad) predicts chunks of 100 steps, one at
+each control step or every 10 steps, in every mode. With a chunk at each step, an ensemble has up to 98 chunks. `join`
+is the time from the chunk to the content of the messages, in wall time and in processor time. Only the wall time
+includes other work of the computer. `locked` is the processor time during which the lock is held that the watchdog and
+~/stop need, without publishing.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ GOAL_JOIN_MS, GOAL_LOCKED_MS = 10.0, 1.0
 
 
 def main() -> int:
-    """Prints a Markdown table; returns 1 when a goal is missed."""
+    """Prints a Markdown table. Returns 1 if a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--chunks", type=int, default=300, help="of each row (default: %(default)s)")
+    parser.add_argument("--chunks", type=int, default=300, help="number of chunks in each row (default: %(default)s)")
     parser.add_argument("--noise", type=float, default=5.0, help="mrad (default: %(default)s)")
     add_output_argument(parser)
     options = parser.parse_args()
@@ -54,7 +55,7 @@ def main() -> int:
 
 
 def measured(mode: str, every: int, chunks: int, noise: float) -> tuple[float, ...]:
-    """Join p50 and p99, the same of processor time, and what is locked at p99; milliseconds."""
+    """Returns p50 and p99 of the join, both in processor time, and p99 of the locked time, in milliseconds."""
     embodiment, now = load_embodiment("aloha_bimanual"), START_NS
     rng = np.random.default_rng(0)
     lower, upper = (np.array([getattr(one, side) for one in embodiment.joints]) for side in ("lower", "upper"))

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All-pairs CKA of a module's layers: ours beside a Gram matrix anew for each pair, as PyPI's torch-cka does it.
+"""Compares clp_ros' all-pairs CKA of a layer stack with new Gram matrices for each pair, as in PyPI's torch-cka.
 
     python benchmarks/cka.py [--layers 16] [--tokens 4096] [--dim 960] [--pairs 2]
 
-The slow ways are timed on ``--pairs`` pairs and scaled up to all they compute. torch-cka's own ``_HSIC`` is called
-where the package is installed, otherwise the same formula. Beside it stands a better rival that torch-cka is not: each
-unordered pair once, two Gram matrices and their inner product, without torch-cka's n x n x n matrix product.
+The slow methods are timed on ``--pairs`` pairs, and their time is scaled to all pairs. If torch-cka is installed, its
+``_HSIC`` is called, otherwise the same formula. A faster variant is measured too: each unordered pair once, two Gram
+matrices and their inner product, without torch-cka's n x n x n matrix product.
 
     python benchmarks/cka.py --half [--tokens 4096] [--dim 2048]
 
-Neighbouring layers' scores of bfloat16 states, folded: processor seconds and errors of the ways to multiply them.
+Compares the ways to multiply bfloat16 states for the scores of adjacent layers: processor seconds and errors.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--dim", type=int, default=960)
-    parser.add_argument("--pairs", type=int, default=2, help="pairs the slow ways are timed on")
-    parser.add_argument("--half", action="store_true", help="the ways to multiply states in half precision")
+    parser.add_argument("--pairs", type=int, default=2, help="number of pairs on which the slow methods are timed")
+    parser.add_argument("--half", action="store_true", help="compare the ways to multiply states in half precision")
     add_output_argument(parser)
     args = parser.parse_args()
     if args.half:
@@ -62,7 +62,7 @@ def main() -> None:
     rival = seconds * factor
     rows.append((f"two Gram matrices for each of {unordered} pairs", rival, "-", peak, scale.format(factor)))
     factor = ordered / args.pairs
-    row = states[0] @ states[0].T  # once a row of the matrix: not timed
+    row = states[0] @ states[0].T  # computed once for each row of the matrix, so not timed
     _, seconds, peak = measured(lambda: [torch_cka_pair(hsic, row, y) for y in states[1 : 1 + args.pairs]])
     slow = seconds * factor
     rows.append((f"torch-cka's way, {ordered} pairs", slow, "-", peak, scale.format(factor)))
@@ -117,21 +117,21 @@ def half_precision(tokens: int, dim: int) -> Table:
 
 
 def folded(states: list[torch.Tensor], products: str) -> float:
-    """Ours, of all tokens folded at once."""
+    """Returns clp_ros' scores with all tokens folded at once."""
     cka = LinearCKA(len(states), pairs="adjacent", products=products, buffer_bytes=0)
     cka.update(states)
     return float(cka.adjacent()[0])
 
 
 def split(states: list[torch.Tensor], parts: int) -> float:
-    """Products of bfloat16 numbers, summed in float32; as fast as torch's own on this processor."""
+    """Multiplies bfloat16 numbers and sums in float32, as fast as PyTorch can on this processor."""
     halves = []
     for state in states:
         centred = (state.double() - state.double().mean(dim=0)).float()
         high = centred.to(torch.bfloat16).float()
         halves.append((high, (centred - high).to(torch.bfloat16).float())[:parts])
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")  # where the hardware multiplies bfloat16 faster, it does
+    torch.set_float32_matmul_precision("medium")  # uses bfloat16 products if the hardware has them
     try:
         sums = []
         for x, y in ((0, 0), (0, 1), (1, 1)):
@@ -145,7 +145,7 @@ def split(states: list[torch.Tensor], parts: int) -> float:
 
 
 def residual_stream(layers: int, tokens: int, dim: int) -> list[torch.Tensor]:
-    """States that resemble their predecessors, with two channels and one token far outside."""
+    """Returns states that resemble those of the layer before, with two channels and one token of large values."""
     generator = torch.Generator().manual_seed(0)
     state = torch.randn(tokens, dim, generator=generator)
     state[:, :2] += 1000
@@ -157,7 +157,7 @@ def residual_stream(layers: int, tokens: int, dim: int) -> list[torch.Tensor]:
 
 
 def streamed(states: list[torch.Tensor], pairs: str, **options: int) -> tuple[np.ndarray, int]:
-    """Ours, frame by frame, as calibration feeds it: the scores in a matrix, and the bytes held before the end."""
+    """Returns clp_ros' scores of frame by frame updates, as in a calibration, and the bytes held before the end."""
     cka = LinearCKA(len(states), pairs=pairs, **options)
     for frame in zip(*(state.split(FRAME_TOKENS) for state in states), strict=True):
         cka.update(frame)
@@ -166,7 +166,7 @@ def streamed(states: list[torch.Tensor], pairs: str, **options: int) -> tuple[np
 
 
 def torch_cka_hsic() -> tuple[Callable[[torch.Tensor, torch.Tensor], float], str]:
-    """torch-cka's unbiased HSIC, the package's own where it is installed."""
+    """Returns torch-cka's unbiased HSIC, from the package if it is installed."""
     try:
         from torch_cka import CKA
     except ImportError:
@@ -175,7 +175,7 @@ def torch_cka_hsic() -> tuple[Callable[[torch.Tensor, torch.Tensor], float], str
 
 
 def unbiased_hsic(k: torch.Tensor, l: torch.Tensor) -> float:  # noqa: E741
-    """What torch-cka 0.21 computes, a full matrix product included."""
+    """Computes the same as torch-cka 0.21, including a full matrix product."""
     n = len(k)
     ones = torch.ones(n, 1)
     result = torch.trace(k @ l)
@@ -185,7 +185,7 @@ def unbiased_hsic(k: torch.Tensor, l: torch.Tensor) -> float:  # noqa: E741
 
 
 def torch_cka_pair(hsic: Callable[[torch.Tensor, torch.Tensor], float], row: torch.Tensor, y: torch.Tensor) -> None:
-    """What torch-cka 0.21's ``compare`` does for each pair of layers."""
+    """Computes the same as torch-cka 0.21's ``compare`` for one pair of layers."""
     column = (y @ y.T).fill_diagonal_(0)
     hsic(row, column)
     hsic(column, column)
@@ -204,8 +204,8 @@ def cka_float64(x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def measured[T](work: Callable[[], T]) -> tuple[T, float, float]:
-    """What the work gave, its seconds, and the peak of resident memory above what it started with, MiB (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    """Returns the result of the work, its seconds, and the growth of peak resident memory in MiB (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident("VmRSS")
     start = time.perf_counter()
     result = work()

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long the policy node holds its lock, and how long ~/stop and the watchdog wait for it, over DDS.
+"""Measures how long the policy node holds its lock, and how long ~/stop and the watchdog wait for it, over DDS.
 
     python benchmarks/lock_time.py [--seconds 60] [--modes replace ensemble] [--noise 5] [--results FILE.jsonl]
 
 The processes and the load are those of camera_load.py: three 640x480 JPEG cameras at 30 Hz and two ALOHA arms' joint
-states at 100 Hz. The policy answers with chunks of 100 steps around a slow wave, with white noise (mrad), for every new
-set of frames. A process in the controllers' place receives all four trajectories; another one calls ~/stop at random
-moments, and activates the node again.
+states at 100 Hz. For every new set of frames, the policy predicts a chunk of 100 steps around a slow wave, with white
+noise (mrad). One process receives all four trajectories instead of the controllers. Another process calls ~/stop at
+random times, and activates the node again.
 
-Every acquisition of the runner's locks is timed, by locks that the benchmark puts in their place: how long it waited,
-how long the lock was held on the wall, and how much of that was the holding thread's own processor time. The rest is
-what the interpreter's lock, other processes and a virtual machine's host take. `publish` is the lock that keeps
-messages in order: it is held while they are published.
+The benchmark replaces the runner's locks by locks that time every acquisition: the wait, the wall time for which the
+lock was held, and the processor time of the holding thread in it. The difference is time of the interpreter's lock,
+other processes and a virtual machine's host. `publish` is the lock that keeps messages in order. It is held while they
+are published.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from results import Table, add_output_argument, write_results
 
 STEPS = 100
 GOAL_MS = 1.0
-# The robot does not follow in this benchmark: the wave stays within max_deviation.
+# The robot does not move in this benchmark, so the wave stays within max_deviation.
 WAVE_RAD, WAVE_HZ = 0.1, 0.5
-# The runner's locks, and what they are called here.
+# The runner's locks, and their names in the output.
 LOCKS = {"gate": "state", "publishing": "publish"}
 
 
 def main() -> int:
-    """Prints a Markdown table; returns 1 when a goal is missed."""
+    """Prints a Markdown table. Returns 1 if a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each mode (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of each run (default: %(default)s)")
     parser.add_argument("--modes", nargs="+", default=["replace", "ensemble"])
     parser.add_argument("--noise", type=float, default=5.0, help="mrad (default: %(default)s)")
-    parser.add_argument("--results", type=Path, help="a file of JSON lines that the figures are added to")
+    parser.add_argument("--results", type=Path, help="a file of JSON lines to which the figures are added")
     add_output_argument(parser)
     options = parser.parse_args()
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
@@ -124,18 +124,18 @@ def run(mode: str, noise: float, seconds: float) -> dict[str, Any]:
 
 
 def ticks() -> np.ndarray:
-    """Time of all CPUs since the start, by state; the eighth is stolen by a virtual machine's host."""
+    """Returns the time of all CPUs since the start, by state; the eighth was taken by a virtual machine's host."""
     return np.array(Path("/proc/stat").read_text(encoding="utf-8").split()[1:9], dtype=np.int64)
 
 
 def spread(milliseconds: list[float]) -> dict[str, float]:
-    """Of times in ms."""
+    """Returns number, p50, p99 and maximum of times in ms."""
     p50, p99, largest = np.percentile(milliseconds, (50, 99, 100)).round(4).tolist()
     return {"number": len(milliseconds), "p50": p50, "p99": p99, "largest": largest}
 
 
 class TimedLock:
-    """A reentrant lock that notes of each acquisition its thread, its function, the wait, and how long it was held."""
+    """A reentrant lock that records thread, function, wait and duration of each acquisition."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -161,7 +161,7 @@ class TimedLock:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    # What a Condition asks of a reentrant lock.
+    # The methods of a reentrant lock that a Condition uses.
 
     def _release_save(self) -> Any:
         depth, self._depth = self._depth, 1
@@ -196,7 +196,7 @@ class TimedLock:
 
 
 def receiver(folder: str, end: Any) -> None:
-    """In the controllers' place."""
+    """Receives the trajectories instead of the controllers."""
     import rclpy
     from trajectory_msgs.msg import JointTrajectory
 
@@ -219,7 +219,7 @@ def receiver(folder: str, end: Any) -> None:
 
 
 def stopper(folder: str, end: Any, ready: Any) -> None:
-    """Stops the node at random moments, and activates it again."""
+    """Stops the node at random times, and activates it again."""
     import rclpy
     from lifecycle_msgs.msg import Transition
     from lifecycle_msgs.srv import ChangeState
@@ -255,7 +255,7 @@ def stopper(folder: str, end: Any, ready: Any) -> None:
 
 
 def node(folder: str, end: Any, ready: Any, mode: str, noise: float) -> None:
-    """The policy node, with a noisy policy and timed locks."""
+    """Runs the policy node with a noisy policy and timed locks."""
     import rclpy
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 
@@ -292,7 +292,7 @@ def node(folder: str, end: Any, ready: Any, mode: str, noise: float) -> None:
     executor.add_node(policy_node)
 
     def spin() -> None:
-        with suppress(ExternalShutdownException):  # how rclpy.shutdown() ends it
+        with suppress(ExternalShutdownException):  # raised by rclpy.shutdown()
             executor.spin()
 
     spinning = threading.Thread(target=spin, name="executor", daemon=True)
@@ -309,7 +309,7 @@ def node(folder: str, end: Any, ready: Any, mode: str, noise: float) -> None:
             continue
         lock = lock._lock if isinstance(lock, threading.Condition) else lock
         for thread, function, waited, held, worked in list(lock.noted):
-            # The executor's thread alone runs services. What a transition ends has the same functions.
+            # Only the executor's thread runs services. The end of a transition calls the same functions.
             is_stop = thread == "executor" and function in ("stop", "_end", "end_session")
             who = "~/stop" if is_stop else {"watchdog": "watchdog", "policy": "worker"}.get(thread, "others")
             for key, value in (

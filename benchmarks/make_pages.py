@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes doc/reference/measurements of the results of record.
+"""Makes the pages in doc/reference/measurements from the recorded results.
 
     python benchmarks/make_pages.py            writes the pages
-    python benchmarks/make_pages.py --check    writes nothing; fails where a page is not what it should be
+    python benchmarks/make_pages.py --check    writes nothing; returns 1 if a page differs
 
-A page is the text in ``benchmarks/pages/NAME.md`` and a section for each file of ``benchmarks/results`` whose
-``benchmark`` is NAME, sorted by machine and date. A table holds figures of one run on one machine.
+A page consists of the text in ``benchmarks/pages/NAME.md`` and a section for each file of ``benchmarks/results`` with
+the ``benchmark`` NAME, sorted by machine and date. A table holds figures of one run on one machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NOTICE = "<!-- Made by benchmarks/make_pages.py of benchmarks/results and benchm
 
 
 def main() -> int:
-    """Writes or checks the pages; returns 1 where a check fails."""
+    """Writes or checks the pages. Returns 1 if a check fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing, and fail where a page differs")
     options = parser.parse_args()
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def pages() -> dict[str, str]:
-    """The text of every page, by file name."""
+    """Returns the text of every page, by file name."""
     runs: dict[str, list[dict[str, Any]]] = {path.stem: [] for path in TEXTS.glob("*.md") if path.stem != "README"}
     for path in sorted(RESULTS.glob("*.json")):
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -62,12 +62,12 @@ def pages() -> dict[str, str]:
 
 
 def title_of(page: str) -> str:
-    """A page's first heading."""
+    """Returns a page's first heading."""
     return next(line.removeprefix("# ") for line in page.splitlines() if line.startswith("# "))
 
 
 def sections(documents: list[dict[str, Any]]) -> list[str]:
-    """A heading for each machine, and what each of its runs measured."""
+    """Returns a heading for each machine, followed by the results of its runs."""
     parts: list[str] = []
     machine = None
     for document in sorted(documents, key=lambda one: (machine_name(one["machine"]), one["date"] or "", one["file"])):
@@ -82,7 +82,7 @@ def sections(documents: list[dict[str, Any]]) -> list[str]:
 
 
 def machine_name(machine: dict[str, Any] | None) -> str:
-    """The heading of a machine's figures."""
+    """Returns the heading of a machine's figures."""
     if machine is None:
         return "Independent of the machine"
     parts = [machine["gpu"]] if machine["gpu"] else []
@@ -97,7 +97,7 @@ def machine_name(machine: dict[str, Any] | None) -> str:
 
 
 def run_line(document: dict[str, Any]) -> str:
-    """When, with which versions and by which command a run was made, and in which file its figures are."""
+    """Returns the date, versions and command of a run, and the file with its figures."""
     names = {"python": "Python", "torch": "torch", "lerobot": "lerobot", "clp_ros": "clp_ros commit"}
     versions = [f"{names[key]} {value}" for key, value in (document["versions"] or {}).items() if value]
     where = f"[{document['file']}](../../../benchmarks/results/{document['file']})"
@@ -108,7 +108,7 @@ def run_line(document: dict[str, Any]) -> str:
 
 
 def table(one: dict[str, Any]) -> str:
-    """A table as Markdown."""
+    """Returns a table as Markdown."""
     heads = [f"{column} ({unit})" if unit else column for column, unit in one["units"].items()]
     rows = [[one["title"], *heads], ["---"] * (1 + len(heads))]
     rows += [[name, *(cell(values.get(column)) for column in one["units"])] for name, values in one["rows"].items()]
@@ -116,7 +116,7 @@ def table(one: dict[str, Any]) -> str:
 
 
 def cell(value: float | int | str | None) -> str:
-    """A figure to five digits; counts in full."""
+    """Returns a figure with five digits, or a count with all digits."""
     if value is None:
         return ""
     return f"{value:.5g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value

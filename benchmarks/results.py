@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results of record: one JSON file a run, with the machine, the versions, the command and the figures.
+"""Writes recorded results: one JSON file for each run, with machine, versions, command and figures.
 
 Every benchmark takes ``--output FILE.json``. ``benchmarks/make_pages.py`` makes doc/reference/measurements of all files
 in ``benchmarks/results``.
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA_VERSION = 1
-# Instructions that decide how fast matrix products are.
+# Instructions that determine the speed of matrix products.
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
 Value = float | int | str | None
@@ -32,9 +32,9 @@ class Table:
     """Figures of one run.
 
     Attributes:
-        title: What the rows are; the heading of the first column.
+        title: Heading of the first column.
         units: The unit of each column, None where it has none.
-        rows: By row and column. A column that a row lacks is empty.
+        rows: Figures by row and column. A missing figure is shown as an empty cell.
     """
 
     title: str
@@ -44,7 +44,7 @@ class Table:
 
 def add_output_argument(parser: argparse.ArgumentParser) -> None:
     """Adds ``--output`` to a benchmark's options."""
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the results of record to this file")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the results to this file")
 
 
 def write_results(
@@ -55,7 +55,7 @@ def write_results(
     Args:
         output: The file to write. An existing one is replaced.
         tables: The figures.
-        notes: Sentences that the figures cannot be read without.
+        notes: Sentences that are needed to understand the figures.
         on_machine: Whether the figures depend on the machine; counts and simulated time do not.
     """
     if output is None:
@@ -76,7 +76,7 @@ def write_results(
 
 
 def given(arguments: list[str]) -> list[str]:
-    """A command's arguments without ``--output FILE``, and of absolute paths the last part."""
+    """Returns a command's arguments without ``--output FILE``, with the last part of absolute paths."""
     kept, skip = [], False
     for argument in arguments:
         if not skip and argument != "--output" and not argument.startswith("--output="):
@@ -86,7 +86,7 @@ def given(arguments: list[str]) -> list[str]:
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its cores and features, the memory (GiB), the GPU, and whether it is a virtual machine."""
+    """Returns the processor, its cores and features, the memory (GiB), the GPU, and whether it is a virtual machine."""
     fields: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(":")
@@ -106,14 +106,14 @@ def machine() -> dict[str, Any]:
 
 
 def gpu() -> str | None:
-    """The name of the first CUDA device, if torch sees one."""
+    """Returns the name of the first CUDA device, if there is one."""
     import torch
 
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
 def versions() -> dict[str, str | None]:
-    """Of python, torch and lerobot, and the commit of clp_ros (with ``+`` where files differ from it)."""
+    """Returns the versions of python, torch and lerobot, and the commit of clp_ros (with ``+`` for changed files)."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("torch", "lerobot"):
         try:
@@ -124,7 +124,7 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """The commit that the benchmark's files are of, None where this is no git checkout."""
+    """Returns the commit of the benchmark's files; None outside a git checkout."""
     git = ["git", "-C", str(Path(__file__).resolve().parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True).stdout

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often the scripted experts solve the simulated tasks.
+"""Measures how often the scripted experts solve the simulated tasks.
 
     python benchmarks/simulated_tasks.py [--starts 100] [--first 100000] [--robots ur5 …] [--perturb 0.03]
 
-Each robot does each of its tasks from the same seeded starts, without pictures. The interval is Wilson's, 95 %.
+Each robot does each of its tasks from the same seeded starts, without images. The interval is Wilson's, 95 %.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ GOAL = 0.95
 
 
 def main() -> int:
-    """Prints a Markdown table; returns 1 where an expert is below the goal."""
+    """Prints a Markdown table. Returns 1 if an expert is below the goal."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--starts", type=int, default=100, help="of each task (default: %(default)s)")
+    parser.add_argument("--starts", type=int, default=100, help="number of starts of each task (default: %(default)s)")
     parser.add_argument("--first", type=int, default=100000, help="seed of the first start (default: %(default)s)")
     parser.add_argument("--robots", nargs="+", default=ROBOTS, choices=ROBOTS)
     parser.add_argument("--speed", type=float, default=1.0, help="factor on the experts' speed")

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pruning a full-size checkpoint against `cp` of as many bytes: wall time and peak memory.
+"""Compares pruning a full-size checkpoint with `cp` of as many bytes: wall time and peak memory.
 
     python benchmarks/surgery.py [CHECKPOINT] [--family smolvla] [--runs 9] [--scratch FOLDER]
 
-Without a checkpoint, a full-size one of the family with random weights is made first (SmolVLA: 0.9 GB; with its two
-copies 2.3 GB in the scratch folder, all removed afterwards). Removed are the layers of the paper's Table 5; for a
-family or a depth that is not in it the last ones, as many as its default share and its structure allow.
+Without a checkpoint, a full-size one of the family with random weights is made first. For SmolVLA, it has 0.9 GB; with
+its two copies, the scratch folder needs 2.3 GB. All are removed at the end. The layers of the paper's Table 5 are
+pruned. For a family or a depth that is not in the table, the last layers are pruned, as many as the default share and
+the structure allow.
 
-Each run times, with what is read in the page cache and nothing left to write back, in turn:
+Each run times the following in turn, with the input in the page cache and no data left to write back:
   prune   a fresh interpreter that imports clp_ros.pruning.surgery and prunes, from its start to its exit
   inside  the call of prune_checkpoint alone, within that process
   cp      `cp -r` of a folder of as many bytes: the pruned checkpoint itself
-Memory is the process's peak resident set, less that of an interpreter that does nothing.
+Memory is the process's peak resident set minus that of an idle interpreter.
 """
 
 import argparse
@@ -64,12 +65,12 @@ print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 
 
 def _timed(target: Path, repeat: int, *command: str | Path) -> tuple[float, str]:
-    """Seconds a command takes that makes the folder ``target``, and its output.
+    """Returns the seconds of a command that makes the folder ``target``, and its output.
 
-    The last of ``repeat`` runs counts. The first leaves the memory it took free again, so that no run pays for memory
-    that the machine (a virtual one gets it page by page from its host) had not touched before.
+    The last of ``repeat`` runs counts. The first run allocates the memory, because a virtual machine receives memory
+    from its host at the first use.
     """
-    # With its bytecode at hand, as an installed package has it.
+    # With cached bytecode, as in an installed package.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     for _ in range(repeat):
         shutil.rmtree(target, ignore_errors=True)
@@ -81,7 +82,7 @@ def _timed(target: Path, repeat: int, *command: str | Path) -> tuple[float, str]
 
 
 def _evict(folder: Path) -> None:
-    """Takes all files out of the page cache."""
+    """Removes all files from the page cache."""
     os.sync()
     for path in folder.rglob("*"):
         if path.is_file():
@@ -90,9 +91,9 @@ def _evict(folder: Path) -> None:
 
 
 def _warm(folder: Path, ranges: Iterable[tuple[str, int, int]]) -> None:
-    """Has these byte ranges of a folder's files, and no others, in the page cache.
+    """Loads only these byte ranges of a folder's files into the page cache.
 
-    Whatever way they came to be there: a file just written lies otherwise.
+    They are read from the disk, because pages that were just written are arranged differently.
     """
     _evict(folder)
     for name, start, end in ranges:
@@ -114,7 +115,7 @@ def _removal(checkpoint: Checkpoint) -> dict[str, list[int]]:
     table = TABLE_5.get(checkpoint.family.name, {})
     if table and all(checkpoint.layers[name] == layers for name, (layers, _) in table.items()):
         return {name: removed for name, (_, removed) in table.items()}
-    # Not Table 5's stack: the last layers that may go, as many as the default share.
+    # Not in Table 5: the last layers, as many as the default share.
     removal: dict[str, list[int]] = {}
     budgets = checkpoint.family.default_budget(checkpoint.config)
     for group, units in group_units(checkpoint.layer_stacks).items():
@@ -133,12 +134,12 @@ def _make_checkpoint(family: str, folder: Path) -> None:
 
 
 def measure(source: Path, scratch: Path, runs: int) -> dict[str, Any]:
-    """Measures pruning against copying.
+    """Measures pruning and copying.
 
     Args:
         source: A checkpoint folder.
         scratch: An empty folder on the same disk.
-        runs: How often both are run.
+        runs: Number of runs of each.
 
     Returns:
         Seconds, ratios, memory in MiB, bytes and parameters.
@@ -190,7 +191,7 @@ def measure(source: Path, scratch: Path, runs: int) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The results of record."""
+    """Returns the table of the results."""
     units = {
         "median": "s",
         "median / cp": None,
@@ -211,9 +212,11 @@ def main() -> None:
     """Runs the benchmark and prints it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", type=Path, help="checkpoint folder (default: one is made)")
-    parser.add_argument("--family", default="smolvla", help="of the checkpoint that is made (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=9, help="how often both are run")
-    parser.add_argument("--scratch", type=Path, help="where the copies go (default: the system's temporary folder)")
+    parser.add_argument(
+        "--family", default="smolvla", help="family of the checkpoint that is made (default: %(default)s)"
+    )
+    parser.add_argument("--runs", type=int, default=9, help="number of runs of each")
+    parser.add_argument("--scratch", type=Path, help="folder for the copies (default: the system's temporary folder)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_output_argument(parser)
     arguments = parser.parse_args()

@@ -309,12 +309,12 @@ def _scan(
     episodes, earlier = [], 0
     for number, reader in enumerate(readers):
 
-        def tell(tick: int, reader: BagReader = reader, earlier: int = earlier) -> None:
+        def advance(tick: int, reader: BagReader = reader, earlier: int = earlier) -> None:
             if scanned is not None:
                 # The last tick lies after the last message.
                 scanned((earlier + min(tick, reader.end_ns) - reader.start_ns) // 10**9, total // 10**9)
 
-        episodes.append(usable_ticks(reader, embodiment, tell, steps[number] if steps else None))
+        episodes.append(usable_ticks(reader, embodiment, advance, steps[number] if steps else None))
         earlier += reader.end_ns - reader.start_ns
     return episodes
 

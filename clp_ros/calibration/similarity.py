@@ -237,7 +237,7 @@ class LinearCKA:
             ValueError: The object was created with ``pairs="adjacent"``.
         """
         if self.pairs == "adjacent":
-            raise ValueError("only adjacent pairs were asked for")
+            raise ValueError("only adjacent pairs are computed (pairs='adjacent')")
         return self._similarity()
 
     def adjacent(self) -> np.ndarray:

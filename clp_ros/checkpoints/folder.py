@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a checkpoint folder: which there are, and which of them hold the weights."""
+"""Lists the files of a checkpoint folder, and reads the headers of its weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ type FileStamp = tuple[int, int, int, int]
 
 
 def file_stamp(file: Path | int) -> FileStamp:
-    """The stamp of a path or of an open descriptor."""
+    """Returns the stamp of a path or of an open descriptor."""
     status = os.fstat(file) if isinstance(file, int) else file.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
@@ -66,12 +66,14 @@ def read_weights(
     index = _read_index(folder / INDEX_FILE) if INDEX_FILE in files else None
     if index is None and WEIGHTS_FILE not in files:
         raise ClpError(
-            f"there is neither {WEIGHTS_FILE} nor {INDEX_FILE}", where=folder, hint="give a whole checkpoint"
+            f"there is neither {WEIGHTS_FILE} nor {INDEX_FILE}",
+            where=folder,
+            hint="give a complete copy of the checkpoint",
         )
     names = tuple(sorted(set(index.values()))) if index is not None else (WEIGHTS_FILE,)
     for name in names:
         if name not in files:
-            raise ClpError(f"the shard {name} is missing", where=folder, hint="give a whole checkpoint")
+            raise ClpError(f"the shard {name} is missing", where=folder, hint="give a complete copy of the checkpoint")
     for name in files:
         if (name == WEIGHTS_FILE or _SHARD_NAME.fullmatch(name)) and name not in names:
             raise ClpError(

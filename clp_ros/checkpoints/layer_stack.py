@@ -53,7 +53,7 @@ class LayerStack:
 
 
 def group_units(stacks: Iterable[LayerStack]) -> dict[str, UnitKind]:
-    """The layers that the stacks of each group lose together, by group, with the constraints of all these stacks."""
+    """Returns the layers of each group's stacks, by group, with the constraints of all these stacks."""
     units: dict[str, UnitKind] = {}
     for stack in stacks:
         units[stack.group] = units.get(stack.group, stack.layer_units).joined(stack.layer_units)

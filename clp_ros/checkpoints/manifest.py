@@ -38,7 +38,7 @@ class Parameters(StrictModel):
 
 
 class UnitRecord(StrictModel):
-    """What one layer lost of the units of one kind inside of it, 0-based."""
+    """The removed units of one kind inside of one layer, 0-based."""
 
     original: _Count
     removed: list[_Count]
@@ -51,12 +51,12 @@ class UnitRecord(StrictModel):
 
 
 class ModuleRecord(StrictModel):
-    """What one layer stack lost, in 0-based layers.
+    """The removed and kept layers of one layer stack, 0-based.
 
     Attributes:
-        threshold: τ, the least score of a layer that could go; null where none was used, absent before version 2.
-        scores: ``scores[i]`` compares layers i and i+1; null where none were given.
-        units: What layers that stay lost inside, by kind of unit (``channels``, ``heads``) and layer; absent before
+        threshold: τ, the minimum score of a removed layer; null if there was none, absent before version 2.
+        scores: ``scores[i]`` compares layers i and i+1; null if none were given.
+        units: Removed units inside of kept layers, by kind of unit (``channels``, ``heads``) and layer; absent before
             version 3.
     """
 
@@ -91,15 +91,15 @@ class Step(StrictModel):
 
 
 class Manifest(StrictModel):
-    """The whole clp.json.
+    """The content of clp.json.
 
     Attributes:
-        source: The first source: the checkpoint nothing had been removed from.
-        criterion: The last step's, as are ``threshold`` and the modules' ``threshold`` and ``scores``.
-        threshold: The one τ of all modules that lost layers; null where theirs differ, or none was used.
+        source: The first source: the checkpoint before all pruning.
+        criterion: That of the last step, as ``threshold``, and the modules' ``threshold`` and ``scores``.
+        threshold: τ, if it is the same for all modules with removed layers; null otherwise.
         modules: Layers in the first source's numbers.
-        parameters: Of the first source and of this checkpoint.
-        steps: Every pruning, oldest first.
+        parameters: Numbers of the first source and of this checkpoint.
+        steps: All prunings, oldest first.
     """
 
     schema_version: Literal[1, 2, 3]
@@ -125,7 +125,7 @@ def read_manifest(path: Path, family: str, stacks: Collection[LayerStack]) -> di
         The manifest as it is in the file.
 
     Raises:
-        ClpError: It is not a manifest, or that of another checkpoint.
+        ClpError: It is not a manifest, or the manifest of another checkpoint.
     """
     hint = f"give the {path.name} that was written with these weights, or delete it"
     raw = read_json_object(path, hint)

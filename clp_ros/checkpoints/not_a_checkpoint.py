@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recognises folders that are not checkpoints, and checkpoints that today's lerobot does not read, and says what to
-do."""
+"""Recognises folders that are not checkpoints, and checkpoints that today's lerobot cannot read."""
 
 from __future__ import annotations
 
@@ -13,8 +12,8 @@ from clp_ros.core.json_object import read_json_object
 
 # Paths of checkpoints inside a step's folder, a run's checkpoints folder and a run's output folder of lerobot-train.
 # A copy of a run may lack the link `last`; the last step's folder then sorts last, because names have leading zeros.
-_TRAINED = ("pretrained_model", "last/pretrained_model", "[0-9]*/pretrained_model")
-_TRAINED += tuple(f"checkpoints/{path}" for path in _TRAINED[1:])
+_STEPS = ("last/pretrained_model", "[0-9]*/pretrained_model")
+_TRAINED = ("pretrained_model", *_STEPS, *(f"checkpoints/{path}" for path in _STEPS))
 _ADAPTER_FILE = "adapter_config.json"
 _OLD_STATISTICS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}

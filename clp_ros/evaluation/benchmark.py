@@ -66,14 +66,14 @@ def benchmark(
         raise ClpError("no checkpoint is given", where="checkpoints", hint="give one or more checkpoint folders")
     if runs < 1:
         raise ClpError(f"the number is {runs}", where="runs", hint="measure at least once")
-    say = progress or (lambda _: None)
+    notify = progress or (lambda _: None)
     results = []
     for folder in folders:
-        say(f"counting the work of {folder}")
+        notify(f"counting the work of {folder}")
         results.append(describe(load_policy(folder, dtype=dtype, weights=False)))
     if run:
         settings = [Setting(Path(folder), device, dtype, warmup, compiled, train_step) for folder in folders]
-        _run(settings, results, runs, alone, say)
+        _run(settings, results, runs, alone, notify)
     keys = [key for key in RATIOS if key in results[0]]
     ratios = [{key: _ratio(results[0][key], result[key]) for key in keys} for result in results]
     return {"checkpoints": results, "ratios": ratios}
@@ -84,20 +84,20 @@ def _run(
     results: Sequence[dict[str, Any]],
     runs: int,
     alone: bool,
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> None:
     latencies: list[list[float]] = [[] for _ in settings]
     peaks: list[list[int | None]] = [[] for _ in settings]
 
     def load(index: int) -> Worker:
-        say(f"loading {settings[index].folder}")
+        notify(f"loading {settings[index].folder}")
         worker = stack.enter_context(Worker(settings[index]))
         results[index] |= worker.load()
         return worker
 
     def train(index: int, worker: Worker) -> None:
         if settings[index].train:
-            say(f"training {settings[index].folder}")
+            notify(f"training {settings[index].folder}")
             results[index]["train_step_ms"] = worker.train_step_ms()
 
     if alone:
@@ -106,7 +106,7 @@ def _run(
             for index in range(len(settings)):
                 with ExitStack() as stack:
                     worker = load(index)
-                    say(f"turn {turn + 1} of {turns}")
+                    notify(f"turn {turn + 1} of {turns}")
                     latencies[index] += worker.latencies(-(-runs // turns))
                     peaks[index].append(worker.peak_memory())
                     if turn == turns - 1:
@@ -115,7 +115,7 @@ def _run(
         with ExitStack() as stack:
             workers = [load(index) for index in range(len(settings))]
             for run in range(runs):
-                say(f"run {run + 1} of {runs}")
+                notify(f"run {run + 1} of {runs}")
                 for worker, times in zip(workers, latencies, strict=True):
                     times += worker.latencies(1)
             for worker, held in zip(workers, peaks, strict=True):

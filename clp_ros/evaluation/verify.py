@@ -109,7 +109,9 @@ def _load(checkpoint: Checkpoint, device: str) -> LeRobotPolicy:
             where=checkpoint.path,
             hint="merge the shards into one file, or prune the checkpoint with `clp prune`, which merges them",
         )
-    hint = "a moved checkpoint finds its VLM again after `clp prune` or with --policy.vlm_model_name"
+    hint = "save the checkpoint again with this lerobot"
+    if "vlm_model_name" in checkpoint.config:
+        hint = "for a moved checkpoint, run `clp prune`, which writes the new path, or give --policy.vlm_model_name"
     try:
         with quiet():
             config = PreTrainedConfig.from_pretrained(checkpoint.path)

@@ -56,16 +56,16 @@ class NamedScores(StackScores):
 
 
 class InspectedCheckpoint(Result):
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Attributes:
         path: The folder, absolute.
         family: Its family's name.
         modules: Its layer stacks.
-        parameters: Number of parameters, stored ones.
+        parameters: Number of stored parameters.
         bytes: Size of all files.
-        fingerprint: The hash that a calibration of it names.
-        manifest: clp.json; None where nothing was ever removed.
+        fingerprint: The hash by which a calibration identifies it.
+        manifest: clp.json; None if the checkpoint was never pruned.
     """
 
     path: str
@@ -78,7 +78,7 @@ class InspectedCheckpoint(Result):
 
 
 class InspectedCalibration(Result):
-    """What a calibration holds: all of calibration.json, as it stands there.
+    """The content of a calibration: all fields of calibration.json.
 
     Attributes:
         path: The folder, absolute.

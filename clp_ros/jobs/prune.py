@@ -27,10 +27,10 @@ class PruneRequest(Request):
     Attributes:
         checkpoint: Checkpoint folder, or a repository on the hub.
         output: Checkpoint folder to write; None: a dry run, which writes nothing.
-        calibration: Calibration folder of that checkpoint; None where ``removal`` is given.
-        removal: 0-based layers to remove, by module; then the fields below do not apply.
+        calibration: Calibration folder of that checkpoint; None if ``removal`` is given.
+        removal: 0-based layers to remove, by module. The fields from ``budgets`` to ``seed`` do not apply then.
         budgets: Number of layers to remove, by module; empty, and no threshold: the paper's share.
-        threshold: Least score of a layer that may be removed.
+        threshold: Minimum score of a layer to remove.
         criterion: One of :data:`clp_ros.pruning.selection.CRITERIA`.
         seed: Seed of the criterion ``random``.
         overwrite: Whether an output folder that is not empty is replaced.
@@ -59,16 +59,16 @@ class PruneResult(Result):
     Attributes:
         output: The folder, absolute; None in a dry run.
         dry_run: Whether it was one.
-        criterion: What the layers were chosen by.
+        criterion: The criterion by which the layers were chosen.
         thresholds: τ by module, None where there is none; ``threshold``: the τ of all modules, None where theirs
             differ.
         removed: 0-based layers that were removed, and ``layers``, how many are left, by module.
         units: By module and kind of unit, the numbers ``removed`` and ``kept``: of ``layers``; of units inside of
             layers by layer.
         parameters: Their numbers ``before`` and ``after``.
-        notes: What the user should know, a sentence each.
+        notes: Notes for the user, a sentence each.
         unchecked: Why lerobot's model and processors could not be compared with the result; None where they were.
-        plan: The removal sets (:class:`clp_ros.pruning.plan.Plan`); None where the layers were given.
+        plan: The removal sets (:class:`clp_ros.pruning.plan.Plan`); None if the layers were given.
     """
 
     output: str | None
@@ -159,10 +159,10 @@ def plan_from_calibration(
     criterion: str = "cka",
     seed: int = 0,
 ) -> Plan:
-    """What pruning a checkpoint by a calibration would remove. With neither budgets nor threshold: the paper's share.
+    """Returns the plan for pruning a checkpoint by a calibration. Without budgets and threshold: the paper's share.
 
     Raises:
-        ClpError: The two do not belong together, or no removal set fits.
+        ClpError: The calibration is of another checkpoint, or no removal set fits.
     """
     # Reading calibrations takes the bag reader's libraries; removing given layers does not wait for them.
     from clp_ros.calibration.calibration_file import Calibration

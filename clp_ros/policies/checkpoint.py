@@ -224,7 +224,7 @@ class Checkpoint:
         except OSError:
             unchanged = False
         if not unchanged:  # for example by a training that overwrites its last checkpoint
-            raise ClpError("the file changed while it was read", where=path, hint="try again when it is whole")
+            raise ClpError("the file changed while it was read", where=path, hint="try again when it is complete")
 
     def fingerprint(self) -> str:
         """Returns a SHA-256 that distinguishes checkpoints without reading all bytes.

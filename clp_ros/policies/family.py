@@ -136,10 +136,10 @@ class Family:
 
 
 def check_depth(layers: object, what: str) -> int:
-    """The number of layers that a config gives.
+    """Returns the number of layers from a config.
 
     Raises:
-        ClpError: It is none; ``what`` names it.
+        ClpError: It is not a positive whole number. The message begins with ``what``.
     """
     if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
         raise ClpError(f"{what} is {layers!r}", where="config.json", hint="write the number of layers there")
@@ -147,11 +147,11 @@ def check_depth(layers: object, what: str) -> int:
 
 
 def coupled_towers(vlm: str, expert: str, layers: int, period: int = 1) -> tuple[LayerStack, LayerStack]:
-    """The layer stacks of a VLM and an action expert that attend to each other layer by layer.
+    """Returns the layer stacks of a VLM and an action expert with joint attention in each layer.
 
     Args:
         vlm: Attribute path from the policy to the VLM's ``layers`` and ``norm``. Only its keys and values are used, so
-            that nothing takes its last layer's output.
+            the output of its last layer is unused.
         expert: The same of the expert.
         layers: Number of layers of each.
         period: Their ``pattern_period``.

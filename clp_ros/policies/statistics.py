@@ -23,29 +23,29 @@ _NAMES = ("mean", "std", "min", "max", *_QUANTILES)
 
 @dataclass(frozen=True)
 class Statistics:
-    """Statistics to normalise by.
+    """Statistics for the normalisation.
 
     Attributes:
         values: By feature (``observation.state`` and ``action``) and name (``mean``, ``std``, ``min``, ``max``,
             ``q01`` …): one number a component, in the policy's units.
-        source: Where they come from, for calibration.json: ``source`` (``dataset`` or ``bags``) and its particulars.
+        source: Their origin, for calibration.json: ``source`` (``dataset`` or ``bags``) and details.
     """
 
     values: Mapping[str, Mapping[str, tuple[float, ...]]]
     source: Mapping[str, Any]
 
     def size(self, feature: str) -> int:
-        """Number of components of a feature."""
+        """Returns the number of components of a feature."""
         return len(next(iter(self.values[feature].values())))
 
     def describe(self) -> dict[str, Any]:
-        """What calibration.json says of them: the source, and the values themselves."""
+        """Returns the source and the values, for calibration.json."""
         values = {name: {key: list(value) for key, value in one.items()} for name, one in self.values.items()}
         return {**self.source, "values": values}
 
 
 def read_dataset_statistics(folder: str | Path) -> Statistics:
-    """Reads the statistics of state and action out of a LeRobotDataset (``meta/stats.json``).
+    """Reads the statistics of state and action of a LeRobotDataset (``meta/stats.json``).
 
     Raises:
         ClpError: There are none, or they are damaged.
@@ -89,7 +89,7 @@ def _vectors(found: Any, feature: str, path: Path) -> dict[str, tuple[float, ...
 
 
 def compute_statistics(states: Sequence[Sequence[np.ndarray]], actions: Sequence[Sequence[np.ndarray]]) -> Statistics:
-    """Computes statistics over all steps of some episodes: exact ones, quantiles too (linearly interpolated).
+    """Computes exact statistics over all steps of some episodes. Quantiles are linearly interpolated.
 
     Args:
         states: (state_size,) a step, by episode, in the policy's units.

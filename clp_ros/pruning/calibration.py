@@ -27,7 +27,7 @@ __all__ = [
 
 if __name__ == "__main__":
     print(  # noqa: T201
-        "warning: -m clp_ros.pruning.calibration is now -m clp_ros.cli calibrate; this name goes with the next release",
+        "warning: -m clp_ros.pruning.calibration is now -m clp_ros.cli calibrate; the old name ends in 0.3",
         file=sys.stderr,
     )
     sys.argv[1:1] = ["calibrate"]

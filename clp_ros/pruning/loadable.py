@@ -25,7 +25,7 @@ def check_loadable(plan: SurgeryPlan) -> str | None:
         plan: The surgery.
 
     Returns:
-        None if they agree; otherwise, why this cannot be said on this machine.
+        None if they agree; otherwise, why it is unknown on this machine.
 
     Raises:
         ClpError: The result would not load, or lerobot cannot build the model.

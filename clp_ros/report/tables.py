@@ -133,13 +133,13 @@ def paper_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
 
 def benchmark_setting(rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns the machine and settings of benchmark results in one line."""
-    told = []
+    settings = []
     for row in rows:
         words = [row.get("device_name") or row.get("device"), row.get("device")]
         words.append(f"{row['threads']} threads" if row.get("threads") else None)
         words += [row.get("dtype"), "denoising step compiled" if row.get("compile_s") is not None else None]
-        told.append(", ".join(dict.fromkeys(word for word in words if word)))
-    return "; ".join(dict.fromkeys(told))
+        settings.append(", ".join(dict.fromkeys(word for word in words if word)))
+    return "; ".join(dict.fromkeys(settings))
 
 
 def inspection_table(found: Mapping[str, Any]) -> "Group":

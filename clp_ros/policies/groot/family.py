@@ -165,13 +165,14 @@ def run_training_graph(
     rng: np.random.Generator,
     flow_time: Callable[[np.ndarray, float], np.ndarray],
 ) -> None:
-    """Runs the training-time graph once, at noise and times that are drawn as lerobot draws them for a training step.
+    """Runs the training-time graph once, with noise and times from the distributions of lerobot's training step.
 
     Args:
         policy: The policy.
         batch: Its batch.
-        rng: Draws them.
-        flow_time: A flow's times from what the beta distribution gives, (batch,) float64, and the config's ``noise_s``.
+        rng: Source of noise and times.
+        flow_time: Returns the flow's times from beta-distributed numbers, (batch,) float64, and the config's
+            ``noise_s``.
     """
     import torch
     from lerobot_policy_clp.fixed_noise import FixedNoise
@@ -189,11 +190,11 @@ def run_training_graph(
 
 
 def word_modalities(is_image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """What the tokens of a text with images stand for; the special tokens that enclose an image are text.
+    """Returns the modality of each token of a text with images. Special tokens that enclose an image are language.
 
     Args:
-        is_image: Which stand for a part of an image: bool (batch, tokens).
-        mask: Which are not padding: bool (batch, tokens).
+        is_image: Which tokens represent a part of an image: bool (batch, tokens).
+        mask: Which tokens are not padding: bool (batch, tokens).
     """
     import torch
 

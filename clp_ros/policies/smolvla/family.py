@@ -91,7 +91,7 @@ def _build(folder: Path, device: str) -> PreTrainedPolicy:
 def _set_pretrained_dtypes(policy: PreTrainedPolicy) -> None:
     """Sets the towers' dtypes to those after lerobot has loaded the VLM's weights, as for smolvla_base.
 
-    They are bfloat16, except for the key and value projections of cross-attention, which lerobot creates anew.
+    They are bfloat16, except for the key and value projections of cross-attention, which lerobot initialises again.
     """
     import torch
 

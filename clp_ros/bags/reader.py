@@ -14,7 +14,6 @@ from itertools import chain
 from operator import itemgetter
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from clp_ros.bags.metadata import (
@@ -92,9 +91,7 @@ class BagReader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Does nothing: :meth:`messages` closes the files that it opens."""
 
     def messages(self, topics: Collection[str] | None = None) -> Iterator[Message]:

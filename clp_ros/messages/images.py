@@ -100,11 +100,9 @@ def encode_jpeg(picture: np.ndarray, quality: int = 80) -> np.ndarray:
 def _decode_raw(data: np.ndarray, msg: Any, topic: str | None) -> np.ndarray:
     encoding = _RENAMED.get(msg.encoding, msg.encoding)
     if encoding not in _READABLE:
-        colourless = ": this one says no colours" if _DEPTH_OR_MATRIX.fullmatch(encoding.lower()) else ""
-        raise _fault(
-            f"image encoding {encoding!r} is not one that can be read",
-            topic,
-            f"use {', '.join(_READABLE)}{colourless}",
+        colourless = ", because it does not name its channels" if _DEPTH_OR_MATRIX.fullmatch(encoding.lower()) else ""
+        raise ClpError(
+            f"image encoding {encoding!r} cannot be read{colourless}", where=topic, hint=f"use {', '.join(_READABLE)}"
         )
     height, width, step = msg.height, msg.width, msg.step
     _check_cells(encoding, msg.encoding, height, width, topic)
@@ -137,23 +135,24 @@ def _decode_subsampled(
 
 def _check_cells(encoding: str, name: str, height: int, width: int, topic: str | None) -> None:
     """Refuses odd sizes: a chroma sample covers two pixels, a Bayer cell two by two."""
-    fault = ""
+    rule = ""
     if encoding in _SUBSAMPLED and (height % 2 or width % 2):
-        fault = "width and height are even"
+        rule = "width and height must be even"
     elif _ENCODINGS.get(encoding, (0, None))[0] == 2 and width % 2:
-        fault = "the width is even"
+        rule = "the width must be even"
     elif "bayer" in encoding and min(height, width) < 2:
-        fault = "width and height are at least 2"
-    if fault:
-        raise _fault(f"a {name} image of {width}x{height}: in that encoding {fault}", topic, "check the camera driver")
+        rule = "width and height must be at least 2"
+    if rule:
+        what = f"an image of {width}x{height} in the encoding {name}, where {rule}"
+        raise ClpError(what, where=topic, hint="check the camera driver")
 
 
 def _contradiction(data: np.ndarray, encoding: str, height: int, width: int, step: int, topic: str | None) -> ClpError:
-    return _fault(
-        f"{encoding} image of {width}x{height} with step {step} cannot hold {data.size} bytes",
-        topic,
-        "check the camera driver: data must be height * step bytes (half as much again for nv12, nv21 and i420), step "
-        "at least a row's",
+    return ClpError(
+        f"an image of {width}x{height} in the encoding {encoding} with step {step} cannot have {data.size} bytes",
+        where=topic,
+        hint="check the camera driver: data must have height * step bytes (1.5 times as many for nv12, nv21 and i420), "
+        "and step must be at least the bytes of a row",
     )
 
 
@@ -191,10 +190,10 @@ def _decode_compressed(data: np.ndarray, image_format: str, topic: str | None) -
         except cv2.error as error:
             _logger.debug("OpenCV: %s", error)
     if picture is None:
-        raise _fault(
+        raise ClpError(
             f"the {kind} data of {data.size} bytes is {'damaged' if whole else 'cut off'} (format {image_format!r})",
-            topic,
-            "leave the frame out, or check the camera driver and the network",
+            where=topic,
+            hint="leave the frame out, or check the camera driver and the network",
         )
     encoding, reason = _decoded_encoding(picture, kind, image_format)
     if encoding is None:
@@ -213,37 +212,33 @@ def _decoded_encoding(picture: np.ndarray, kind: str, image_format: str) -> tupl
     source = source if semicolon else ""
     channels = 1 if picture.ndim == 2 else picture.shape[2]
     if picture.dtype not in (np.uint8, np.uint16) or channels not in (1, 3, 4):
-        return None, f"its pixels are {channels} of {picture.dtype}"
+        return None, f"its pixels have {channels} channels of {picture.dtype}"
     bits = picture.dtype.itemsize * 8
     if _DEPTH_OR_MATRIX.fullmatch(source) and not (source.startswith("8") and target):
-        return None, "it says no colours"
+        return None, "it does not name its channels"
     mosaic = source.startswith("bayer_") and (not target or target.startswith("bayer_"))
     if mosaic:
         name = f"{source[: len('bayer_rggb')]}{bits}"
         if channels != 1 or (name not in _ENCODINGS and name not in _DEEP) or min(picture.shape) < 2:
-            return None, f"a mosaic is of one channel, this one of {channels} and {bits} bits"
+            return None, f"a Bayer image has one channel, this image has {channels} of {bits} bits"
         return name, ""
     if channels == 1:
         if source.startswith("bayer_") and not target.startswith("mono"):
-            return None, f"it is said to hold {target}, and has one channel"
+            return None, f"the format says {target}, but the image has one channel"
         if bits == 16 and "mono16" not in (source, target):
-            return None, "16 bits of one channel are grey only as mono16, and may be depths"
+            return None, "one channel of 16 bits may be grey or depth, and the format does not say mono16"
         return f"mono{bits}", ""
     exchanged = not target.startswith("bgr") and (
         target.startswith("rgb") or source in ("rgb8", "bgr8", "rgba8", "bgra8", "rgb16", "bgr16", "rgba16", "bgra16")
     )
     if exchanged and kind == "TIFF" and source.startswith("bgr") and not target:
-        # The publisher compresses BGR, and the subscriber reads it as RGB.
-        return None, "image_transport itself mistakes red for blue here"
+        return None, "image_transport's publisher writes BGR here, but its subscriber reads RGB"
     return f"{'rgb' if exchanged else 'bgr'}{'a' if channels == 4 else ''}{bits}", ""
 
 
 def _unreadable(image_format: str, reason: str, topic: str | None) -> ClpError:
-    return _fault(
-        f"compressed image format {image_format!r} is not one that can be read: {reason}",
-        topic,
-        "use jpeg or png of a colour picture",
-    )
+    what = f"compressed image format {image_format!r} cannot be read: {reason}"
+    return ClpError(what, where=topic, hint="use jpeg or png of a colour picture")
 
 
 def _is_whole(kind: str, coded: bytes) -> bool:
@@ -290,7 +285,3 @@ def _cv_bridge_converter() -> Callable[[np.ndarray, str], np.ndarray]:
     if not np.array_equal(convert(pixels, "bgr8"), pixels[..., ::-1]):
         raise RuntimeError("it converts bgr8 wrongly")
     return convert
-
-
-def _fault(what: str, topic: str | None, hint: str) -> ClpError:
-    return ClpError(what, where=topic, hint=hint)

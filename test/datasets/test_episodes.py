@@ -147,7 +147,7 @@ def test_an_encoding_that_cannot_be_read_is_an_error(write_bag: WriteBag) -> Non
     reader = open_bag(path)
     ticks = usable_ticks(reader, ASOF).usable.tolist()
     for few in (ticks[:1], ticks[:2], ticks):
-        with pytest.raises(ClpError, match=r"/eye: .*'16UC1' is not one that can be read.* \(hint: use ") as fault:
+        with pytest.raises(ClpError, match=r"/eye: .*'16UC1' cannot be read.* \(hint: use ") as fault:
             list(read_frames(reader, ASOF, few, 5))
         assert str(path) in str(fault.value)
 
@@ -166,7 +166,7 @@ def test_a_damaged_picture_costs_its_frames_and_is_counted(write_bag: WriteBag) 
     left_out = LeftOut(len(ticks))
     frames = list(read_frames(reader, ASOF, ticks, 3, left_out))
     ((reason, count),) = left_out.dropped.items()
-    assert reason.startswith("/eye: rgb8 image of 2x2 with step 6 cannot hold 5 bytes")
+    assert reason.startswith("/eye: an image of 2x2 in the encoding rgb8 with step 6 cannot have 5 bytes")
     assert count == 4
     assert len(frames) == len(ticks) - 4
     assert not {40, 42} & {int(frame.observation.images["observation.images.eye"][0, 0, 0]) for frame in frames}

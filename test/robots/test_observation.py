@@ -471,7 +471,7 @@ def test_images_are_decoded_when_they_are_asked_for_only() -> None:
     broken.encoding = "32FC1"
     assert buffer.add(EYE, broken, START)
     selected = buffer.select(START)
-    with pytest.raises(ClpError, match=r"/eye: .*'32FC1' is not one that can be read"):
+    with pytest.raises(ClpError, match=r"/eye: .*'32FC1' cannot be read"):
         buffer.decode(START, selected)
     assert ready(buffer, START + MS)
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gym-aloha's cube transfer in MuJoCo, and the motion that solves it: what record_aloha_bimanual.py records.
+"""gym-aloha's cube transfer in MuJoCo, with a motion that solves it, for record_aloha_bimanual.py.
 
-gym-aloha ships the scene, the controllers and the reward, but no motion. This one is scripted: tool poses, solved once
-by inverse kinematics, joined in joint space by minimum-jerk segments and given to gym-aloha's position controllers.
+gym-aloha has the scene, the controllers and the reward, but no motion. The motion here is scripted: inverse kinematics
+computes the joints of some tool poses, which are joined by minimum-jerk segments. gym-aloha's position controllers
+follow it.
 """
 
 import os
@@ -21,20 +22,21 @@ SECOND = 1_000_000_000  # all times are in nanoseconds
 
 ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 JOINT_NAMES = (*ARM_JOINTS, "gripper", "left_finger", "right_finger")  # as Interbotix publishes them
-# Offset in the simulator's qpos and qvel: six joints and two fingers an arm, then the cube.
+# Offset in the simulator's qpos and qvel: six joints and two fingers of each arm, then the cube.
 ARM_OFFSETS = {"left": 0, "right": 8}
-FINGER_RANGE = (0.021, 0.057)  # m, closed and open: its description's, and the simulated joint's own limits
-GRIPPER_RANGE = (0.6197, 1.6214)  # rad, closed and open: ALOHA's follower
+FINGER_RANGE = (0.021, 0.057)  # m, closed and open: the limits in ALOHA's description and of the simulated joint
+GRIPPER_RANGE = (0.6197, 1.6214)  # rad, closed and open, of ALOHA's follower
 
 
 def solve(physics: "Physics", side: str, waypoints: list[Waypoint]) -> tuple[np.ndarray, np.ndarray]:
-    """Solves an arm's waypoints, each from the one before, so that the arm keeps its posture.
+    """Computes the joints at an arm's waypoints, each from those at the waypoint before, so that the posture stays.
 
     Returns:
-        Moments (W,) and gym-aloha's actions of this arm (W, 7): six joints in radians and the gripper, 0 to 1.
+        Moments, (waypoints,), and gym-aloha's actions of this arm, (waypoints, 7): six joints in rad, and the gripper
+        from 0 to 1.
 
     Raises:
-        RuntimeError: A waypoint is out of the arm's reach or past a joint's limit.
+        RuntimeError: The arm does not reach a waypoint within its joints' limits.
     """
     from dm_control.utils.inverse_kinematics import qpos_from_site_pose
     from scipy.spatial.transform import Rotation
@@ -67,7 +69,7 @@ def solve(physics: "Physics", side: str, waypoints: list[Waypoint]) -> tuple[np.
 
 
 def interpolate(moments: np.ndarray, actions: np.ndarray, moment: float) -> np.ndarray:
-    """The action at a moment: between two waypoints along a minimum-jerk profile, at rest on each."""
+    """Returns the action at a moment, on a minimum-jerk profile between two waypoints, with rest at each waypoint."""
     following = int(np.clip(np.searchsorted(moments, moment, side="right"), 1, len(moments) - 1))
     share = (moment - moments[following - 1]) / (moments[following] - moments[following - 1])
     blend = share**3 * (10 - 15 * share + 6 * share**2)
@@ -77,13 +79,13 @@ def interpolate(moments: np.ndarray, actions: np.ndarray, moment: float) -> np.n
 class Scene:
     """gym-aloha's cube transfer: its MuJoCo model, controllers and reward.
 
-    gym-aloha's Env is not used: each of its steps draws three 640x480 pictures from cameras that are not recorded here.
+    gym-aloha's Env is not used, because each of its steps renders three 640x480 images of other cameras.
 
     Args:
-        seed: Of the cube's place on the table, drawn by gym-aloha.
+        seed: Seed of the cube's position on the table.
 
     Raises:
-        ClpError: gym-aloha is missing, or nothing can be drawn on this machine.
+        ClpError: gym-aloha is missing, or rendering fails on this machine.
     """
 
     def __init__(self, seed: int) -> None:
@@ -93,7 +95,7 @@ class Scene:
             import mujoco
         except ModuleNotFoundError as error:
             raise _missing(error) from error
-        # dm_control loads the drawing library when imported; PyOpenGL fails with any of these where it is not there.
+        # dm_control loads the rendering library when it is imported. Without it, PyOpenGL raises any of these.
         except (ImportError, AttributeError, RuntimeError) as error:
             raise _cannot_draw(error) from error
         try:
@@ -103,40 +105,40 @@ class Scene:
         except ModuleNotFoundError as error:
             raise _missing(error) from error
 
-        sim.BOX_POSE[0] = sample_box_pose(seed)  # gym-aloha's own way of placing the cube
+        sim.BOX_POSE[0] = sample_box_pose(seed)  # as gym-aloha's Env places the cube
         self.physics = dm_control.mujoco.Physics.from_xml_path(str(ASSETS_DIR / "bimanual_viperx_transfer_cube.xml"))
         self.task = sim.TransferCubeTask(random=seed)
         self.task.initialize_episode(self.physics)
         self.step_ns = round(self.physics.timestep() * SECOND)
-        # gym-aloha drops the cube from 5 cm; it comes to rest on the table.
+        # gym-aloha drops the cube from a height of 5 cm. The motion expects it at rest on the table.
         half_edge = self.physics.named.model.geom_size["red_box"][2]
         motion = transfer_motion(np.array([*sim.BOX_POSE[0][:2], half_edge]))
         self.paths = [solve(self.physics, side, motion[side]) for side in ("left", "right")]
         try:
-            self.picture("top", 16, 16)  # say now that it cannot, not after a minute
+            self.picture("top", 16, 16)  # raises now if rendering fails, not after a minute
         except (RuntimeError, AttributeError, mujoco.FatalError) as error:
             raise _cannot_draw(error) from error
 
     def steps(self, seconds: float) -> int:
-        """Physics steps in so many seconds."""
+        """Returns the number of physics steps in some seconds."""
         return round(seconds * SECOND / self.step_ns)
 
     def run(self, steps: int) -> Iterator[int]:
-        """Plays the motion in so many physics steps and yields the simulation time in nanoseconds before each."""
+        """Plays the motion in this number of physics steps. Yields the simulation time before each, in nanoseconds."""
         for step in range(steps):
-            # At every physics step, as a controller that interpolates does: held for gym-aloha's 20 ms, the joints jerk
-            # in step with their own sampling, and the recorded velocities belie the positions.
+            # The action changes at every physics step, like the command of a controller that interpolates. With
+            # gym-aloha's period of 20 ms, the joints would jerk, and velocities would not match positions.
             action = np.concatenate([interpolate(*path, step / steps) for path in self.paths])
             self.task.before_step(action, self.physics)
             yield step * self.step_ns
             self.physics.step()
 
     def arm(self, side: str) -> tuple[np.ndarray, np.ndarray]:
-        """Positions and velocities of an arm's nine joints, in the units and ranges of ALOHA's follower."""
+        """Returns positions and velocities of an arm's nine joints, in the units and ranges of ALOHA's follower."""
         offset = ARM_OFFSETS[side]
         joints, fingers = slice(offset, offset + 6), slice(offset + 6, offset + 8)
         position, velocity = self.physics.data.qpos, self.physics.data.qvel
-        # The simulated fingers move apart from each other, the real ones are coupled by a gear: their mean opening.
+        # The simulated fingers move independently, but a gear couples the real ones. So the mean opening is recorded.
         opening, opening_speed = (np.mean(values[fingers] * [1, -1]) for values in (position, velocity))
         opening = np.clip(opening, *FINGER_RANGE)  # MuJoCo's joint limits are soft
         to_gripper = (GRIPPER_RANGE[1] - GRIPPER_RANGE[0]) / (FINGER_RANGE[1] - FINGER_RANGE[0])
@@ -147,11 +149,11 @@ class Scene:
         )
 
     def picture(self, camera: str, width: int, height: int) -> np.ndarray:
-        """An RGB picture (height, width, 3) uint8 from one of the scene's cameras."""
+        """Returns an image of one of the scene's cameras: (height, width, 3) uint8 RGB."""
         return self.physics.render(height=height, width=width, camera_id=camera)
 
     def handed_over(self) -> bool:
-        """Whether the left gripper holds the cube above the table and the right one has let go of it."""
+        """Returns whether the left gripper holds the cube above the table, and the right one does not touch it."""
         physics = self.physics
         contacts = {
             frozenset((physics.model.id2name(pair.geom1, "geom"), physics.model.id2name(pair.geom2, "geom")))

@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records the demonstration `aloha_bimanual`: gym-aloha's cube transfer in MuJoCo, written as a rosbag2 folder.
 
-The right arm picks the red cube up, the left arm takes it over (aloha_transfer.py). What is recorded is what the
-simulated joints did, never what was asked of them. A run whose cube does not end in the left gripper writes no bag.
+The right arm picks up the red cube and hands it to the left arm (aloha_transfer.py). The bag has the measured
+positions of the simulated joints, not the commands. If the left gripper does not hold the cube at the end, no bag is
+written.
 
-Needs requirements-simulation.txt and, to draw without a display, EGL (Debian: libegl1 libgl1-mesa-dri). See README.md.
+Recording needs requirements-simulation.txt and, without a display, EGL (Debian: libegl1 libgl1-mesa-dri). See
+README.md.
 """
 
 import argparse
@@ -28,19 +30,19 @@ from clp_ros.simulation.recorded_topics import CAMERA_DELAY_MS, EPOCH_NS, JOINT_
 MILLISECOND = SECOND // 1000
 JOINT_RATE = 50.0  # Hz; ALOHA's control rate, and gym-aloha's
 
-# Camera of the scene, and when its first picture is taken: no camera runs in step with the joints or with another.
+# The scene's camera, and the time of its first image. Neither cameras nor joints are synchronised with each other.
 CAMERAS = {
     "cam_high": ("top", 8 * MILLISECOND),
     "cam_left_wrist": ("left_wrist", 14 * MILLISECOND),
     "cam_right_wrist": ("right_wrist", 22 * MILLISECOND),
 }
-PICTURE_SIZE = (320, 240)  # ALOHA's cameras give 640x480, which would take twice the room
+PICTURE_SIZE = (320, 240)  # ALOHA's cameras have 640x480, which would take twice the space
 ARM_PHASES = {"left": 0, "right": 6 * MILLISECOND}
 
 
 @dataclass
 class Source:
-    """One topic: when its next message is due and how it is made."""
+    """A topic: when its next message is due, and how the message is made."""
 
     topic: str
     type: str
@@ -52,12 +54,12 @@ class Source:
     count: int = 0
 
     def due_ns(self) -> int:
-        """Simulation time of the next message."""
+        """Returns the simulation time of the next message, in nanoseconds."""
         return self.phase_ns + round(self.count * SECOND / self.rate)
 
 
 def make_sources(scene: Scene, arguments: argparse.Namespace) -> list[Source]:
-    """The five topics of the recording."""
+    """Returns the five topics of the recording."""
 
     def joint_states(side: str) -> Callable[[Any], Any]:
         def make(header: Any) -> Any:
@@ -101,13 +103,13 @@ def make_sources(scene: Scene, arguments: argparse.Namespace) -> list[Source]:
 
 
 def record(arguments: argparse.Namespace) -> dict[str, int]:
-    """Simulates, draws and writes the bag.
+    """Simulates the transfer and writes the bag.
 
     Returns:
-        Messages written, by topic.
+        The number of messages by topic.
 
     Raises:
-        ClpError: The output folder is not empty, a package or a drawing library is missing, or the arms lost the cube.
+        ClpError: The output folder is not empty, a package is missing, rendering fails, or the arms lost the cube.
     """
     check_output_folder(arguments.output, arguments.overwrite)
     scene = Scene(arguments.seed)
@@ -131,7 +133,7 @@ def record(arguments: argparse.Namespace) -> dict[str, int]:
             hint="take another --seed, or a longer --seconds",
         )
 
-    # A recorder writes in the order of arrival: a joint state overtakes the picture stamped just before it.
+    # A recorder writes in the order of arrival, in which a joint state may precede an image with an earlier stamp.
     arrived.sort(key=lambda entry: entry[0])
     notes = {"made_by": "record_aloha_bimanual.py", "seed": str(arguments.seed)}
     with atomic_folder(arguments.output, arguments.overwrite) as folder:
@@ -140,7 +142,7 @@ def record(arguments: argparse.Namespace) -> dict[str, int]:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     default = Path(__file__).resolve().parent / "aloha_bimanual"
     parser.add_argument("--output", type=Path, default=default, help="the bag's folder (default: beside this script)")
@@ -158,7 +160,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Records, and says what was written."""
+    """Records, and prints the number of messages."""
     arguments = parse()
     try:
         counts = record(arguments)

@@ -196,7 +196,8 @@ class ChunkSchedule:
         splice_ns = old.spline.start_ns + knot * self._period_ns
         if chunk.last_ns <= splice_ns:
             late = (splice_ns - chunk.last_ns) / 1e9
-            raise LateError(f"a chunk came {late:.2f} s after the time its last step was for")
+            what = f"a chunk came {late:.2f} s after the time its last step was for"
+            raise LateError(what, where="policy", hint="use a faster policy, or one with longer chunks")
         begins, feasible = old.reference.sample(splice_ns), old.spline.rest(knot)
         wanted, speed = chunk.at(splice_ns)
         gap = np.abs(wanted - begins[0])
@@ -262,9 +263,12 @@ class ChunkSchedule:
         limits = self.limits
         positions = np.asarray(positions, dtype=np.float64)
         if positions.ndim != 2 or not len(positions) or positions.shape[1] != len(limits.names):
-            raise ClpError(f"the chunk has the shape {positions.shape}, but the robot has {len(limits.names)} joints")
+            wanted = f"(steps, {len(limits.names)})"
+            raise ClpError(
+                f"its shape is {positions.shape}, not {wanted}", where="chunk", hint=f"give {wanted} positions"
+            )
         if not np.isfinite(positions).all():
-            raise ClpError("the chunk is not finite")
+            raise ClpError("it is not finite", where="chunk", hint="check the policy's weights")
         return Chunk(np.clip(positions, limits.lower, limits.upper), observed_ns, self._period_ns)
 
     def _followed(self, old: ScheduleState | None, now_ns: int, measured: np.ndarray) -> ScheduleState:

@@ -68,16 +68,12 @@ class Reference:
     def from_time(self, time_ns: int) -> Reference | None:
         """Returns the knots after a time; None if there are none."""
         later = self.times_ns > time_ns
-        if not later.any():
-            return None
-        return Reference(self.times_ns[later], self.positions[later], self.velocities[later])
+        return self._part(later) if later.any() else None
 
     def before(self, time_ns: int) -> Reference | None:
         """Returns the knots before a time; None if there are none."""
         earlier = self.times_ns < time_ns
-        if not earlier.any():
-            return None
-        return Reference(self.times_ns[earlier], self.positions[earlier], self.velocities[earlier])
+        return self._part(earlier) if earlier.any() else None
 
     def shifted(self, offset_ns: int) -> Reference:
         """Returns the reference with all times moved by an offset, as after a jump of the clock."""
@@ -85,8 +81,7 @@ class Reference:
 
     def since(self, time_ns: int) -> Reference:
         """Returns the part needed from a time on: the last knot at or before the time, and all later knots."""
-        first = max(0, int(np.searchsorted(self.times_ns, time_ns, side="right")) - 1)
-        return Reference(self.times_ns[first:], self.positions[first:], self.velocities[first:])
+        return self._part(slice(max(0, int(np.searchsorted(self.times_ns, time_ns, side="right")) - 1), None))
 
     def beginning(self, time_ns: int, period_ns: int) -> Reference:
         """Returns the same curve with a new first knot at a time, or less than ``period_ns`` before it.
@@ -121,3 +116,6 @@ class Reference:
             np.concatenate([self.positions[before], other.positions]),
             np.concatenate([self.velocities[before], other.velocities]),
         )
+
+    def _part(self, knots: np.ndarray | slice) -> Reference:
+        return Reference(self.times_ns[knots], self.positions[knots], self.velocities[knots])

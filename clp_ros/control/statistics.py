@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class Statistics:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
-        self._windows: dict[str, _Window] = {}
+        self._windows: defaultdict[str, deque[float]] = defaultdict(partial(deque, maxlen=WINDOW))
 
     def count(self, name: str, number: int = 1) -> None:
         """Adds ``number`` to a counter."""
@@ -48,9 +49,7 @@ class Statistics:
     def record(self, name: str, value: float) -> None:
         """Adds a value to a quantity's window."""
         with self._lock:
-            if name not in self._windows:
-                self._windows[name] = _Window()
-            self._windows[name].add(value)
+            self._windows[name].append(value)
 
     def counts(self) -> Counter[str]:
         """Returns all counters by name."""
@@ -60,7 +59,7 @@ class Statistics:
     def spreads(self) -> dict[str, Spread]:
         """Returns the statistics of all windows by name, in the order of their first values."""
         with self._lock:
-            windows = {name: window.values() for name, window in self._windows.items()}
+            windows = {name: list(window) for name, window in self._windows.items()}
         return {name: _spread(values) for name, values in windows.items()}
 
 
@@ -81,22 +80,6 @@ def largest_by_unit(values: np.ndarray, embodiment: Embodiment) -> dict[str, flo
     return largest
 
 
-class _Window:
-    """The latest :data:`WINDOW` values of one quantity."""
-
-    def __init__(self) -> None:
-        self._values = np.empty(WINDOW)
-        self._count = 0
-
-    def add(self, value: float) -> None:
-        self._values[self._count % WINDOW] = value
-        self._count += 1
-
-    def values(self) -> np.ndarray:
-        """Returns the values, in no particular order."""
-        return self._values[: self._count].copy()
-
-
-def _spread(values: np.ndarray) -> Spread:
+def _spread(values: list[float]) -> Spread:
     p50, p99, maximum = np.quantile(values, (0.50, 0.99, 1.0)).tolist()
     return Spread(p50, p99, maximum, len(values))

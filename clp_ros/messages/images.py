@@ -220,7 +220,7 @@ def _decoded_encoding(picture: np.ndarray, kind: str, image_format: str) -> tupl
     if mosaic:
         name = f"{source[: len('bayer_rggb')]}{bits}"
         if channels != 1 or (name not in _ENCODINGS and name not in _DEEP) or min(picture.shape) < 2:
-            return None, f"a Bayer image has one channel, this image has {channels} of {bits} bits"
+            return None, f"its pixels are {channels} x {bits} bits, which is not {source}"
         return name, ""
     if channels == 1:
         if source.startswith("bayer_") and not target.startswith("mono"):

@@ -14,6 +14,12 @@ from trajectory_msgs.msg import JointTrajectory
 
 NANOSECONDS = 1_000_000_000
 
+
+def time_message(nanoseconds: int) -> Time:
+    """Returns a time as a message."""
+    return Time(sec=nanoseconds // NANOSECONDS, nanosec=nanoseconds % NANOSECONDS)
+
+
 INPUT_TYPES: dict[str, type] = {
     "sensor_msgs/msg/Image": Image,
     "sensor_msgs/msg/CompressedImage": CompressedImage,

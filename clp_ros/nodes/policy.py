@@ -30,6 +30,7 @@ from std_srvs.srv import Trigger
 from clp_ros.control.fault_handler import LOG_AGAIN_S
 from clp_ros.control.inputs import LiveInputs
 from clp_ros.control.processor_share import ProcessorShare
+from clp_ros.control.run_log import RunLog
 from clp_ros.control.runner import ChunkRunner
 from clp_ros.core.errors import ClpError
 from clp_ros.core.threads import set_threads
@@ -41,7 +42,7 @@ from clp_ros.nodes.input_wait import WaitEndedError, wait_for_inputs
 from clp_ros.nodes.lifecycle import REFUSALS, BusyError, ManagedNode
 from clp_ros.nodes.listener import Listener
 from clp_ros.nodes.messages import INPUT_TYPES
-from clp_ros.nodes.parameters import check_known, checkpoint_folder, declare, given_embodiment, given_text
+from clp_ros.nodes.parameters import check_known, checkpoint_folder, declare, declare_old, given_embodiment, given_text
 from clp_ros.nodes.policy_report import node_report
 from clp_ros.nodes.robot_description import RobotDescriptions
 from clp_ros.nodes.spin import main as run_node
@@ -68,7 +69,7 @@ class PolicyNode(ManagedNode):
     def __init__(self, load: policy_loading.LoadPolicy = policy_loading.load_policy) -> None:
         super().__init__("policy")
         declare(self, settings.PARAMETERS, read_only=False)
-        settings.declare_old(self)
+        declare_old(self, settings.OLD_PARAMETERS)
         self.add_on_set_parameters_callback(self._check_parameters)
         self._load = load
         self._embodiment: Embodiment | None = None
@@ -183,7 +184,7 @@ class PolicyNode(ManagedNode):
         embodiment = given_embodiment(self)
         task = load_task(given_text(self, "task", "a name under config/tasks, or an instruction"), embodiment)
         self.get_logger().info(f"loading {checkpoint}")
-        if (threads := set_threads(settings.threads(self))) is not None:  # before torch computes anything
+        if (threads := set_threads(self.get_parameter("threads").value)) is not None:  # before torch computes anything
             self.get_logger().info(f"torch computes with {threads} threads")
         import cv2  # noqa: F401 - takes a second, and the first image needs it
 
@@ -219,7 +220,7 @@ class PolicyNode(ManagedNode):
             schedule=schedule,
             watchdog=watchdog,
             failed=self._fail,
-            log=settings.run_log(self),
+            log=RunLog(self.get_parameter("log_folder").value or None),
             processor=self._processor_share(policy),
             serialise=publishers.serialise,
         )

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +38,6 @@ def load_policy(folder: Path, device: str) -> Policy:
     policy = load(folder, device)
     policy.check_normalised()
     policy.warm_up()
-    importlib.import_module("cv2")  # which takes a second, and the first image needs it
     return policy
 
 

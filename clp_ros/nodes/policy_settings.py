@@ -10,11 +10,10 @@ from rclpy.node import Node
 
 from clp_ros.control.chunk_schedule import MODES, ScheduleSettings
 from clp_ros.control.replan import ReplanConfig
-from clp_ros.control.run_log import RunLog
 from clp_ros.control.watchdog import WatchdogConfig
 from clp_ros.core.errors import ClpError
 from clp_ros.core.settings import did_you_mean
-from clp_ros.nodes import parameters
+from clp_ros.nodes.parameters import given_old
 from clp_ros.robots.task import Task
 
 PARAMETERS: dict[str, tuple[Any, str]] = {
@@ -62,11 +61,6 @@ OLD_PARAMETERS: dict[str, str] = {
 }
 
 
-def declare_old(node: Node) -> None:
-    """Declares the parameters of the release before, without values."""
-    parameters.declare_old(node, OLD_PARAMETERS)
-
-
 def replan_config(node: Node, task: Task, chunk_size: int) -> ReplanConfig:
     """Returns when chunks are made, from ``replan_steps``, ``rate_hz`` and ``max_latency``.
 
@@ -99,7 +93,7 @@ def schedule(node: Node) -> ScheduleSettings:
     Raises:
         ClpError: A parameter is out of range.
     """
-    given = parameters.given_old(node, OLD_PARAMETERS)
+    given = given_old(node, OLD_PARAMETERS)
     return ScheduleSettings(
         mode=_choice(node, "mode", MODES),
         send_lead_time_s=_number(node, "lead" if "lead" in given else "send_lead_time", 0),
@@ -119,21 +113,6 @@ def watchdog_config(node: Node) -> WatchdogConfig:
         _number(node, "policy_timeout", above=0),
         _number(node, "max_faults", 0),
     )
-
-
-def threads(node: Node) -> int:
-    """Returns the number of torch's threads, from ``threads``; 0: torch's default.
-
-    Raises:
-        ClpError: It is negative.
-    """
-    return _number(node, "threads", 0)
-
-
-def run_log(node: Node) -> RunLog:
-    """Returns the run log in ``log_folder``. It writes nothing if that is empty."""
-    folder = node.get_parameter("log_folder").value
-    return RunLog(folder or None)
 
 
 def _number(node: Node, name: str, least: float = -math.inf, above: float = -math.inf) -> Any:

@@ -34,8 +34,6 @@ from clp_ros.robots.embodiment import Embodiment, load_embodiment
 
 # Loading a full-size policy on a slow machine takes minutes.
 _CONFIGURE_S = 300.0
-
-
 _START_S = 30.0
 _END_S = 15.0
 
@@ -83,7 +81,7 @@ class PolicyProcess:
             what: What the node did, for the error's text.
         """
         self.end()
-        return ClpError(f"the policy node {what}: {self._fault}", where="/policy")
+        return ClpError(f"the policy node {what}: {self._fault}", where="/policy", hint="read the node's output above")
 
     def end(self) -> None:
         """Ends the process, and waits for its end."""

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import rclpy
-from builtin_interfaces.msg import Time
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
@@ -24,7 +23,8 @@ from rosgraph_msgs.msg import Clock
 
 from clp_ros.bags.reader import BagReader, open_bag
 from clp_ros.core.errors import ClpError
-from clp_ros.nodes.messages import INPUT_TYPES, NANOSECONDS
+from clp_ros.messages.stamps import header_stamp_ns
+from clp_ros.nodes.messages import INPUT_TYPES, time_message
 
 
 class Replay:
@@ -68,12 +68,11 @@ class Replay:
                 break
             copied = _as_ros(message.data, INPUT_TYPES[message.type])
             if self._clock is not None:
-                self._clock.publish(Clock(clock=_time(message.receive_ns)))
+                self._clock.publish(Clock(clock=time_message(message.receive_ns)))
             else:
                 # The recorded delay from the measurement to the reception is kept.
-                stamp = copied.header.stamp
-                late = message.receive_ns - (stamp.sec * NANOSECONDS + stamp.nanosec)
-                copied.header.stamp = _time(now + round(elapsed) - late)
+                late = message.receive_ns - header_stamp_ns(copied)
+                copied.header.stamp = time_message(now + round(elapsed) - late)
             self._publishers[message.topic].publish(copied)
             published += 1
         return published
@@ -81,10 +80,6 @@ class Replay:
 
 def _quality(kind: str) -> QoSProfile:
     return QoSProfile(depth=10) if kind.endswith("JointState") else qos_profile_sensor_data
-
-
-def _time(nanoseconds: int) -> Time:
-    return Time(sec=nanoseconds // NANOSECONDS, nanosec=nanoseconds % NANOSECONDS)
 
 
 def _as_ros(message: Any, kind: type) -> Any:

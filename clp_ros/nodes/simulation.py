@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from builtin_interfaces.msg import Time
 from rclpy.clock import Clock as RclpyClock
 from rclpy.clock import ClockType
 from rclpy.node import Node
@@ -29,7 +28,8 @@ from trajectory_msgs.msg import JointTrajectory
 from clp_ros.core.errors import ClpError
 from clp_ros.core.settings import did_you_mean
 from clp_ros.messages.images import JPEG_FORMAT, encode_jpeg
-from clp_ros.nodes.messages import INPUT_TYPES, NANOSECONDS, image_message
+from clp_ros.messages.stamps import header_stamp_ns
+from clp_ros.nodes.messages import INPUT_TYPES, NANOSECONDS, image_message, time_message
 from clp_ros.nodes.parameters import declare, given_embodiment
 from clp_ros.nodes.simulated_controllers import SimulatedControllerNodes
 from clp_ros.nodes.spin import main as run_node
@@ -165,13 +165,13 @@ class SimulationNode(Node):
                 continue
             self.robot.step(event.due_ns)
             if self._clock_publisher is not None:
-                self._clock_publisher.publish(Clock(clock=_time(event.due_ns)))
+                self._clock_publisher.publish(Clock(clock=time_message(event.due_ns)))
             event.publish(event.due_ns)
             # On a slow computer, events that are too late are skipped.
             event.due_ns += event.period_ns * max(1, (self._now_ns() - event.due_ns) // event.period_ns)
         self.robot.step(now)
         if self._clock_publisher is not None:
-            self._clock_publisher.publish(Clock(clock=_time(now)))
+            self._clock_publisher.publish(Clock(clock=time_message(now)))
         self._judge()
 
     def _receive(self, controller: str, message: JointTrajectory) -> None:
@@ -185,15 +185,15 @@ class SimulationNode(Node):
             )
             for point in message.points
         )
-        stamp = message.header.stamp.sec * NANOSECONDS + message.header.stamp.nanosec
+        command = Command(tuple(message.joint_names), points, header_stamp_ns(message))
         try:
-            self.robot.command(controller, Command(tuple(message.joint_names), points, stamp), self._now_ns())
+            self.robot.command(controller, command, self._now_ns())
         except RejectedError as rejected:
             self.get_logger().warning(f"{controller} drops a trajectory: {rejected}", throttle_duration_sec=1.0)
 
     def _publish_joints(self, publisher: Any, source: str, time_ns: int) -> None:
         names, positions, speeds = self.robot.joint_states(source)
-        header = Header(stamp=_time(time_ns))
+        header = Header(stamp=time_message(time_ns))
         publisher.publish(
             JointState(header=header, name=names, position=array("d", positions), velocity=array("d", speeds))
         )
@@ -203,10 +203,10 @@ class SimulationNode(Node):
             return
         picture, frame = self._picture(name, camera), f"{name}_color_optical_frame"
         if camera.type.endswith("CompressedImage"):
-            message = CompressedImage(header=Header(stamp=_time(time_ns), frame_id=frame), format=JPEG_FORMAT)
+            message = CompressedImage(header=Header(stamp=time_message(time_ns), frame_id=frame), format=JPEG_FORMAT)
             message.data = array("B", encode_jpeg(picture).tobytes())
         else:
-            message = image_message(picture, _time(time_ns), frame)
+            message = image_message(picture, time_message(time_ns), frame)
         publisher.publish(message)
 
     def _picture(self, name: str, camera: Camera) -> np.ndarray:
@@ -245,10 +245,6 @@ class _Event:
 
     def __init__(self, due_ns: int, period_ns: int, publish: Any, is_picture: bool = False) -> None:
         self.due_ns, self.period_ns, self.publish, self.is_picture = due_ns, period_ns, publish, is_picture
-
-
-def _time(nanoseconds: int) -> Time:
-    return Time(sec=nanoseconds // NANOSECONDS, nanosec=nanoseconds % NANOSECONDS)
 
 
 def main(args: Sequence[str] | None = None) -> int:

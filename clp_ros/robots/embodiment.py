@@ -274,7 +274,9 @@ def load_embodiment(
         what = "is not an absolute topic" if fault["type"] == "string_pattern_mismatch" else fault["msg"]
         given = f"{(topics or {}).get(place, '')} " if place else ""
         raise ClpError(
-            f"a topic given does not fit: {given}{what.removeprefix('Value error, ')}", where=place or path
+            f"a topic given does not fit: {given}{what.removeprefix('Value error, ')}",
+            where=place or path,
+            hint="give each entry an absolute topic of its own",
         ) from error
 
 

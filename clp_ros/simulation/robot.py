@@ -51,15 +51,9 @@ class SimulatedRobot:
             for index, joint in enumerate(self._model.joints)
             for name, gain in joint.driven
         ]
-        joint, gain, actuator, position, velocity = (np.array(column) for column in zip(*rows, strict=True))
-        self._joint, self._gain, self._actuator, self._position, self._velocity = (
-            joint,
-            gain,
-            actuator,
-            position,
-            velocity,
-        )
-        self._shares = np.bincount(joint)
+        columns = (np.array(column) for column in zip(*rows, strict=True))
+        self._joint, self._gain, self._actuator, self._position, self._velocity = columns
+        self._shares = np.bincount(self._joint)
         # Only joints in rad begin with a random offset. A gripper always begins at the same position.
         self._turns = np.array([one.unit == "rad" for one in embodiment.joints])
         self._lower = np.array([one.lower for one in embodiment.joints])
@@ -186,17 +180,13 @@ class SimulatedRobot:
         names: list[str] = []
         positions: list[float] = []
         speeds: list[float] = []
-        owners = [one.joint_states for one in self.embodiment.controllers.values() for _ in one.joints]
-        measured = zip(self.measured(), self.speeds(), strict=True)
-        for owner, joint, modelled, (position, speed) in zip(
-            owners, self.embodiment.joints, self._model.joints, measured, strict=True
-        ):
-            if owner != source:
-                continue
-            for its in (Follower(joint.name, 1.0), *self._model.followers.get(modelled.name, ())):
+        measured, moving = self.measured(), self.speeds()
+        for index in self.embodiment.joint_indices(source):
+            followers = self._model.followers.get(self._model.joints[index].name, ())
+            for its in (Follower(self.embodiment.joints[index].name, 1.0), *followers):
                 names.append(its.name)
-                positions.append(float(its.offset + its.gain * position))
-                speeds.append(float(its.gain * speed))
+                positions.append(float(its.offset + its.gain * measured[index]))
+                speeds.append(float(its.gain * moving[index]))
         return names, positions, speeds
 
     def picture(self, camera: str, height: int, width: int) -> np.ndarray:

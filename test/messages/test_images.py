@@ -298,11 +298,11 @@ def test_16_bit_png():
         ("png", np.full((8, 8), 40000, np.uint16), "PNG", "may be grey or depth"),
         ("mono8; png compressed ", np.full((8, 8), 40000, np.uint16), "PNG", "may be grey or depth"),
         ("8UC3; png compressed ", picture(), "PNG", "it does not name its channels"),
-        ("32FC1; tiff compressed ", np.zeros((8, 8), np.float32), "TIFF", "1 of float32"),
+        ("32FC1; tiff compressed ", np.zeros((8, 8), np.float32), "TIFF", "1 channels of float32"),
         ("bgr8; tiff compressed ", picture(), "TIFF", "its subscriber reads RGB"),
-        ("bayer_rggb8; jpeg compressed ", picture(), "JPEG", "a Bayer image has one channel, this image has 3"),
-        ("bayer_rggb8; jpeg compressed bgr8", picture()[..., 0], "JPEG", "said to hold bgr8, and has one channel"),
-        ("bayer_xyz8; png compressed ", picture()[..., 0], "PNG", "a mosaic"),
+        ("bayer_rggb8; jpeg compressed ", picture(), "JPEG", "pixels are 3 x 8 bits, which is not bayer_rggb8"),
+        ("bayer_rggb8; jpeg compressed bgr8", picture()[..., 0], "JPEG", "says bgr8, but the image has one channel"),
+        ("bayer_xyz8; png compressed ", picture()[..., 0], "PNG", "1 x 8 bits, which is not bayer_xyz8"),
         ("16UC1; compressedDepth png", np.full((8, 8), 40000, np.uint16), "PNG", "it is a depth image"),
     ],
 )
@@ -359,7 +359,7 @@ def test_unknown_compressed_format(image_format):
 
 @pytest.mark.parametrize("encoding", ["16UC1", "32FC1", "8UC3", "", "RGB8", "nv24", "yuv444"])
 def test_unknown_encoding(encoding):
-    with pytest.raises(ClpError, match=rf"/cam: .*encoding {encoding!r} is not one.*rgb8, bgr8"):
+    with pytest.raises(ClpError, match=rf"/cam: .*encoding {encoding!r} cannot be read.*rgb8, bgr8"):
         decode_image(bag_tools.image(picture(), encoding), "/cam")
 
 

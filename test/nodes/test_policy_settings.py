@@ -13,7 +13,7 @@ from clp_ros.control.chunk_schedule import ScheduleSettings
 from clp_ros.core.errors import ClpError
 from clp_ros.core.resources import resource_path
 from clp_ros.nodes import policy_settings
-from clp_ros.nodes.parameters import declare
+from clp_ros.nodes.parameters import declare, declare_old
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def settings_of(context: rclpy.Context, **parameters: object) -> tuple[ScheduleS
     warnings: list[str] = []
     node.get_logger().warning = warnings.append
     declare(node, policy_settings.PARAMETERS, read_only=False)
-    policy_settings.declare_old(node)
+    declare_old(node, policy_settings.OLD_PARAMETERS)
     try:
         return policy_settings.schedule(node), warnings
     finally:

@@ -233,10 +233,23 @@ def evaluate(options: argparse.Namespace) -> None:
     """Measures the success of checkpoints in closed loop."""
     from clp_ros.jobs import evaluate
 
-    request = _request(evaluate.EvaluateRequest, options)
+    if options.env is None and not (options.embodiment and options.tasks):
+        options.usage("--embodiment and --task, or --env, are required")
+    request = _request(evaluate.EvaluateRequest, options, env_options=dict(map(_option, options.env_option)))
     with Bars() as progress:
         result = evaluate.run(request, progress)
     _print_result(options, result, lambda: print_success(result))
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """Returns name and value of NAME=VALUE. The value is YAML, such as 30, true or [0,5]."""
+    import yaml
+
+    name, equals, value = text.partition("=")
+    try:
+        return name.removeprefix("--env."), yaml.safe_load(value) if equals else True
+    except yaml.YAMLError as error:
+        raise ClpError(f"{value!r} is not a value", where=f"--env-option {name}", hint="write NAME=VALUE") from error
 
 
 def print_success(result: EvaluateResult) -> None:

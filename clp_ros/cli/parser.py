@@ -233,11 +233,15 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="CHECKPOINT",
         help="checkpoints; an earlier evaluation's folder is compared without playing it again",
     )
+    evaluate.add_argument("--embodiment", "--robot", help="ur5, ur10e, aloha_single, aloha_bimanual, or a .yaml file")
     evaluate.add_argument(
-        "--embodiment", "--robot", required=True, help="ur5, ur10e, aloha_single, aloha_bimanual, or a .yaml file"
+        "--task", dest="tasks", metavar="TASK", nargs="+", default=(), help="simulated tasks, or all of the robot's"
     )
     evaluate.add_argument(
-        "--task", dest="tasks", metavar="TASK", nargs="+", required=True, help="simulated tasks, or all of the robot's"
+        "--env", metavar="TYPE:TASK", help="an environment of LeRobot in their place, such as libero:libero_spatial"
+    )
+    evaluate.add_argument(
+        "--env-option", nargs="+", default=(), metavar="NAME=VALUE", help="with --env: options of the environment"
     )
     evaluate.add_argument(
         "--episodes", type=_at_least_one, default=50, help="episodes of each task (default: %(default)s)"
@@ -250,14 +254,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="time from an observation until its chunk is sent (default: measured for each checkpoint)",
     )
     evaluate.add_argument(
-        "--mode", choices=("replace", "ensemble", "rtc"), default="replace", help="as the policy node's parameter"
+        "--mode", choices=("replace", "ensemble", "rtc"), help="as the policy node's parameter (default: replace)"
     )
     evaluate.add_argument(
         "--replan-steps",
         type=_count,
-        default=10,
         metavar="N",
-        help="control steps that are executed of each chunk; 0: as few as possible (default: %(default)s)",
+        help="control steps that are executed of each chunk; 0: as few as possible (default: 10; --env: the policy's)",
     )
     evaluate.add_argument("--size", type=_size, metavar="WxH", help="size of the images (default: the checkpoint's)")
     evaluate.add_argument(
@@ -269,6 +272,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", type=Path, help="folder for outcomes and pictures; continued if it is there")
     _device(evaluate)
     _convert(commands)
+    evaluate.set_defaults(usage=evaluate.error)
 
     demo = _command(commands, "demo", _demo, "run all steps on the recorded demonstration")
     demo.add_argument("--output", type=Path, default=Path("demo_output"), help="folder (default: %(default)s)")

@@ -72,14 +72,14 @@ class PolicyOutcomes(StrictModel):
     Attributes:
         path: The checkpoint, as it was given.
         fingerprint: Its fingerprint.
-        latency_ms: Time from an observation until its chunk is sent, in milliseconds.
+        latency_ms: Time from an observation until its chunk is sent, in milliseconds; None: no latency is simulated.
         outcomes: The outcomes of all tasks, by task and seed.
-        seconds: Where the computer's time went: ``policy``, ``rendering`` and ``simulation``.
+        seconds: Where the computer's time went, by what it was for.
     """
 
     path: str
     fingerprint: str
-    latency_ms: float
+    latency_ms: float | None
     outcomes: list[EpisodeOutcome]
     seconds: dict[str, float]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,11 +21,15 @@ from clp_ros.jobs.request import FilePath, FilePaths, Request, Result, Seed
 
 if TYPE_CHECKING:
     from clp_ros.evaluation.evaluate import PolicyOutcomes
+    from clp_ros.evaluation.evaluation_folder import EvaluationFolder
     from clp_ros.robots.embodiment import Embodiment
     from clp_ros.simulation.task import SimulatedTask
 
 ALL_TASKS = "all"
 """Stands for every task of the robot."""
+
+# Defaults: the paper's execution length, and the number of episodes that are played together.
+_REPLAN_STEPS, _BATCH = 10, 10
 
 _Pixels = Annotated[int, Field(ge=16, le=4096)]
 
@@ -35,19 +40,22 @@ class EvaluateRequest(Request):
     Attributes:
         checkpoints: Checkpoint folders. An earlier evaluation (its folder or ``evaluation.json``) may be given in the
             place of one: its outcomes are compared, and not played again.
-        embodiment: A robot that can be simulated: a name or a YAML file.
-        tasks: Names of simulated tasks; ``all``: every task of the robot.
+        embodiment: A robot that can be simulated: a name or a YAML file. None with ``env``.
+        tasks: Names of simulated tasks; ``all``: every task of the robot. Empty with ``env``.
+        env: An environment of LeRobot in the place of robot and tasks: its type, ``:``, and its task or suite.
+        env_options: Other fields of the environment's config, by name.
         episodes: Number of episodes of each task.
         seed: Seed of the first start. The others follow: ``seed + 1``, …
         latency: Time from an observation until its chunk is sent, in milliseconds; None: the measured time of a chunk
             of each policy on this machine.
-        mode: How chunks are joined, as the policy node's parameter.
+        mode: How chunks are joined, as the policy node's parameter; None: ``replace``.
         replan_steps: Control steps between the observations of two chunks, as the policy node's parameter; 0: as soon
-            as possible.
+            as possible. None: 10; with ``env``: the checkpoint's ``n_action_steps``.
         size: Width and height of the policies' images in pixels; None: each policy's own.
         workers: Number of processes; 0: in this process; None: the number of cores that this process may use, or 1
             with a GPU.
-        batch: Number of episodes that a process plays together; None: 10, or 1 in mode ``rtc``.
+        batch: Number of episodes that a process plays together; None: 10, or 1 in mode ``rtc``; with ``env``: copies of
+            the environment, of which each has a process unless ``workers`` is 0; None: 1.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         output: Folder for the outcomes and a contact sheet. A folder of the same evaluation is continued. None:
             nothing is kept.
@@ -55,13 +63,15 @@ class EvaluateRequest(Request):
     """
 
     checkpoints: Annotated[FilePaths, Field(min_length=1)]
-    embodiment: str | FilePath
-    tasks: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+    embodiment: str | FilePath | None = None
+    tasks: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    env: str | None = None
+    env_options: dict[str, Any] = Field(default_factory=dict)
     episodes: Annotated[int, Field(ge=1)] = 50
     seed: Seed = 0
     latency: Annotated[float, Field(ge=0)] | None = None
-    mode: Literal["replace", "ensemble", "rtc"] = "replace"
-    replan_steps: Annotated[int, Field(ge=0)] = 10
+    mode: Literal["replace", "ensemble", "rtc"] | None = None
+    replan_steps: Annotated[int, Field(ge=0)] | None = None
     size: tuple[_Pixels, _Pixels] | None = None
     workers: Annotated[int, Field(ge=0)] | None = None
     batch: Annotated[int, Field(ge=1)] | None = None
@@ -156,11 +166,11 @@ class EvaluateResult(Result):
     Attributes:
         checkpoints: Each checkpoint's success, in the order given.
         paired: The comparison of each pair.
-        embodiment: The robot's name.
+        embodiment: The robot's name, or the type of LeRobot's environment.
         task: The tasks' names, separated by commas.
         seed: Seed of the first start.
-        mode: How chunks are joined.
-        replan_steps: Control steps between the observations of two chunks.
+        mode: How chunks are joined; ``steps``: one action a step, in an environment of LeRobot.
+        replan_steps: Control steps between the observations of two chunks; None: the checkpoints' own.
         output: The folder, absolute.
         contact_sheet: The picture of successes and failures; None without a folder.
     """
@@ -171,7 +181,7 @@ class EvaluateResult(Result):
     task: str
     seed: int
     mode: str
-    replan_steps: int
+    replan_steps: int | None
     output: Path | None = None
     contact_sheet: Path | None = None
 
@@ -183,48 +193,20 @@ def run(request: EvaluateRequest, progress: Progress = SILENT) -> EvaluateResult
         ClpError: A checkpoint does not load or does not fit the robot, the robot cannot do a task, the output folder
             has something else, or an earlier evaluation has other starts.
     """
-    from clp_ros.evaluation.closed_loop import LoopSettings
-    from clp_ros.evaluation.evaluate import EvaluationPlan, evaluate
-    from clp_ros.evaluation.evaluation_folder import RESULT_FILE, EvaluationFolder, write_json
-    from clp_ros.robots.embodiment import load_embodiment
+    from clp_ros.evaluation.evaluation_folder import RESULT_FILE, write_json
 
-    embodiment = load_embodiment(request.embodiment)
     earlier = {path: _earlier(path) for path in request.checkpoints}
     played = [path for path in request.checkpoints if earlier[path] is None]
-    batch = request.batch or (1 if request.mode == "rtc" else 10)
-    if request.mode == "rtc" and batch > 1:
-        raise ClpError("in mode rtc a policy continues its last chunk", where="batch", hint="leave --batch out")
-    plan = EvaluationPlan(
-        embodiment,
-        _tasks(request.tasks, embodiment),
-        request.episodes,
-        request.seed,
-        LoopSettings(request.mode, request.replan_steps, size=request.size),
-        None if request.latency is None else request.latency / 1e3,
-        batch,
-        request.device,
-    )
-    folder = None
-    if request.output is not None:
-        folder = EvaluationFolder(request.output.absolute(), plan.document(), request.overwrite)
-    workers = _workers(request) if request.workers is None else request.workers
-    found = evaluate(
-        played, plan, workers, folder, None if folder is None else float("inf"), progress.stage, progress.advance
-    )
+    if request.env is not None:
+        facts, folder, found = _play_env(request, request.env, played, progress)
+    else:
+        facts, folder, found = _play_tasks(request, played, progress)
     fresh = dict(zip(played, map(_checkpoint_success, found), strict=True))
     rows: list[CheckpointSuccess] = []
     for path in request.checkpoints:
         rows += [fresh[path]] if path in fresh else earlier[path] or []
-    result = EvaluateResult(
-        checkpoints=rows,
-        paired=_paired(rows),
-        embodiment=embodiment.name,
-        task=",".join(task.name for task in plan.tasks),
-        seed=request.seed,
-        mode=request.mode,
-        replan_steps=request.replan_steps,
-        output=None if folder is None else folder.path,
-    )
+    output = None if folder is None else folder.path
+    result = EvaluateResult(checkpoints=rows, paired=_paired(rows), seed=request.seed, output=output, **facts)
     if folder is not None:
         from clp_ros.report.contact_sheet import write_contact_sheet
 
@@ -238,6 +220,80 @@ def run(request: EvaluateRequest, progress: Progress = SILENT) -> EvaluateResult
             result = result.model_copy(update={"contact_sheet": sheet})
         write_json(folder.path / RESULT_FILE, result.to_json())
     return result
+
+
+_Played = tuple[dict[str, Any], "EvaluationFolder | None", "list[PolicyOutcomes]"]
+
+
+def _play_tasks(request: EvaluateRequest, played: Sequence[Path], progress: Progress) -> _Played:
+    """Plays simulated tasks. Returns fields of the result, the folder, and the outcomes."""
+    from clp_ros.evaluation.closed_loop import LoopSettings
+    from clp_ros.evaluation.evaluate import EvaluationPlan, evaluate
+    from clp_ros.robots.embodiment import load_embodiment
+
+    if request.embodiment is None or not request.tasks:
+        raise ClpError("nothing to play is given", hint="give --embodiment and --task, or --env")
+    if request.env_options:
+        raise ClpError("env options are for an environment of LeRobot", hint="give --env, or leave --env-option out")
+    embodiment = load_embodiment(request.embodiment)
+    mode = request.mode or "replace"
+    steps = _REPLAN_STEPS if request.replan_steps is None else request.replan_steps
+    batch = request.batch or (1 if mode == "rtc" else _BATCH)
+    if mode == "rtc" and batch > 1:
+        raise ClpError("in mode rtc a policy continues its last chunk", where="batch", hint="leave --batch out")
+    plan = EvaluationPlan(
+        embodiment,
+        _tasks(request.tasks, embodiment),
+        request.episodes,
+        request.seed,
+        LoopSettings(mode, steps, size=request.size),
+        None if request.latency is None else request.latency / 1e3,
+        batch,
+        request.device,
+    )
+    folder = _folder(request, plan.document())
+    workers = _workers(request) if request.workers is None else request.workers
+    pictures = None if folder is None else math.inf
+    found = evaluate(played, plan, workers, folder, pictures, progress.stage, progress.advance)
+    task = ",".join(one.name for one in plan.tasks)
+    return {"embodiment": embodiment.name, "task": task, "mode": mode, "replan_steps": steps}, folder, found
+
+
+def _play_env(request: EvaluateRequest, env: str, played: Sequence[Path], progress: Progress) -> _Played:
+    """Plays an environment of LeRobot. Returns as :func:`_play_tasks`."""
+    from clp_ros.evaluation.lerobot_envs import EnvPlan, evaluate_in_env
+
+    for name in ("embodiment", "latency", "mode", "size"):
+        if getattr(request, name) is not None:
+            raise ClpError(
+                f"an environment of LeRobot has no {name}",
+                where=env,
+                hint=f"leave --{name} out; --env-option sets the environment's own options",
+            )
+    kind, _, task = env.partition(":")
+    if not kind or not task or request.tasks:
+        raise ClpError("the task is missing or given twice", where=env, hint="write --env TYPE:TASK, without --task")
+    batch = min(request.batch or 1, request.episodes)
+    plan = EnvPlan(
+        kind,
+        task,
+        request.env_options,
+        request.episodes,
+        request.seed,
+        batch,
+        batch > 1 and request.workers != 0,
+        request.replan_steps,
+        request.device,
+    )
+    folder = _folder(request, plan.document())
+    found = evaluate_in_env(played, plan, folder, progress.stage, progress.advance)
+    return {"embodiment": kind, "task": task, "mode": "steps", "replan_steps": request.replan_steps}, folder, found
+
+
+def _folder(request: EvaluateRequest, plan: Mapping[str, Any]) -> EvaluationFolder | None:
+    from clp_ros.evaluation.evaluation_folder import EvaluationFolder
+
+    return None if request.output is None else EvaluationFolder(request.output.absolute(), plan, request.overwrite)
 
 
 def _tasks(names: Sequence[str], embodiment: Embodiment) -> tuple[SimulatedTask, ...]:

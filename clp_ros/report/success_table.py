@@ -19,7 +19,8 @@ def success_table(result: Mapping[str, Any]) -> Table:
     """
     from rich.table import Table
 
-    title = f"{result['embodiment']}, mode {result['mode']}, {result['replan_steps']} steps of each chunk"
+    steps = "" if result["replan_steps"] is None else f", {result['replan_steps']} steps of each chunk"
+    title = f"{result['embodiment']}, mode {result['mode']}{steps}"
     table = Table(title=title)
     table.add_column("checkpoint", overflow="fold")
     table.add_column("task", overflow="fold")
@@ -42,6 +43,8 @@ def motion_lines(result: Mapping[str, Any]) -> list[str]:
     for name, row in zip(
         short_names([row["path"] for row in result["checkpoints"]]), result["checkpoints"], strict=True
     ):
+        if row["latency_ms"] is None:  # played without chunk control
+            continue
         smoothness = "" if row["smoothness"] is None else f"; log dimensionless jerk {row['smoothness']:.2f}"
         lines.append(
             f"{name}: {row['chunks']} chunks, {row['late']} late, {row['refused']} refused, "

@@ -11,9 +11,10 @@ import hashlib
 import importlib.util
 import io
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, redirect_stderr
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,7 +200,9 @@ def _environments(config: Any, plan: EnvPlan) -> dict[str, dict[int, Any]]:
 
     os.environ.setdefault("MUJOCO_GL", "egl")
     try:
-        return make_env(config, n_envs=plan.batch, use_async_envs=plan.asynchronous)
+        # Environments print what they do, and stdout is for results.
+        with redirect_stdout(sys.stderr):
+            return make_env(config, n_envs=plan.batch, use_async_envs=plan.asynchronous)
     except ImportError as error:
         raise ClpError(
             f"the environment {plan.type} needs a package that is missing ({error})",
@@ -231,7 +234,8 @@ def _play(
             watch = _Watch(before)
             amp = getattr(policy.policy.config, "use_amp", False)
             autocast = torch.autocast(torch.device(policy.device).type) if amp else nullcontext()
-            with torch.no_grad(), autocast, redirect_stderr(io.StringIO()):  # LeRobot draws progress bars of its own
+            # LeRobot draws progress bars of its own.
+            with torch.no_grad(), autocast, redirect_stdout(sys.stderr), redirect_stderr(io.StringIO()):
                 result = rollout(env, policy.policy, watch, after, policy.preprocessor, policy.postprocessor, every)
             for number, seed in enumerate(batch):
                 done = result["done"][number].numpy()
@@ -288,10 +292,12 @@ class _Watch:
         if not self.starts:
             self.tasks = [str(task) for task in observation["task"]]
             self.starts = [self._hash(observation, number) for number in range(len(self.tasks))]
-        camera = next((key for key in observation if key.startswith("observation.image")), None)
+        # The preprocessor of some environments turns the pictures upright.
+        processed = self._preprocessor(observation)
+        camera = next((key for key in processed if key.startswith("observation.image")), None)
         if camera is not None:
-            self._seen.append((observation[camera].permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8))
-        return self._preprocessor(observation)
+            self._seen.append((processed[camera].permute(0, 2, 3, 1).cpu().numpy() * 255).astype(np.uint8))
+        return processed
 
     def _hash(self, observation: Mapping[str, Any], number: int) -> str:
         digest = hashlib.sha256(self.tasks[number].encode())

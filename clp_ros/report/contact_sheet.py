@@ -13,7 +13,8 @@ import numpy as np
 # Largest number of successes, and of failures, that are shown of each checkpoint and task.
 _SHOWN = 4
 _COLUMNS = 4
-_MARGIN, _TEXT = 4, 30
+# Height of the pictures, of their frame and of a line of text, in pixels.
+_HEIGHT, _MARGIN, _TEXT = 120, 4, 30
 _GREEN, _RED = (40, 160, 60), (200, 50, 50)
 
 
@@ -72,6 +73,10 @@ def write_contact_sheet(file: Path, episodes: Sequence[tuple[str, _Episode, Path
 
 def _tile(episode: _Episode, pictures: np.ndarray) -> np.ndarray:
     """Returns an episode's pictures in a frame of its outcome's colour, with a line of text."""
+    import cv2
+
+    share = _HEIGHT / pictures.shape[0]
+    pictures = cv2.resize(pictures, (round(pictures.shape[1] * share), _HEIGHT), interpolation=cv2.INTER_AREA)
     colour = _GREEN if episode.success else _RED
     word = "solved" if episode.success else "not solved"
     frame = np.empty((pictures.shape[0] + 2 * _MARGIN, pictures.shape[1] + 2 * _MARGIN, 3), dtype=np.uint8)

@@ -2,6 +2,7 @@
 """Evaluations in LeRobot's environments: our own simulated tasks, and LIBERO where it is installed."""
 
 import importlib.util
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -101,20 +102,18 @@ def test_libero_that_is_missing_is_refused(tmp_path: Path, capsys: pytest.Captur
 
 @pytest.mark.slow  # The environment of clp_ros covers the same way through lerobot's rollouts.
 @pytest.mark.skipif(bool(missing_libero()), reason=f"LIBERO: {missing_libero()}")
-def test_libero(family_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_libero(family_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A pruned checkpoint plays one short episode."""
     from clp_ros.jobs import prune
 
     os.environ.setdefault("MUJOCO_GL", "egl")
     pruned = tmp_path / "pruned"
     prune.run(prune.PruneRequest(checkpoint=family_checkpoint("smolvla"), removal={"vlm": (1, 2)}, output=pruned))
-    options = {
-        "task_ids": [0],
-        "episode_length": 4,
-        "observation_height": 64,
-        "observation_width": 64,
-    }
-    result = run(EvaluateRequest(checkpoints=(pruned,), env="libero:libero_spatial", env_options=options, episodes=1))
-    (outcome,) = result.checkpoints[0].outcomes
-    assert (outcome.task, outcome.success, outcome.seconds) == ("libero_spatial-0", False, 0.2)
-    assert outcome.instruction == "pick up the black bowl between the plate and the ramekin and place it on the plate"
+    options = ["task_ids=[0]", "episode_length=4", "observation_height=64", "observation_width=64"]
+    arguments = ["--env", "libero:libero_spatial", "--env-option", *options, "--episodes", "1", "--json"]
+    assert cli.main(["evaluate", str(pruned), *arguments]) == 0
+    (outcome,) = json.loads(capsys.readouterr().out)["checkpoints"][0]["outcomes"]
+    assert (outcome["task"], outcome["success"], outcome["seconds"]) == ("libero_spatial-0", False, 0.2)
+    assert (
+        outcome["instruction"] == "pick up the black bowl between the plate and the ramekin and place it on the plate"
+    )

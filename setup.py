@@ -73,6 +73,7 @@ setup(
         "console_scripts": [
             "clp = clp_ros.cli:main",
             "calibration = clp_ros.nodes.calibration:main",
+            "pipeline = clp_ros.nodes.pipeline:main",
             "pruning = clp_ros.nodes.pruning:main",
             "policy = clp_ros.nodes.policy:main",
             "simulation = clp_ros.nodes.simulation:main",

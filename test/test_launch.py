@@ -214,6 +214,17 @@ def test_a_calibration_that_fails_ends_the_launch_if_asked(
             interrupt(process, log)
 
 
+@pytest.mark.usefixtures("ros_domain")
+def test_a_pipeline_that_fails_ends_the_launch(installed: dict[str, str], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    arguments = [f"checkpoint:={tmp_path}", "embodiment:=aloha_bimanual", "task:=no", f"output:={tmp_path / 'out'}"]
+    arguments += ["bags:=one,two", "train:=last=2", "steps:=5", "exit_when_done:=true"]
+    with ros2_launch(installed, log, "pipeline.launch.py", *arguments) as process:
+        assert process.wait(TIMEOUT) == 1
+        wait_until(lambda: not group_lives(process.pid), log, "no process of the launch is left")
+    assert "unknown task 'no'" in log.read_text()
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, installed: dict[str, str]) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"

@@ -217,7 +217,12 @@ def test_a_calibration_that_fails_ends_the_launch_if_asked(
 @pytest.mark.usefixtures("ros_domain")
 def test_a_pipeline_that_fails_ends_the_launch(installed: dict[str, str], tmp_path: Path) -> None:
     log = tmp_path / "log"
-    arguments = [f"checkpoint:={tmp_path}", "embodiment:=aloha_bimanual", "task:=no", f"output:={tmp_path / 'out'}"]
+    arguments = [
+        f"checkpoint:={tmp_path / 'base'}",
+        "embodiment:=aloha_bimanual",
+        "task:=no",
+        f"output:={tmp_path / 'out'}",
+    ]
     arguments += ["bags:=one,two", "train:=last=2", "steps:=5", "exit_when_done:=true"]
     with ros2_launch(installed, log, "pipeline.launch.py", *arguments) as process:
         assert process.wait(TIMEOUT) == 1

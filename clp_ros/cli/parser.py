@@ -163,7 +163,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--size",
         required=True,
         choices=("tiny", "small", "full"),
-        help="tiny for tests, full for measurements, small (SmolVLA) to be trained on a CPU",
+        help="tiny for tests, full for measurements, small to be trained on a CPU",
     )
     make.add_argument("--output", required=True, type=Path, help="checkpoint folder to write")
     make.add_argument("--seed", type=_seed, default=0, help="seed of the weights (default: %(default)s)")

@@ -94,10 +94,11 @@ def check_source(checkpoint: Checkpoint) -> None:
         ClpError: It is a base model of another layout, or its weights are in several files.
     """
     if not checkpoint.family.loads(checkpoint.config):
+        family = checkpoint.family.name
         raise ClpError(
             "lerobot loads this layout only as the base model of a new policy",
             where=checkpoint.path,
-            hint=f"run `lerobot-train --policy.type=groot --policy.base_model_path={checkpoint.path} …`",
+            hint=f"run `lerobot-train --policy.type={family} --policy.base_model_path={checkpoint.path} …`",
         )
     if WEIGHTS_FILE not in checkpoint.files:
         raise ClpError(

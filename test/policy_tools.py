@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests of the policy node share: a robot's inputs, a policy that misbehaves when told to, and who drives both."""
+"""Shared by the tests of the policy node: a robot's inputs, a policy that fails on demand, and their driver."""
 
 import threading
 import time
@@ -203,7 +203,7 @@ class Driver:
         wait_for(lambda: all(len(self.sent[topic]) >= before[topic] + 2 for topic in SENT_TOPICS), "chunks")
 
     def expect_motion(self) -> None:
-        """Waits for two more chunks, and until the first moments, of which the robot is told only the end, are over."""
+        """Waits for two more chunks, and until the first moments, whose points are not sent, are over."""
         self.expect_chunks()
         wait_for(
             lambda: all(knots(message)[0][0] - stamp_ns(message) < 50 * MS for message in self.last().values()),
@@ -257,8 +257,8 @@ def assert_continues(message: JointTrajectory, before: JointTrajectory) -> None:
     """A message begins where, and as fast as, the controllers are by the one before it; and it ends at rest."""
     old_times, old, old_speeds = knots(before)
     times, positions, speeds = knots(message)
-    seam = min(times[0], old_times[-1])  # at rest, once the old one has ended
-    expected = CubicHermiteSpline((old_times - seam) / 1e9, old, old_speeds)
+    splice = min(times[0], old_times[-1])  # at rest, once the old one has ended
+    expected = CubicHermiteSpline((old_times - splice) / 1e9, old, old_speeds)
     np.testing.assert_allclose(positions[0], expected(0.0), atol=1e-6)
     np.testing.assert_allclose(speeds[0], expected(0.0, nu=1), atol=1e-5)
     assert not speeds[-1].any()

@@ -67,7 +67,7 @@ def wait_for[T](found: Callable[[], T], what: str, timeout: float = TIMEOUT_S) -
 
 @dataclass(frozen=True)
 class Status:
-    """One status heard on /diagnostics."""
+    """One status received on /diagnostics."""
 
     level: bytes
     message: str

@@ -223,7 +223,7 @@ def test_chunks_of_one_step(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_hold_ends_the_way_to_a_chunk(mode: str) -> None:
+def test_a_safe_stop_ends_the_motion_to_a_chunk(mode: str) -> None:
     plan = schedule(acceleration=8.0, mode=mode)
     joined = plan.add(chunk_at(0.0), START_NS, START_NS, expert(np.zeros(1))[0])
     now = START_NS + 600_000_000
@@ -240,7 +240,7 @@ def test_a_hold_ends_the_way_to_a_chunk(mode: str) -> None:
     np.testing.assert_allclose(resting, np.broadcast_to(rest[0], resting.shape), rtol=0, atol=1e-12)
 
 
-def test_the_way_to_a_far_chunk_goes_on_though_the_gap_grows_first() -> None:
+def test_the_motion_to_a_far_chunk_continues_though_the_gap_grows_first() -> None:
     """The chunk moves away faster than the robot, which rests, can turn to it: that is no reason to refuse the next."""
     plan = schedule(acceleration=3.0, start_distance=0.3)
     observed, here = START_NS, np.full(JOINTS, -1.25)
@@ -279,7 +279,7 @@ def test_the_first_moments_are_left_to_the_controllers_though_more_chunks_come()
         assert plan.add(chunk_at((now - START_NS) / 1e9), now, now, here).reference.times_ns[0] >= first
 
 
-def test_a_hold_in_the_first_moments_leaves_them_to_the_controllers_too() -> None:
+def test_a_safe_stop_in_the_first_moments_leaves_them_to_the_controllers_too() -> None:
     for steps in (50, 5):  # the shorter chunk ends within them
         plan = schedule()
         first = plan.add(chunk_at(0.0, steps), START_NS, START_NS, expert(np.zeros(1))[0]).reference
@@ -304,12 +304,12 @@ def test_a_robot_that_was_moved_while_it_rested_begins_anew() -> None:
     later = plan.reference.end_ns + 10**9
     plan.observe(held, later)
     later += 60 * 10**9
-    # Less than start_distance; but its controllers may have been told to stay there.
+    # Less than start_distance, but the controllers' last command may be elsewhere.
     moved = place + np.array([0.0, 0.2, 0.0])
     joined = plan.add(np.tile(moved, (50, 1)), later, later, moved)
     assert joined.reference.times_ns[0] >= later + 200_000_000
     np.testing.assert_allclose(joined.reference.positions, np.tile(moved, (len(joined.reference.positions), 1)))
-    # What an arm droops by is no move: it goes on from where it was told to be.
+    # Drooping is no move: the reference continues from the commanded position.
     again = joined.reference.end_ns + 10**9
     plan.observe(moved - 0.02, again)
     joined = plan.add(np.tile(moved, (50, 1)), again, again, moved - 0.01)

@@ -25,7 +25,7 @@ def clocks() -> Clocks:
     return Clocks()
 
 
-def test_it_is_told_once(clocks: Clocks) -> None:
+def test_the_user_is_notified_once(clocks: Clocks) -> None:
     for _ in range(IN_A_ROW - 1):
         clocks.chunk(2.1, 0.7)
     assert clocks.notified == []
@@ -39,7 +39,7 @@ def test_it_is_told_once(clocks: Clocks) -> None:
     assert len(clocks.notified) == 1
 
 
-def test_a_policy_that_gets_the_processor_is_not_told(clocks: Clocks) -> None:
+def test_a_policy_that_gets_the_processor_causes_no_notification(clocks: Clocks) -> None:
     for _ in range(10):
         clocks.chunk(1, 1)
         clocks.chunk(1, 1.01 / RATIO)
@@ -47,7 +47,7 @@ def test_a_policy_that_gets_the_processor_is_not_told(clocks: Clocks) -> None:
     assert clocks.notified == []
 
 
-def test_what_lasts_is_told_and_not_what_happens_now_and_then(clocks: Clocks) -> None:
+def test_only_a_lasting_wait_is_notified(clocks: Clocks) -> None:
     for _ in range(10):
         clocks.chunk(3, 0.1)
         clocks.chunk(1, 1)

@@ -165,7 +165,7 @@ def test_a_chunk_is_made_of_a_set_of_frames_that_is_new_in_every_camera(make: Ca
     rig.quiet()
 
 
-def test_a_policy_that_waits_for_the_processor_is_told_once(embodiment: Embodiment) -> None:
+def test_a_policy_that_waits_for_the_processor_is_reported_once(embodiment: Embodiment) -> None:
     reported: list[str] = []
     wall = itertools.count(0, 2).__next__  # each chunk takes 2 s, in which its thread does not run
     rig = Rig(embodiment, ReplanConfig(0), processor=ProcessorShare(reported.append, wall, lambda: 0.0)).started()
@@ -297,7 +297,7 @@ def test_a_chunk_whose_observation_is_too_old_or_of_another_clock_is_dropped(
 
 
 @pytest.mark.parametrize("end", ["deactivate", "stop", "activate again", "close"])
-def test_a_chunk_in_the_making_is_thrown_away(make: Callable[..., Rig], end: str) -> None:
+def test_a_chunk_that_is_being_made_is_dropped(make: Callable[..., Rig], end: str) -> None:
     began, go_on = threading.Event(), threading.Event()
 
     def slow(images: Any, state: np.ndarray, task: str) -> np.ndarray:
@@ -335,7 +335,7 @@ def test_a_chunk_in_the_making_is_thrown_away(make: Callable[..., Rig], end: str
         until(lambda: len(rig.sent) == 1)
 
 
-def test_staleness_is_told_when_it_lasts_and_of_the_input_it_lasts_in(make: Callable[..., Rig]) -> None:
+def test_lasting_staleness_is_reported_with_its_input(make: Callable[..., Rig]) -> None:
     rig = make()
     rig.frames()
     until(lambda: len(rig.sent) == 1)
@@ -412,7 +412,7 @@ def assert_brakes(sent: list[Trajectory], before: list[Trajectory]) -> None:
 
 
 @pytest.mark.parametrize("how", ["deactivate", "stop", "close", "camera", "joints", "hang", "clock"])
-def test_whatever_ends_the_driving_brakes_the_robot_to_rest(make: Callable[..., Rig], how: str) -> None:
+def test_whatever_ends_an_activation_brings_the_robot_to_rest(make: Callable[..., Rig], how: str) -> None:
     go_on = threading.Event()
 
     def predict(images: Any, state: np.ndarray, task: str) -> np.ndarray:
@@ -458,7 +458,7 @@ def test_whatever_ends_the_driving_brakes_the_robot_to_rest(make: Callable[..., 
         until(lambda: rig.runner.fault_reason is None)
 
 
-def test_a_policy_that_hangs_is_told_in_the_next_activation_too(make: Callable[..., Rig]) -> None:
+def test_a_policy_that_hangs_is_reported_in_the_next_activation_too(make: Callable[..., Rig]) -> None:
     go_on = threading.Event()
 
     def hang(*_: Any) -> Any:
@@ -531,7 +531,7 @@ def test_a_state_outside_the_limits_is_one_fault_however_long_it_lasts(make: Cal
     assert rig.runner.fault_reason is None
 
 
-def test_each_fault_is_told_however_soon_it_comes_after_another(make: Callable[..., Rig]) -> None:
+def test_each_fault_is_reported_however_soon_it_comes_after_another(make: Callable[..., Rig]) -> None:
     rig = make(lambda *_: np.full((5, 14), np.nan))
     for number, chunk in enumerate((np.full((5, 14), np.nan), np.zeros((5, 13)), np.full((5, 14), np.nan)), 1):
         rig.predict = lambda *_, chunk=chunk: chunk
@@ -541,7 +541,7 @@ def test_each_fault_is_told_however_soon_it_comes_after_another(make: Callable[.
     assert ["not finite" in text for _, text in rig.notified] == [True, False]
 
 
-def test_a_guard_that_fails_is_told_and_nothing_is_sent(
+def test_a_watchdog_that_fails_is_reported_and_nothing_is_sent(
     make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig = make()
@@ -553,7 +553,9 @@ def test_a_guard_that_fails_is_told_and_nothing_is_sent(
     assert rig.sent == []
 
 
-def test_a_guard_that_fails_on_the_way_brakes(make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watchdog_that_fails_during_a_motion_stops_the_robot(
+    make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
     rig = make(lambda images, state, task: state + 0.002 * np.arange(1, 51)[:, None])
     rig.frames()
     until(lambda: len(rig.sent) == 1)
@@ -567,7 +569,7 @@ def test_a_guard_that_fails_on_the_way_brakes(make: Callable[..., Rig], monkeypa
     rig.quiet()
 
 
-def test_after_too_many_faults_the_owner_is_told_and_nothing_is_sent(make: Callable[..., Rig]) -> None:
+def test_after_too_many_faults_the_owner_is_notified_and_nothing_is_sent(make: Callable[..., Rig]) -> None:
     def fail(*_: Any) -> Any:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
@@ -607,7 +609,7 @@ def test_chunks_follow_on_from_each_other(make: Callable[..., Rig]) -> None:
     assert spreads["splice position gap (rad)"].count == len(rig.sent)
 
 
-def test_real_time_chunking_is_told_what_has_passed_and_what_will_have(embodiment: Embodiment) -> None:
+def test_real_time_chunking_gets_the_elapsed_and_the_delay_steps(embodiment: Embodiment) -> None:
     def slow(images: Any, state: np.ndarray, task: str) -> np.ndarray:
         rig.now += 60 * MS  # three control steps
         rig.add(*rig.joints)
@@ -642,7 +644,7 @@ def test_joint_states_that_are_late_when_a_chunk_is_there_cost_the_chunk_alone(m
     until(lambda: len(rig.sent) == 1)
 
 
-def test_the_log_has_a_line_for_every_chunk_and_hold(
+def test_the_log_has_a_line_for_every_chunk_and_safe_stop(
     make: Callable[..., Rig], embodiment: Embodiment, tmp_path: Path
 ) -> None:
     log = RunLog(tmp_path / "logs")
@@ -659,7 +661,7 @@ def test_the_log_has_a_line_for_every_chunk_and_hold(
         RunLog(log.path)
 
 
-def test_a_clock_that_jumps_back_is_told_and_survived(make: Callable[..., Rig]) -> None:
+def test_a_clock_that_jumps_back_is_reported_and_survived(make: Callable[..., Rig]) -> None:
     rig = make()
     rig.frames()
     until(lambda: len(rig.sent) == 1)
@@ -670,7 +672,9 @@ def test_a_clock_that_jumps_back_is_told_and_survived(make: Callable[..., Rig]) 
     until(lambda: len(rig.sent) >= 2)
 
 
-def test_an_image_that_cannot_be_decoded_holds(make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_cannot_be_decoded_causes_a_safe_stop(
+    make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
     rig = make()
     monkeypatch.setitem(globals(), "JPEG", JPEG[: len(JPEG) // 2])
     rig.frames()
@@ -739,7 +743,7 @@ def test_windows_keep_the_latest_values_only() -> None:
     assert (spread.maximum, spread.count) == (values.max(), WINDOW)
 
 
-def test_whoever_stops_the_robot_does_not_wait_for_a_chunk_that_is_being_joined(embodiment: Embodiment) -> None:
+def test_a_stop_does_not_wait_for_a_chunk_that_is_being_joined(embodiment: Embodiment) -> None:
     """Nor does the watchdog; and the chunk is not sent any more."""
     rig = Rig(embodiment, ReplanConfig(0), moving).started()
     in_motion(rig)
@@ -769,7 +773,7 @@ def test_whoever_stops_the_robot_does_not_wait_for_a_chunk_that_is_being_joined(
     assert rig.runner.close(20)
 
 
-def test_a_stop_while_a_message_leaves_has_the_last_word_and_the_guard_goes_on(embodiment: Embodiment) -> None:
+def test_a_stop_during_publishing_is_sent_last_and_the_watchdog_continues(embodiment: Embodiment) -> None:
     rig = Rig(embodiment, ReplanConfig(0), moving)
     leaving, go_on = threading.Event(), threading.Event()
 
@@ -862,7 +866,7 @@ def test_a_controller_is_not_led_from_outside_the_limits_to_their_edge_at_once(e
     assert first["right_arm"] < 0
 
 
-def test_a_brake_that_cannot_be_sent_is_sent_the_next_time(embodiment: Embodiment) -> None:
+def test_a_safe_stop_that_cannot_be_sent_is_sent_the_next_time(embodiment: Embodiment) -> None:
     now, sent, fails = [START_NS], [], [RuntimeError("no publisher")]
 
     def send(messages: Any) -> None:
@@ -936,7 +940,7 @@ def test_a_robot_that_is_paused_is_sent_nothing_and_stays_where_it_is(scaled: Em
     rig.runner.set_speed_scaling(0.0)
     publisher = threading.Thread(target=publish, daemon=True)
     publisher.start()
-    # The grippers' controllers go on by themselves: they are told at once. The arms' stand still as it is.
+    # The grippers' controllers are not scaled, so they get a new trajectory at once. The arms' controllers stand still.
     until(lambda: len(rig.sent) == 2)
     assert [one.controller for one in rig.sent[1]] == ["left_gripper", "right_gripper"]
     # A pause that lasts ends what was followed.

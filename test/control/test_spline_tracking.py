@@ -152,7 +152,9 @@ def test_what_goes_on_as_it_was_changes_nothing_at_each_step() -> None:
     acceleration=st.sampled_from([np.inf, 20.0, 3.0]),
     splices=st.lists(st.integers(1, 30), min_size=1, max_size=5),
 )
-def test_there_is_always_a_way_inside_the_limits(data: st.DataObject, acceleration: float, splices: list[int]) -> None:
+def test_there_is_always_a_solution_inside_the_limits(
+    data: st.DataObject, acceleration: float, splices: list[int]
+) -> None:
     """Whatever was tracked before, and wherever it is left; and the shortest stop is one, too."""
     bound = limits(2, acceleration=acceleration, reach=0.5)
     way = np.zeros((3, 2))
@@ -183,7 +185,7 @@ def test_a_stop_is_as_short_as_the_deceleration_allows() -> None:
 
 
 def test_it_comes_to_rest_where_its_last_target_is() -> None:
-    """Though it has to brake hard at the end, as a gripper that is told to close and hears no more."""
+    """Also after a hard braking at the end, as of a gripper that is commanded to close."""
     bound = limits(acceleration=np.inf, reach=0.8)
     head = np.zeros((3, 1))
     way = track(Head.going_on(head), head, one(np.full((45, 1), 0.8)), bound, PERIOD, 25)[:, 0]
@@ -208,7 +210,7 @@ def test_from_a_motion_it_comes_to_rest_without_turning_back(wanted: Callable[[n
     assert positions[-1] - wanted(49 * PERIOD) < 0.1 * speeds[48]  # it goes on for little
 
 
-def test_without_a_way_it_is_said_which_joint() -> None:
+def test_a_program_without_solution_names_the_joint() -> None:
     bound = limits(2)
     head = np.tile(np.array([[1.4], [1.45], [1.5]]), (1, 2))
     head[:, 0] = 0.0

@@ -141,7 +141,7 @@ def test_accelerate_starts_processes_that_find_each_other(tmp_path):
     assert (result.returncode, result.stdout) == (0, "[(0, 2), (1, 2)]\n"), result.stderr
 
 
-def test_a_fault_in_all_processes_is_told_once(tiny_checkpoint, tmp_path):
+def test_a_fault_in_all_processes_is_reported_once(tiny_checkpoint, tmp_path):
     arguments = calibration_arguments(tiny_checkpoint, tmp_path / "no_such_bag", tmp_path / "out", 2)
     codes, _, stderr = start_without_launcher(2, tmp_path, *MODULE, *arguments)
     assert codes == [1, 1]
@@ -194,13 +194,13 @@ def assert_told_once(fails, stdout, stderr):
 
 
 @pytest.mark.parametrize(("fails", "kind"), [(0, "in the loop"), (1, "before the sums"), (0, "at the end")])
-def test_a_fault_in_one_process_ends_all_and_is_told_once(tmp_path, fails, kind):
+def test_a_fault_in_one_process_ends_all_and_is_reported_once(tmp_path, fails, kind):
     codes, stdout, stderr = start_without_launcher(3, tmp_path, "-c", WORKER, fails, kind)
     assert codes == [1, 1, 1]
     assert_told_once(fails, stdout, stderr)
 
 
-def test_with_a_launcher_too_a_fault_in_one_process_ends_all_and_is_told_once(tmp_path):
+def test_with_a_launcher_too_a_fault_in_one_process_ends_all_and_is_reported_once(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     result = launch(TORCHRUN, 3, script, 2, "in the loop")

@@ -52,7 +52,7 @@ def misspellings(value: Any, place: tuple = ()) -> Any:
         yield from misspellings(child, (*place, key))
 
 
-def test_a_misspelt_key_is_told_at_any_depth(tmp_path: Path) -> None:
+def test_a_misspelt_key_is_named_at_any_depth(tmp_path: Path) -> None:
     robot = document(eye={"policy": "asof", "tolerance_ms": 5, "stamp": "header"})
     free = {"cameras", "joint_states", "controllers"}  # the names in these are the user's own
     places = [p for p in misspellings(robot) if len(p) == 1 or p[-2] not in free]

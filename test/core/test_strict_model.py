@@ -47,7 +47,7 @@ class Whole(StrictModel):
     ],
     ids=str,
 )
-def test_faults_are_told_in_plain_words(part: Any, expected: str) -> None:
+def test_faults_are_described_in_plain_words(part: Any, expected: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Whole.model_validate({"parts": {"front": part}})
     (fault,) = caught.value.errors()

@@ -223,7 +223,7 @@ def test_sigterm_ends_the_listening(peer: Peer, start: StartNode, tiny_checkpoin
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_fault_is_told_and_the_node_stays(
+def test_a_fault_is_reported_and_the_node_keeps_running(
     peer: Peer, start: StartNode, tiny_checkpoint: Path, tmp_path: Path, parameters: dict[str, Any], fault: str
 ) -> None:
     (tmp_path / "full").mkdir()

@@ -80,7 +80,7 @@ def never() -> bool:
     return False
 
 
-def test_the_settings_are_read_and_what_is_to_be_set_is_said_once(asking: Any, controller: Any) -> None:
+def test_the_settings_are_read_and_the_advice_is_logged_once(asking: Any, controller: Any) -> None:
     controller("scaled_joint_trajectory_controller", **STOCK, joints=ARM[::-1])  # in another order
     controller("robotiq_gripper_controller", **STOCK | {"open_loop_control": True}, joints=GRIPPER)
     nodes, logged = asking(20.0)

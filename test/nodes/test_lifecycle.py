@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transitions that fail or are overtaken by the node's end: whoever called gets an answer, and all is released once."""
+"""Transitions that fail, or run while the node ends: the caller gets an answer, and all is released once."""
 
 import threading
 import time
@@ -31,7 +31,7 @@ def ros(ros_domain: int) -> Iterator[Callable[..., None]]:
 
 
 class Failing(ManagedNode):
-    """Raises what it is told to, where it is told to."""
+    """Raises a given exception at a given place."""
 
     def __init__(self, where: dict[str, BaseException]) -> None:
         self.where = where

@@ -90,7 +90,7 @@ def test_the_executor_leaves_its_messages_alone(node: Node, peer: Peer) -> None:
     listener.close()
 
 
-def test_a_topic_of_another_type_is_told(node: Node, peer: Peer) -> None:
+def test_a_topic_of_another_type_is_reported(node: Node, peer: Peer) -> None:
     assert published_otherwise(node, "/numbers", NAMES) == ""
     publisher = peer.node.create_publisher(String, "/numbers", 10)
     wait_for(lambda: node.get_publishers_info_by_topic("/numbers"), "the publisher")

@@ -37,7 +37,7 @@ def node(ros_domain: int) -> Iterator[Node]:
     rclpy.try_shutdown(context=context)
 
 
-def test_commands_are_heard_with_the_inputs(node: Node, ros_domain: int) -> None:
+def test_commands_are_received_with_the_inputs(node: Node, ros_domain: int) -> None:
     receive = sync(stamp="receive")
     topics = {
         "arm": {

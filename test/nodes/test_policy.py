@@ -191,7 +191,7 @@ def test_a_stop_while_the_node_waits_for_its_inputs_lasts(
 
 # Other ends: test_faults.py::test_stop_and_deactivate_brake_within_one_control_step.
 @pytest.mark.parametrize("end", ["shutdown", signal.SIGINT, signal.SIGTERM])
-def test_seams_are_continuous_in_position_and_velocity_to_the_end(
+def test_splices_are_continuous_in_position_and_velocity_to_the_end(
     start: StartNode, driver: Driver, robot: Robot, end: str | signal.Signals
 ) -> None:
     with start(task="turn both waists", max_deviation=1.0) as node:
@@ -234,7 +234,7 @@ def test_after_too_many_faults_the_node_is_unconfigured_and_can_start_anew(
         assert node.stop() == 0
 
 
-def test_a_chunk_in_the_making_is_thrown_away_by_deactivate_and_by_stop(
+def test_deactivate_and_stop_drop_a_chunk_that_is_being_made(
     start: StartNode, driver: Driver, robot: Robot, peer: Peer
 ) -> None:
     with start(task="please be slow", max_latency=10.0):
@@ -261,7 +261,7 @@ def test_a_chunk_in_the_making_is_thrown_away_by_deactivate_and_by_stop(
         driver.expect_chunks()
 
 
-def test_replan_steps_and_rate_bound_the_pace(start: StartNode, driver: Driver, robot: Robot) -> None:
+def test_replan_steps_and_rate_bound_the_number_of_chunks(start: StartNode, driver: Driver, robot: Robot) -> None:
     with start(replan_steps=20):  # 0.4 s at 50 Hz; by default ten steps, fold_shorts' execution length
         driver.up()
         driver.expect_chunks()
@@ -420,7 +420,7 @@ def test_services_answer_while_the_policy_is_being_loaded(
         assert future.result().success
 
 
-# While it drives: test_seams_are_continuous_in_position_and_velocity_to_the_end.
+# While it drives: test_splices_are_continuous_in_position_and_velocity_to_the_end.
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_the_policy_is_loaded_ends_the_process_cleanly(
     start: StartNode, driver: Driver, peer: Peer, tmp_path: Path, number: int

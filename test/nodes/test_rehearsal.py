@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's drive when it goes wrong: the policy node's own fault is told at once, and no node is left behind."""
+"""The demo's last step when it fails: the policy node's error is reported at once, and no node keeps running."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ def child_of(rehearsal: NodeProcess) -> int:
     return int(wait_for(lambda: children.read_text().split(), "the policy node")[0])
 
 
-def test_a_checkpoint_that_cannot_be_loaded_is_told_in_the_nodes_own_words(ros_domain: int, tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_loaded_is_reported_with_the_nodes_error(ros_domain: int, tmp_path: Path) -> None:
     # A sentence that YAML would take for something else reaches the node as it is.
     with running(command(tmp_path / "missing", task="Stop: do nothing, {please"), tmp_path / "log.txt") as rehearsal:
         assert rehearsal.process.wait(60) == 1
@@ -34,7 +34,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_told_in_the_nodes_own_words(ros_d
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the child in Linux's /proc")
-def test_a_node_that_dies_is_told(ros_domain: int, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_node_that_dies_is_reported(ros_domain: int, tiny_checkpoint: Path, tmp_path: Path) -> None:
     with running(command(tiny_checkpoint), tmp_path / "log.txt") as rehearsal:
         os.kill(child_of(rehearsal), signal.SIGKILL)
         assert rehearsal.process.wait(60) == 1

@@ -135,7 +135,7 @@ def test_a_task_has_its_instruction_and_its_success(simulation: NodeProcess, pee
     assert instructions[1].data == local.instruction()
 
 
-def test_wrong_parameters_are_told_in_one_line(ros_domain: int, tmp_path: Path) -> None:
+def test_wrong_parameters_are_reported_in_one_line(ros_domain: int, tmp_path: Path) -> None:
     for arguments, reported in (
         ("embodiment:=ur6", "unknown embodiment 'ur6'"),
         ("embodiment:=ur5 -p rate:=2.0", "set clock to true as well"),

@@ -66,7 +66,8 @@ def load_settings[SettingsT: Settings](path: Path, schema: type[SettingsT]) -> S
         problem = f"line {mark.line + 1}: {getattr(error, 'problem', error)}" if mark else error
         raise ClpError(f"the file is not YAML ({problem})", where=path, hint="correct the syntax") from error
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or an invalid date
-        raise ClpError(f"the file cannot be read ({error})", where=path, hint="give a YAML file in UTF-8") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ClpError(f"the file cannot be read ({reason})", where=path, hint="give a YAML file in UTF-8") from error
     except RecursionError:
         raise ClpError("the file is nested too deeply", where=path, hint="start from a file under config/") from None
     if not isinstance(document, dict):
@@ -80,12 +81,13 @@ def load_settings[SettingsT: Settings](path: Path, schema: type[SettingsT]) -> S
 def _fault(error: ValidationError, path: Path, schema: type[Settings]) -> ClpError:
     # An unknown key first: for a mistyped key, pydantic lists the missing one before the unknown one.
     first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
-    key = place(first) or "(top level)"
+    key = place(first)
     if first["type"] == "extra_forbidden":
         name = str(first["loc"][-1])
         known = _keys_at(schema, first["loc"][:-1])
         return ClpError(f"unknown key {key!r}", where=path, hint=did_you_mean(name, known))
-    return ClpError(f"key {key!r}: {describe(first)}", where=path, hint="read the comments in the files under config/")
+    what = f"key {key!r}: {describe(first)}" if key else describe(first)
+    return ClpError(what, where=path, hint="read the comments in the files under config/")
 
 
 def _keys_at(schema: Any, location: tuple[Any, ...]) -> list[str]:

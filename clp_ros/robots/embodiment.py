@@ -125,7 +125,8 @@ class Embodiment(Settings):
             inputs.append(self.speed_scaling.topic)
             for name in self.speed_scaling.controllers:
                 if name not in self.controllers:
-                    raise ValueError(f"speed_scaling.controllers: {did_you_mean(name, list(self.controllers))}")
+                    advice = did_you_mean(name, list(self.controllers))
+                    raise ValueError(f"speed_scaling.controllers: there is no controller {name!r}, {advice}")
         outputs = [controller.topic for controller in self.controllers.values()]
         features = [camera.feature for camera in self.cameras.values()]
         for what, names in (("topic", inputs + outputs), ("feature", features)):

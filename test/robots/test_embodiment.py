@@ -212,6 +212,12 @@ def test_joint_states_are_known_and_used(tmp_path: Path) -> None:
     assert "joint_states.more is used by no controller" in refusal(tmp_path, change)
 
 
+def test_speed_scaling_names_controllers(tmp_path: Path) -> None:
+    scaling = {"topic": "/speed", "controllers": ["amr"]}
+    message = refusal(tmp_path, lambda broken: broken.update(speed_scaling=scaling))
+    assert "mine.yaml: speed_scaling.controllers: there is no controller 'amr', did you mean 'arm'?" in message
+
+
 @pytest.mark.parametrize(
     ("wrong", "what"),
     [

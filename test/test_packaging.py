@@ -309,8 +309,14 @@ def test_every_version_is_pinned_once(files: tuple[str, ...]) -> None:
     assert len(pins(*files)) > 130
 
 
+# What the how-to page about LIBERO installs, in an environment of its own.
+LIBERO = ("requirements-libero.txt", "requirements-libero-assets.txt")
+
+
 def test_every_requirements_file_is_installed() -> None:
-    assert {path.name for path in ROOT.glob("*.txt")} == {*LEROBOT_05, *LEROBOT_06}
+    assert {path.name for path in ROOT.glob("*.txt")} == {*LEROBOT_05, *LEROBOT_06, *LIBERO}
+    page = (ROOT / "doc" / "how-to" / "libero.md").read_text()
+    assert all(name in page for name in LIBERO)
 
 
 def test_the_environments_differ_by_lerobot_and_what_it_asks_for_only() -> None:

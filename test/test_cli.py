@@ -218,7 +218,7 @@ def faulty(there, recording):
         "their budgets differ": [*planned, "--budget", "vlm=2", "expert=4"],
         "cannot remove 16 of 16 layers": [*planned, "--budget", "vlm=16"],
         "nothing would be removed": [*planned, "--threshold", "1.5"],
-        "threshold must be a finite number, not -inf": [*planned, "--threshold=-inf", "--budget", "vlm=2"],
+        "prune: threshold must be a finite number, not -inf": [*planned, "--threshold=-inf", "--budget", "vlm=2"],
         "the output folder is inside calibration or contains it": [
             *("prune", "--checkpoint", "base", "--calibration", "calibration", "--overwrite"),
             *("--output", "calibration/pruned"),

@@ -109,7 +109,7 @@ def run(request: RecordRequest, progress: Progress = SILENT) -> RecordResult:
     from clp_ros.simulation.recording import record
 
     if request.task is None and not (request.speed is None and request.perturb is None):
-        raise ClpError("speed and perturb are for simulated tasks", hint="give --task too")
+        raise ClpError("speed and perturb are for simulated tasks", where="record", hint="give --task too")
     embodiment = load_embodiment(request.embodiment)
     settings = RecordingSettings(request.camera_rate, request.joint_state_rate, request.size, request.quality)
     episodes: Sequence[Episode | TaskEpisode]

@@ -25,7 +25,7 @@ class Request(StrictModel):
     """The arguments of a job. Immutable, and validated at creation.
 
     Raises:
-        ClpError: A value is missing, unknown or out of range. The message names it.
+        ClpError: A value is missing, unknown or out of range. The message names the job and the value.
     """
 
     def __init__(self, **values: Any) -> None:
@@ -34,7 +34,11 @@ class Request(StrictModel):
         except ValidationError as error:
             # An unknown name first: for a mistyped name, pydantic lists the missing one before the unknown one.
             fault = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-            raise ClpError(f"{place(fault)} {describe(fault)}".strip(), hint=self._hint(fault, values)) from error
+            raise ClpError(
+                f"{place(fault)} {describe(fault)}".strip(),
+                where=type(self).__module__.rpartition(".")[2].replace("_", "-"),  # as the command
+                hint=self._hint(fault, values),
+            ) from error
 
     @classmethod
     def _hint(cls, fault: Mapping[str, Any], values: Mapping[str, Any]) -> str | None:

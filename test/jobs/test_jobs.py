@@ -66,7 +66,7 @@ def test_importing_all_jobs_imports_no_large_library() -> None:
         (benchmark.BenchmarkRequest, {"checkpoints": ["c"], "warmup": -1}, "warmup must be at least 0, not -1"),
         (calibrate.CalibrateRequest, {"checkpoint": "c", "output": "o"}, "embodiment is missing"),
         (prune.PruneRequest, {"checkpoint": "c", "output": "o", "threshold": float("nan")}, "threshold must be a fin"),
-        (prune.PruneRequest, {"checkpoint": "c", "output": "o"}, "^give either a calibration or the layers to remove$"),
+        (prune.PruneRequest, {"checkpoint": "c", "output": "o"}, "^prune: give either a calibration or the layers"),
         (record.RecordRequest, {"embodiment": "ur5", "size": (8, 8)}, "size.0 must be at least 16, not 8"),
     ],
 )

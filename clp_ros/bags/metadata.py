@@ -147,7 +147,7 @@ def read_metadata(folder: Path) -> BagInfo:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
         metadata = _Metadata.model_validate(document["rosbag2_bagfile_information"])
-    # ValueError: a ValidationError, text that is not UTF-8, or a date that is none.
+    # ValueError: a ValidationError, text that is not UTF-8, or an invalid date.
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
         raise ClpError(
             f"the bag's metadata cannot be read ({error})", where=path, hint="run `ros2 bag reindex`"
@@ -178,7 +178,7 @@ def read_metadata(folder: Path) -> BagInfo:
     )
 
     starts = {PurePath(entry.path).name: entry.starting_time.nanoseconds_since_epoch for entry in metadata.files}
-    # Only the names count: until version 3 the paths began with the folder's name, and a moved bag is still a bag.
+    # Only the file names are used: until version 3, the paths began with the folder's name, which may have changed.
     names = [PurePath(name).name for name in metadata.relative_file_paths]
     files = tuple(StorageFile(folder / name, starts.get(name)) for name in names)
     if metadata.message_count > 0:  # without messages, `ros2 bag record` may leave empty files
@@ -266,7 +266,7 @@ def check_whole(path: Path, kind: str) -> None:
             raise part_of_compressed(path)
         other, hint = next((known for start, known in _KINDS.items() if head.startswith(start)), ("", ""))
         raise ClpError(
-            f"not a {kind} file" + (f" but {other}" if other else ""),
+            f"the file is not {kind}" + (f" but {other}" if other else ""),
             where=path,
             hint=hint or "give the bag that `ros2 bag record` wrote",
         )

@@ -100,8 +100,10 @@ class Rosbag2Backend:
 
 
 def _write_one_file_bag(bag: BagInfo, file: StorageFile, folder: Path) -> None:
-    """Makes ``folder`` a bag of this one file, linked: the compression reader wants metadata.yaml, and writes the
-    decompressed file beside the compressed one, which must not be the user's folder."""
+    """Makes a bag of one linked file in a temporary folder.
+
+    The compression reader needs metadata.yaml, and writes the decompressed file beside the compressed one.
+    """
     link = folder / file.path.name
     link.symlink_to(file.path.absolute())
     information = dict(bag.document["rosbag2_bagfile_information"], relative_file_paths=[str(link)])

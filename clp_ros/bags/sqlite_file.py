@@ -71,7 +71,7 @@ class SqliteFile:
         query = f"SELECT topic_id, timestamp, data FROM messages WHERE topic_id IN ({marks}) ORDER BY timestamp, rowid"
         for channel, receive_ns, data in self._database.execute(query, list(wanted)):
             if not isinstance(receive_ns, int):
-                raise DamagedFileError("the time of a message is no number")
+                raise DamagedFileError("the time of a message is not a number")
             yield channel, receive_ns, _bytes(data)
 
 

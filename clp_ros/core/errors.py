@@ -35,7 +35,7 @@ class ClpError(ValueError):
         super().__init__(" ".join(f"{place}{what}{advice}".split()))
 
     def at(self, where: object, before: str = "") -> Self:
-        """The same fault, located by a caller that knows the file, topic or parameter.
+        """Returns the same fault with its place, for a caller that knows the file, topic or parameter.
 
         Args:
             where: Replaces ``where``.

@@ -391,7 +391,7 @@ def _frames(
     while pending:
         yield pending.popleft().frame(chunk)
     if wanted:
-        raise ValueError(f"tick {wanted[0]} is no control tick of {reader.path}")
+        raise ValueError(f"tick {wanted[0]} is not a control tick of {reader.path}")
     if counts is not None:
         counts.finish(reader, sampler, usable)
 

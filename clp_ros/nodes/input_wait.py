@@ -54,7 +54,7 @@ def wait_for_inputs(
                 raise WaitEndedError
             if time.monotonic() > deadline:
                 if now_ns == 0:
-                    return "no time on /clock, which use_sim_time asks for: publish it (ros2 bag play --clock)"
+                    return "no time on /clock, which use_sim_time needs: publish it (ros2 bag play --clock)"
                 kinds = embodiment.topics
                 advice = (published_otherwise(node, one.topic, kinds) or latched.advice(one) for one in missing)
                 return "; ".join(map("{}{}".format, missing, advice))

@@ -324,13 +324,13 @@ def test_a_recorder_that_was_killed(tmp_path, storage):
 def test_what_is_no_bag_is_named(tmp_path):
     for name, content, words in (
         ("a.bag", b"#ROSBAG V2.0\n", "the bag is one of ROS 1.*rosbags-convert"),
-        ("a.mcap", b"#ROSBAG V2.0\n" + bytes(100), "not a mcap file but a ROS 1 bag"),
+        ("a.mcap", b"#ROSBAG V2.0\n" + bytes(100), "the file is not mcap but a ROS 1 bag"),
         (
             "a.mcap",
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
             "but a Git LFS pointer.*git lfs pull",
         ),
-        ("a.db3", b"\x89MCAP0\r\n" + bytes(100), "not a sqlite3 file but an mcap file"),
+        ("a.db3", b"\x89MCAP0\r\n" + bytes(100), "the file is not sqlite3 but an mcap file"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ClpError, match=words):

@@ -168,7 +168,7 @@ def test_not_a_bag(tmp_path):
         open_bag(tmp_path / "notes.txt")
     for suffix, kind in ((".mcap", "mcap"), (".db3", "sqlite3")):
         (tmp_path / f"x{suffix}").write_bytes(b"x" * 500)
-        with pytest.raises(ClpError, match=f"not a {kind} file"):
+        with pytest.raises(ClpError, match=f"the file is not {kind}"):
             open_bag(tmp_path / f"x{suffix}")
         (tmp_path / f"x{suffix}").write_bytes(b"")
         with pytest.raises(ClpError, match="truncated"):

@@ -421,9 +421,9 @@ def test_ticks_that_are_none_are_refused(write_bag: WriteBag) -> None:
     reader = open_bag(write_bag(recording(20)))
     ticks = usable_ticks(reader, ASOF).usable.tolist()
     assert list(read_frames(reader, ASOF, [], 5)) == []
-    with pytest.raises(ValueError, match="is no control tick"):
+    with pytest.raises(ValueError, match="is not a control tick"):
         list(read_frames(reader, ASOF, [ticks[3] + 1], 5))
-    with pytest.raises(ValueError, match="is no control tick"):
+    with pytest.raises(ValueError, match="is not a control tick"):
         list(read_frames(reader, ASOF, [ticks[3], ticks[2]], 5))
     with pytest.raises(ValueError, match="cannot be used: /eye: no message yet"):
         list(read_frames(reader, ASOF, [START + MS], 5))

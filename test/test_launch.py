@@ -52,7 +52,8 @@ def test_every_argument_is_described(path: Path, launch_arguments: Callable[[Pat
     [
         ("calibrate", {"bag", "embodiment", "task", "samples", "output", "overwrite", "seed", "device"}),
         ("prune", {"calibration", "output", "overwrite", "budgets", "threshold", "criterion", "seed"}),
-        ("policy", {"embodiment", "task", "sim", "tf_prefix", "topics", "robot_description_wait"}),
+        ("finetune", {"dataset", "output", "overwrite", "resume", "steps", "batch_size", "train", "options"}),
+        ("policy", {"heads", "embodiment", "task", "sim", "tf_prefix", "topics", "robot_description_wait"}),
         ("aloha_bimanual", {"embodiment", "task", "device", "autostart", "raw_images", "cam_left_wrist_topic"}),
         ("ur5", {"cam_wrist_topic", "ur_joint_states_topic", "ur_robot_description_topic", "speed_scaling_topic"}),
         ("fold_shorts", {"task", "tf_prefix", "cam_high_topic", "left_arm_controller_topic"}),
@@ -65,9 +66,9 @@ def test_promised_arguments(file: str, expected: set[str], launch_arguments: Cal
 
 def test_arguments_that_are_parameters_have_the_nodes_types() -> None:
     pytest.importorskip("launch_ros.actions", reason="launch and launch_ros are not on PyPI")
-    from clp_ros.nodes import calibration, launch_node, policy_settings, pruning
+    from clp_ros.nodes import calibration, finetuning, launch_node, policy_settings, pruning
 
-    declared = (calibration.PARAMETERS, pruning.PARAMETERS, policy_settings.PARAMETERS)
+    declared = (calibration.PARAMETERS, finetuning.PARAMETERS, pruning.PARAMETERS, policy_settings.PARAMETERS)
     for name, (kind, _) in launch_node.PARAMETERS.items():
         defaults = [parameters[name][0] for parameters in declared if name in parameters]
         assert defaults or name == "use_sim_time", name  # which every node has

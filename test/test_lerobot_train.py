@@ -20,6 +20,7 @@ import pytest
 import torch
 import warm_processes
 import yaml
+from dataset_tools import CAMERA, PUSHT, SIDE, TASK, write_dots
 
 from clp_ros.cli import main
 from clp_ros.core.errors import ClpError
@@ -27,7 +28,6 @@ from clp_ros.core.files import rewrite_json
 from clp_ros.core.resources import resource_path
 from clp_ros.policies.checkpoint import Checkpoint
 from clp_ros.policies.family import check_lerobot
-from clp_ros.policies.features import PolicyFeatures
 from clp_ros.policies.lerobot_policy import LeRobotPolicy
 from clp_ros.policies.loading import load_policy
 from clp_ros.policies.quiet import quiet
@@ -35,19 +35,6 @@ from clp_ros.policies.registry import families
 from clp_ros.pruning.surgery import prune_checkpoint
 from clp_ros.robots.embodiment import load_embodiment
 
-CAMERA = "observation.image"
-TASK = "Push the T-shaped block onto the target."
-SIDE = 96
-# gym-pusht's: a camera, and the position of the pusher on a board of 512 by 512.
-PUSHT = PolicyFeatures(
-    cameras={CAMERA: (SIDE, SIDE)},
-    state_size=2,
-    action_size=2,
-    state_mean=(256.0,) * 2,
-    state_std=(100.0,) * 2,
-    action_mean=(256.0,) * 2,
-    action_std=(100.0,) * 2,
-)
 # Steps and batch size in which the loss falls, at the learning rate below. That of GR00T N1.5 rises first.
 STEPS, BATCH = 8, 4
 LONGER = {"groot": (20, 8)}
@@ -55,28 +42,7 @@ LONGER = {"groot": (20, 8)}
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LeRobotDataset of two episodes of 90 frames: a dot on its way round, and where it is next as the action."""
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
-    root = tmp_path_factory.mktemp("datasets") / "dots"
-    features = {
-        CAMERA: {"dtype": "image", "shape": (SIDE, SIDE, 3), "names": ["height", "width", "channel"]},
-        "observation.state": {"dtype": "float32", "shape": (2,), "names": ["x", "y"]},
-        "action": {"dtype": "float32", "shape": (2,), "names": ["x", "y"]},
-    }
-    with quiet():
-        written = LeRobotDataset.create("clp_ros/dots", fps=10, features=features, root=root, use_videos=False)
-        for start in (0.0, 2.0):
-            angles = start + np.linspace(0.0, 9.0, 91)
-            places = (256 + 150 * np.stack([np.cos(angles), np.sin(angles)], axis=1)).astype(np.float32)
-            for place, following in itertools.pairwise(places):
-                picture = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
-                row, column = (place[::-1] * SIDE / 512).astype(int)
-                picture[row - 4 : row + 4, column - 4 : column + 4] = 255
-                written.add_frame({CAMERA: picture, "observation.state": place, "action": following, "task": TASK})
-            written.save_episode()
-        written.finalize()
-    return root
+    return write_dots(tmp_path_factory.mktemp("datasets") / "dots", 90)
 
 
 @pytest.fixture(scope="module")

@@ -157,6 +157,27 @@ def print_finetuning(result: FinetuneResult) -> None:
     print_line(f"{steps}: loss {result.loss_first:.4f} -> {result.loss_last:.4f}{held_out}, in {result.output}")
 
 
+def extract_head(options: argparse.Namespace) -> None:
+    """Separates what a fine-tuning changed from its base."""
+    from clp_ros.jobs import head
+
+    with Status() as progress:
+        result = head.extract(_request(head.ExtractHeadRequest, options), progress)
+    share = f"{result.parameters / 1e6:.2f} M of {result.total / 1e6:.2f} M parameters"
+    _print_result(
+        options, result, lambda: print_line(f"{counted(result.tensors, 'tensor')}, {share}, in {result.output}")
+    )
+
+
+def apply_head(options: argparse.Namespace) -> None:
+    """Makes a whole checkpoint of a base and a head."""
+    from clp_ros.jobs import head
+
+    with Status() as progress:
+        result = head.apply(_request(head.ApplyHeadRequest, options), progress)
+    _print_result(options, result, lambda: print_line(f"the fine-tuned checkpoint is in {result.output}"))
+
+
 def make_checkpoint(options: argparse.Namespace) -> None:
     """Makes a checkpoint with random weights, offline."""
     from clp_ros.jobs import make_checkpoint

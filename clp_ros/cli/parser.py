@@ -135,6 +135,21 @@ def make_parser() -> argparse.ArgumentParser:
         "options", nargs="*", metavar="-- OPTION", help="options of lerobot-train, such as --optimizer.lr=1e-4"
     )
 
+    head = _command(commands, "head", run.extract_head, "what a fine-tuning changed, apart from its base and back")
+    parts = head.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    extract = _command(
+        parts, "extract", run.extract_head, "write what differs between a base and a fine-tuned checkpoint"
+    )
+    extract.add_argument("--base", required=True, type=Path, help="checkpoint from which the fine-tuning started")
+    extract.add_argument("--finetuned", required=True, type=Path, help="fine-tuned checkpoint")
+    extract.add_argument("--output", required=True, type=Path, help="head folder to write")
+    apply = _command(
+        parts, "apply", run.apply_head, "write the fine-tuned checkpoint again, from its base and its head"
+    )
+    apply.add_argument("--base", required=True, type=Path, help="checkpoint from which the fine-tuning started")
+    apply.add_argument("--head", required=True, type=Path, help="head folder")
+    apply.add_argument("--output", required=True, type=Path, help="checkpoint folder to write")
+
     bench = _command(commands, "benchmark", run.benchmark, "measure checkpoints side by side")
     bench.add_argument(
         "checkpoints",
@@ -278,9 +293,9 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", type=Path, default=Path("demo_output"), help="folder (default: %(default)s)")
     for command in (calibrate, finetune, bench, make, check, demo):
         _threads(command)
-    for command in (calibrate, prune, finetune, make, record, evaluate, demo):
+    for command in (calibrate, prune, finetune, extract, apply, make, record, evaluate, demo):
         command.add_argument("--overwrite", action="store_true", help="replace an output folder that is not empty")
-    for command in (calibrate, prune, finetune, inspect, bench, make, check, record, evaluate):
+    for command in (calibrate, prune, finetune, extract, apply, inspect, bench, make, check, record, evaluate):
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser
 

@@ -331,7 +331,8 @@ def _write(
     """Writes the output folder, and deletes the run's."""
     from clp_ros import __version__
     from clp_ros.core.files import atomic_folder
-    from clp_ros.training.output import assemble, copy_adapter, write_record
+    from clp_ros.report.training_report import write_training_page
+    from clp_ros.training.output import PAGE_FILE, assemble, copy_adapter, write_record
 
     newest = folder.newest()
     if newest is None or newest[0] != request.steps:
@@ -348,16 +349,15 @@ def _write(
                 assemble(
                     checkpoint, saved, output, target, tuple(checkpoint.family.train_all) * (weights.kind == "last")
                 )
-            write_record(
-                output,
-                {
-                    "schema_version": 1,
-                    "request": dict(record),
-                    "result": result.to_json(),
-                    "losses": folder.losses(),
-                    "versions": {"clp_ros": __version__, "lerobot": version("lerobot"), "torch": version("torch")},
-                },
-            )
+            training: dict[str, Any] = {
+                "schema_version": 1,
+                "request": dict(record),
+                "result": result.to_json(),
+                "losses": folder.losses(),
+                "versions": {"clp_ros": __version__, "lerobot": version("lerobot"), "torch": version("torch")},
+            }
+            write_record(output, training)
+            write_training_page(output / PAGE_FILE, training)
     except OSError as error:
         raise ClpError(
             f"the checkpoint cannot be written ({error.strerror or error})",

@@ -58,6 +58,17 @@ PARAMETERS: dict[str, tuple[type, str]] = {
         float,
         "Lowest similarity at which a layer may be removed; without one, the largest that leaves enough",
     ),
+    "dataset": (str, "LeRobotDataset to train on (version 3)"),
+    "resume": (bool, "Whether an unfinished run with this output is taken up, and a finished one left as it is"),
+    "steps": (int, "Training steps"),
+    "batch_size": (int, "Frames in a batch"),
+    "train": (str, "Weights to train: default (as config.json says), all, expert, last=K or lora=R"),
+    "episodes": (int, "How many episodes are used, from the first; without it, all"),
+    "held_out": (float, "Share of the episodes of each task on which the loss is only measured"),
+    "learning_rate": (float, "Highest learning rate; without it, the checkpoint's"),
+    "workers": (int, "Processes that load frames"),
+    "options": (list[str], "More options of lerobot-train, as --policy.optimizer_grad_clip_norm=10; several as A,B"),
+    "heads": (list[str], "Heads of the checkpoint by task, as TASK:=FOLDER,TASK:=FOLDER"),
     "criterion": (str, "Score to remove by: cka, mse, cosine, random or keep-first"),
 }
 

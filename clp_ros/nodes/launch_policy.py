@@ -91,6 +91,7 @@ def _description(first: list[Action], /, *required: str, **optional: str) -> Lau
                 tf_prefix="",
                 topics="",
                 robot_description_wait="",
+                heads="",
                 device="",
                 dry_run="",
                 use_sim_time="",

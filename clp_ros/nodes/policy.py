@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -79,6 +80,7 @@ class PolicyNode(ManagedNode):
         self._listener: Listener | None = None
         self._tasks: Subscription | None = None
         self._trajectories: TrajectoryPublishers | None = None
+        self._check_task: Callable[[str], None] = lambda instruction: None
         self._fault: str | None = None
         self._failed = False
         self.create_service(Trigger, "~/stop", self._stop)
@@ -188,9 +190,11 @@ class PolicyNode(ManagedNode):
             self.get_logger().info(f"torch computes with {threads} threads")
         import cv2  # noqa: F401 - takes a second, and the first image needs it
 
+        heads = settings.given_heads(self, embodiment)
         self._controllers = ControllerNodes(self, embodiment)  # the controllers are discovered while the policy loads
         with RobotDescriptions(self, embodiment) as descriptions:  # received while the policy loads
-            policy = self._load(checkpoint, self.get_parameter("device").value)
+            given = {"heads": heads, "task": task.instruction} if heads else {}
+            policy = self._load(checkpoint, self.get_parameter("device").value, **given)
             embodiment = descriptions.narrow()
         if not self.context.ok():
             raise policy_loading.EndedError
@@ -204,6 +208,7 @@ class PolicyNode(ManagedNode):
             policy_loading.compile_for_node(policy, schedule.mode, task.instruction)
         if schedule.mode == "rtc":
             policy.enable_rtc(replan.replan_steps or task.execution_length)
+        self._check_task = getattr(policy, "check_task", lambda instruction: None)
         policy_loading.freeze_memory()
         self._embodiment, self._inputs = embodiment, LiveInputs(embodiment)
         publishers = TrajectoryPublishers(self, embodiment, self.get_parameter("dry_run").value)
@@ -267,6 +272,7 @@ class PolicyNode(ManagedNode):
 
     def _free(self) -> None:
         self._inputs = self._embodiment = None
+        self._check_task = lambda instruction: None  # which refers to the policy
         policy_loading.free_memory()
 
     def _now_ns(self) -> int:
@@ -322,6 +328,7 @@ class PolicyNode(ManagedNode):
             return  # being cleaned up
         try:
             task = load_task(message.data, self._embodiment)
+            self._check_task(task.instruction)
         except Exception as error:  # noqa: BLE001 - no published task may end the node
             self.get_logger().warning(f"task refused, the old one stays: {error}", throttle_duration_sec=1.0)
             return

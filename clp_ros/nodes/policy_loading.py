@@ -5,22 +5,22 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from clp_ros.core.errors import ClpError
 from clp_ros.policies.base import Policy
 from clp_ros.policies.compilation import compile_policy
 
-LoadPolicy = Callable[[Path, str], Policy]
-"""Loads a policy from a checkpoint folder for a device."""
+LoadPolicy = Callable[..., Policy]
+"""Loads a policy from a checkpoint folder for a device; with heads, as :func:`load_policy`."""
 
 
 class EndedError(Exception):
     """A signal ended ROS while the policy was being loaded."""
 
 
-def load_policy(folder: Path, device: str) -> Policy:
+def load_policy(folder: Path, device: str, heads: Mapping[str, Path] | None = None, task: str = "") -> Policy:
     """Loads a checkpoint and computes a first chunk.
 
     The first chunk takes several times as long as the next ones, so it is computed while nothing moves.
@@ -28,14 +28,20 @@ def load_policy(folder: Path, device: str) -> Policy:
     Args:
         folder: The checkpoint.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        heads: Head folders by instruction; empty: the checkpoint has no heads.
+        task: The instruction whose head is taken first.
 
     Raises:
-        ClpError: The checkpoint cannot be loaded, or has no statistics for state or action.
+        ClpError: The checkpoint or a head cannot be loaded, or has no statistics for state or action.
     """
     # Imported here: torch and lerobot take seconds, and only a node that runs needs them.
     from clp_ros.policies.loading import load_policy as load
 
-    policy = load(folder, device)
+    policy: Policy = load(folder, device)
+    if heads:
+        from clp_ros.training.task_heads import load_task_heads
+
+        policy = load_task_heads(policy, heads, task)
     policy.check_normalised()
     policy.warm_up()
     return policy

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from rclpy.node import Node
@@ -13,8 +14,9 @@ from clp_ros.control.replan import ReplanConfig
 from clp_ros.control.watchdog import WatchdogConfig
 from clp_ros.core.errors import ClpError
 from clp_ros.core.settings import did_you_mean
-from clp_ros.nodes.parameters import given_old
-from clp_ros.robots.task import Task
+from clp_ros.nodes.parameters import given_old, texts
+from clp_ros.robots.embodiment import Embodiment
+from clp_ros.robots.task import Task, load_task
 
 PARAMETERS: dict[str, tuple[Any, str]] = {
     "checkpoint": ("", "Folder of the policy's checkpoint, or a repository on the hub"),
@@ -30,6 +32,7 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
         "Seconds to wait for the parameters of the controllers' nodes, checked when activating; 0: no check",
     ),
     "task": ("", "The instruction: a name under config/tasks, a YAML file, or the sentence itself"),
+    "heads": ([""], "Heads of the checkpoint by task, each TASK:=FOLDER; ~/task switches between them"),
     "device": ("auto", "Where the policy runs: auto, cpu, cuda or cuda:N"),
     "threads": (0, "Number of torch's threads on the CPU; 0: torch's default"),
     "compile": (False, "Whether to compile the policy's denoising step with torch.compile, while configuring"),
@@ -59,6 +62,28 @@ OLD_PARAMETERS: dict[str, str] = {
     "too_fast": "does nothing: a chunk is tracked inside the limits, and refused beyond max_deviation; remove it",
     "max_scale": "does nothing: a chunk is tracked inside the limits, and refused beyond max_deviation; remove it",
 }
+
+
+def given_heads(node: Node, embodiment: Embodiment) -> dict[str, Path]:
+    """Returns the folders of the parameter ``heads`` by instruction. A task is given as in the parameter ``task``.
+
+    Raises:
+        ClpError: An entry is not TASK:=FOLDER, a task is not known, or an instruction has two heads.
+    """
+    found: dict[str, Path] = {}
+    for text in texts(node.get_parameter("heads").value):
+        task, sign, folder = text.rpartition(":=")
+        if not sign or not folder.strip():
+            raise ClpError(
+                f"the parameter heads has {text!r}", where=node.get_name(), hint="write TASK:=FOLDER for each head"
+            )
+        instruction = load_task(task.strip(), embodiment).instruction
+        if instruction in found:
+            raise ClpError(
+                f"the parameter heads has two heads for {instruction!r}", where=node.get_name(), hint="remove one"
+            )
+        found[instruction] = Path(folder.strip()).expanduser().absolute()
+    return found
 
 
 def replan_config(node: Node, task: Task, chunk_size: int) -> ReplanConfig:

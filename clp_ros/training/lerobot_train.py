@@ -111,11 +111,15 @@ class _Hooks:
         self._script = script
         self._observer = observer
         self._has_begun = False
+        self._random_state: Any = None
+        self._is_within_epoch = False
         self.raised: BaseException | None = None
 
     def functions(self) -> dict[str, Any]:
         make, update = self._script.make_policy, self._script.update_policy
         save, tqdm = self._script.save_checkpoint, self._script.tqdm
+        load = self._script.load_training_state
+        compute_state = getattr(self._script, "compute_sampler_state", None)
 
         def make_policy(*args: Any, **kwargs: Any) -> Any:
             policy = make(*args, **kwargs)
@@ -128,6 +132,7 @@ class _Hooks:
                 self._has_begun = True
                 with self._observing():
                     self._observer.training_begins(kwargs["accelerator"].unwrap_model(policy))
+                self._restore_random_state()
             result = update(metrics, policy, *args, **kwargs)
             loss = float(metrics.loss.val)
             with self._observing():
@@ -143,13 +148,38 @@ class _Hooks:
             with self._observer.saving(Path(checkpoint_dir), step, policy) as folder:
                 save(checkpoint_dir=folder, step=step, policy=policy, **kwargs)
 
+        def load_training_state(*args: Any, **kwargs: Any) -> Any:
+            from lerobot.utils.random_utils import get_rng_state
+
+            loaded = load(*args, **kwargs)
+            self._random_state = get_rng_state()
+            return loaded
+
+        def compute_sampler_state(*args: Any, **kwargs: Any) -> Any:
+            state = compute_state(*args, **kwargs)
+            self._is_within_epoch = state["start_index"] > 0
+            return state
+
         return {
+            **({} if compute_state is None else {"compute_sampler_state": compute_sampler_state}),
+            "load_training_state": load_training_state,
             "make_policy": make_policy,
             "update_policy": update_policy,
             "save_checkpoint": save_checkpoint,
             "init_logging": lambda *args, **kwargs: None,
             "tqdm": lambda *args, **kwargs: tqdm(*args, **{**kwargs, "disable": True}),
         }
+
+    def _restore_random_state(self) -> None:
+        """Restores the random state of a resumed run's checkpoint before the first step.
+
+        A new iterator over the frames draws a number. A run that was not interrupted draws it at the beginning of an
+        epoch only, so that the noise and times of a resumed one would be others.
+        """
+        if self._random_state is not None and self._is_within_epoch:
+            from lerobot.utils.random_utils import set_rng_state
+
+            set_rng_state(self._random_state)
 
     def log_record(self, record: logging.LogRecord) -> None:
         """Finds the held-out loss, which lerobot only logs."""

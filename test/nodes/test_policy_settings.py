@@ -2,6 +2,7 @@
 """The policy node's parameters that say how chunks are joined: today's, and those of the release before."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import rclpy
@@ -14,6 +15,8 @@ from clp_ros.core.errors import ClpError
 from clp_ros.core.resources import resource_path
 from clp_ros.nodes import policy_settings
 from clp_ros.nodes.parameters import declare, declare_old
+from clp_ros.robots.embodiment import load_embodiment
+from clp_ros.robots.task import load_task
 
 
 @pytest.fixture
@@ -72,3 +75,25 @@ def test_the_rehearsals_parameter_file_has_todays_parameters_only() -> None:
     text = resource_path("config/nodes/rehearsal.yaml").read_text(encoding="utf-8")
     for name, value in yaml.safe_load(text)["/**"]["ros__parameters"].items():
         assert type(value) is type(policy_settings.PARAMETERS[name][0]), name
+
+
+def test_heads_are_folders_by_instruction(context: rclpy.Context) -> None:
+    robot = load_embodiment("aloha_bimanual")
+
+    def heads(*entries: str) -> dict[str, Path]:
+        overrides = [Parameter("heads", value=list(entries))]
+        node = Node("policy", context=context, parameter_overrides=overrides)
+        declare(node, policy_settings.PARAMETERS, read_only=False)
+        try:
+            return policy_settings.given_heads(node, robot)
+        finally:
+            node.destroy_node()
+
+    assert heads("") == {}
+    task = load_task("transfer_cube", robot).instruction
+    found = heads("transfer_cube:=/heads/a", "Fold, then stop. :=/heads/b")
+    assert found == {task: Path("/heads/a"), "Fold, then stop.": Path("/heads/b")}
+    with pytest.raises(ClpError, match="write TASK:=FOLDER"):
+        heads("transfer_cube")
+    with pytest.raises(ClpError, match="two heads"):
+        heads("transfer_cube:=/a", f"{task}:=/b")

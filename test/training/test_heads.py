@@ -44,7 +44,7 @@ def finetuned(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
             shutil.copytree(base, folder)
             random = torch.Generator().manual_seed(seed)
             weights = load_file(base / "model.safetensors")
-            names = [name for name in weights if name.startswith((f"{EXPERT}{14 + seed}.", "model.action_out_proj."))]
+            names = [name for name in weights if name.startswith((f"{EXPERT}{13 + seed}.", "model.action_out_proj."))]
             assert len(names) > 3
             for name in names:
                 noise = torch.randn(weights[name].shape, generator=random).to(weights[name].dtype)

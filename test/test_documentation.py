@@ -33,7 +33,7 @@ PAGES = [
     ),
     *sorted(ROOT.glob("doc/**/*.md")),
 ]
-NODES = ("calibration", "pruning", "policy")
+NODES = ("calibration", "finetuning", "pruning", "policy")
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 

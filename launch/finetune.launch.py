@@ -20,7 +20,6 @@ def generate_launch_description() -> LaunchDescription:
         episodes="",
         held_out="",
         learning_rate="",
-        workers="",
         seed="",
         device="",
         options="",

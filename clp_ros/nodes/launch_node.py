@@ -63,7 +63,6 @@ PARAMETERS: dict[str, tuple[type, str]] = {
     "episodes": (int, "How many episodes are used, from the first; without it, all"),
     "held_out": (float, "Share of the episodes of each task on which the loss is only measured"),
     "learning_rate": (float, "Highest learning rate; without it, the checkpoint's"),
-    "workers": (int, "Processes that load frames"),
     "options": (list[str], "More options of lerobot-train, as --policy.optimizer_grad_clip_norm=10; several as A,B"),
     "heads": (list[str], "Heads of the checkpoint by task, as TASK:=FOLDER,TASK:=FOLDER"),
     "criterion": (str, "Score to remove by: cka, mse, cosine, random or keep-first"),

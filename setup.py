@@ -73,6 +73,7 @@ setup(
         "console_scripts": [
             "clp = clp_ros.cli:main",
             "calibration = clp_ros.nodes.calibration:main",
+            "conversion = clp_ros.nodes.conversion:main",
             "finetuning = clp_ros.nodes.finetuning:main",
             "pipeline = clp_ros.nodes.pipeline:main",
             "pruning = clp_ros.nodes.pruning:main",

@@ -41,7 +41,7 @@ def launch_arguments() -> Callable[[Path], dict[str, str]]:
 @pytest.mark.parametrize("path", LAUNCH_FILES, ids=lambda path: path.name)
 def test_every_argument_is_described(path: Path, launch_arguments: Callable[[Path], dict[str, str]]) -> None:
     arguments = launch_arguments(path)
-    assert {"checkpoint", "params_file", "namespace"} <= set(arguments)
+    assert {"params_file", "namespace"} <= set(arguments)
     for name, description in arguments.items():
         assert re.match(r"[A-Z].{10}", description), name
         assert description != "no description given", name
@@ -52,6 +52,7 @@ def test_every_argument_is_described(path: Path, launch_arguments: Callable[[Pat
     [
         ("calibrate", {"bag", "embodiment", "task", "samples", "output", "overwrite", "seed", "device"}),
         ("prune", {"calibration", "output", "overwrite", "budgets", "threshold", "criterion", "seed"}),
+        ("convert", {"bags", "embodiment", "output", "task", "episodes_by", "images", "exit_when_done"}),
         ("finetune", {"dataset", "output", "overwrite", "resume", "steps", "batch_size", "train", "options"}),
         ("policy", {"heads", "embodiment", "task", "sim", "tf_prefix", "topics", "robot_description_wait"}),
         ("aloha_bimanual", {"embodiment", "task", "device", "autostart", "raw_images", "cam_left_wrist_topic"}),
@@ -66,9 +67,15 @@ def test_promised_arguments(file: str, expected: set[str], launch_arguments: Cal
 
 def test_arguments_that_are_parameters_have_the_nodes_types() -> None:
     pytest.importorskip("launch_ros.actions", reason="launch and launch_ros are not on PyPI")
-    from clp_ros.nodes import calibration, finetuning, launch_node, policy_settings, pruning
+    from clp_ros.nodes import calibration, conversion, finetuning, launch_node, policy_settings, pruning
 
-    declared = (calibration.PARAMETERS, finetuning.PARAMETERS, pruning.PARAMETERS, policy_settings.PARAMETERS)
+    declared = (
+        calibration.PARAMETERS,
+        conversion.PARAMETERS,
+        finetuning.PARAMETERS,
+        pruning.PARAMETERS,
+        policy_settings.PARAMETERS,
+    )
     for name, (kind, _) in launch_node.PARAMETERS.items():
         defaults = [parameters[name][0] for parameters in declared if name in parameters]
         assert defaults or name == "use_sim_time", name  # which every node has

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "clp_ros"
 PLUGIN = ROOT / "lerobot_policy_clp"
 ENVIRONMENTS = ROOT / "lerobot_env_clp"
-EXECUTABLES = {"clp", "calibration", "finetuning", "pipeline", "pruning", "policy", "simulation"}
+EXECUTABLES = {"clp", "calibration", "conversion", "finetuning", "pipeline", "pruning", "policy", "simulation"}
 
 # Which rosdep key brings an import. ROS packages are their own key.
 ROSDEP_KEYS = {

@@ -167,20 +167,20 @@ def _latency_s(
 ) -> float:
     """Returns the latency of a policy. It is measured once for a folder, so that later episodes have the same."""
     known = None if folder is None else folder.policy(fingerprint)
-    latency_s = known["latency_s"] if known is not None else None
-    if latency_s is None or is_played:
-        measured_s = players.measured_latency_s(setting, plan.embodiment)  # also checks that the policy fits
-        if latency_s is None:
-            latency_s = measured_s if plan.latency_s is None else plan.latency_s
-        most_s = ReplanConfig(0).max_latency_s
-        if latency_s > most_s:
-            raise ClpError(
-                f"a chunk takes {latency_s:.2f} s; the policy node drops chunks older than {most_s:g} s (max_latency)",
-                where=setting.checkpoint,
-                hint="give the latency of the robot's computer (--latency), or evaluate on it",
-            )
-        if folder is not None and known is None:
-            folder.add_policy(fingerprint, {"path": str(setting.checkpoint), "latency_s": latency_s})
+    latency_s = plan.latency_s if known is None else known["latency_s"]
+    if is_played or latency_s is None:
+        measured_s = players.prepare(setting, plan.embodiment, latency_s is None)  # also checks that the policy fits
+        latency_s = measured_s if latency_s is None else latency_s
+    assert latency_s is not None
+    most_s = ReplanConfig(0).max_latency_s
+    if latency_s > most_s:
+        raise ClpError(
+            f"a chunk takes {latency_s:.2f} s; the policy node drops chunks older than {most_s:g} s (max_latency)",
+            where=setting.checkpoint,
+            hint="give the latency of the robot's computer (--latency), or evaluate on it",
+        )
+    if folder is not None and known is None:
+        folder.add_policy(fingerprint, {"path": str(setting.checkpoint), "latency_s": latency_s})
     return latency_s
 
 

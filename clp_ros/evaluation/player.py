@@ -84,16 +84,18 @@ class Player:
             simulation.close()
         self._simulations = []
 
-    def measured_latency_s(self, setting: PolicySetting, embodiment: Embodiment) -> float:
-        """Loads a policy, checks that it fits the robot, and measures the time of one chunk.
+    def prepare(self, setting: PolicySetting, embodiment: Embodiment, is_timed: bool) -> float | None:
+        """Loads a policy, checks that it fits the robot, and may measure the time of one chunk.
 
         Returns:
-            The median time from images and state to the actions of one robot, in seconds.
+            The median time from images and state to the actions of one robot, in seconds; None: not measured.
 
         Raises:
             ClpError: The policy does not load or does not fit.
         """
         policy = self._loaded(setting, embodiment)
+        if not is_timed:
+            return None
         images = {name: np.zeros((*policy.camera_sizes[name], 3), dtype=np.uint8) for name in policy.cameras}
         state = np.zeros(policy.state_size, dtype=np.float32)
         policy.warm_up()

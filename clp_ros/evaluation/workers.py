@@ -48,12 +48,12 @@ class Workers:
         if self._own is not None:
             self._own.close()
 
-    def measured_latency_s(self, setting: PolicySetting, embodiment: Embodiment) -> float:
-        """See :meth:`Player.measured_latency_s`. No other worker runs meanwhile."""
+    def prepare(self, setting: PolicySetting, embodiment: Embodiment, is_timed: bool) -> float | None:
+        """See :meth:`Player.prepare`. No other worker runs meanwhile."""
         if self._own is not None:
-            return self._own.measured_latency_s(setting, embodiment)
+            return self._own.prepare(setting, embodiment, is_timed)
         assert self._pool is not None
-        return self._result(self._pool.submit(_measure, setting, embodiment))
+        return self._result(self._pool.submit(_prepare, setting, embodiment, is_timed))
 
     def play(self, blocks: Sequence[Block]) -> Iterator[tuple[Block, BlockResult]]:
         """Plays blocks, and yields each with its result when it is done, in any order."""
@@ -81,8 +81,8 @@ class Workers:
             ) from error
 
 
-def _measure(setting: PolicySetting, embodiment: Embodiment) -> float:
-    return _own_player().measured_latency_s(setting, embodiment)
+def _prepare(setting: PolicySetting, embodiment: Embodiment, is_timed: bool) -> float | None:
+    return _own_player().prepare(setting, embodiment, is_timed)
 
 
 def _play(block: Block, is_one_of_several: bool) -> BlockResult:

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
+from clp_ros.core.errors import ClpError
+
 # Largest number of successes, and of failures, that are shown of each checkpoint and task.
 _SHOWN = 4
 _COLUMNS = 4
@@ -52,7 +54,7 @@ def write_contact_sheet(file: Path, episodes: Sequence[tuple[str, _Episode, Path
             one for success in (True, False) for one in [pair for pair in found if pair[0].success is success][:_SHOWN]
         ]
         successes = sum(one.success for one, _ in found)
-        tiles = [_tile(episode, cv2.imread(str(pictures))[..., ::-1]) for episode, pictures in shown]
+        tiles = [_tile(episode, _read(pictures)) for episode, pictures in shown]
         wide, high = (max(tile.shape[axis] for tile in tiles) for axis in (1, 0))
         title = f"{Path(checkpoint).name}: {task}, {successes} of {len(found)}"
         rows.append(_text(title, wide * _COLUMNS, 0.55, (0, 0, 0)))
@@ -69,6 +71,17 @@ def write_contact_sheet(file: Path, episodes: Sequence[tuple[str, _Episode, Path
     cv2.imwrite(str(temporary), np.concatenate(padded)[..., ::-1])
     temporary.replace(file)
     return True
+
+
+def _read(file: Path) -> np.ndarray:
+    import cv2
+
+    pictures = cv2.imread(str(file))
+    if pictures is None:
+        raise ClpError(
+            "the pictures cannot be read", where=file, hint="remove the file and its block, and run it again"
+        )
+    return pictures[..., ::-1]
 
 
 def _tile(episode: _Episode, pictures: np.ndarray) -> np.ndarray:

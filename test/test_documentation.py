@@ -27,6 +27,7 @@ PAGES = [
             "README.md",
             "CONTRIBUTING.md",
             "rosbags/README.md",
+            "checkpoints/README.md",
             "lerobot_policy_clp/README.md",
             "lerobot_env_clp/README.md",
         )

@@ -12,9 +12,12 @@ def moved(name: str, inside: str, folder: Path) -> str:
     """Returns the path of the sub-folder ``inside`` of ``folder``, if ``name`` leads to the checkpoint's own
     sub-folder.
 
-    A Hub id, or a path elsewhere, is returned unchanged.
+    A Hub id, or a path elsewhere, is returned unchanged. A relative path has more parts than a Hub id; a checkpoint in
+    a repository has one, so that stock lerobot finds the sub-folder from the repository's root.
     """
-    return str(folder / inside) if Path(name).is_absolute() and Path(name).name == inside else name
+    path = Path(name)
+    local = path.is_absolute() or len(path.parts) > 2
+    return str(folder / inside) if local and path.name == inside else name
 
 
 def move_tokenizer(documents: Mapping[str, dict[str, Any]], inside: str, folder: Path) -> None:

@@ -3,6 +3,7 @@ from . import benchmark as benchmark
 from . import calibrate as calibrate
 from . import convert as convert
 from . import demo as demo
+from . import evaluate as evaluate
 from . import inspect as inspect
 from . import make_checkpoint as make_checkpoint
 from . import prune as prune

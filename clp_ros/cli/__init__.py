@@ -56,7 +56,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     if output is not None and not output.name.strip("."):
         # The output replaces the folder under its name. "." has no name, so the absolute path is used.
         options.output = output.resolve()
-    if processes.world_size() > 1 and options.name != "calibrate":
+    if processes.world_size() > 1 and options.name not in ("calibrate", "finetune"):
         with processes.together():  # only the first process prints it
             raise ClpError(
                 "the command runs in one process",

@@ -136,6 +136,9 @@ class Converter:
             if self._part is not None:
                 self._part.abandon()
             raise
+        finally:
+            with contextlib.suppress(OSError):
+                self.parts.rmdir()  # if it is empty
         self._join(conversion)
         return conversion
 
@@ -300,7 +303,12 @@ class Converter:
             raise error.at(f"{bag}, {error.where}") from None
         part = self._open_part()
         if part.writer is None:
-            part.begin(self.output.name, self._settings, values)
+            try:
+                part.begin(self.output.name, self._settings, values)
+            except ClpError as error:
+                self._part = None
+                part.abandon()
+                raise error.at(f"{bag}, {error.where}") from None
         assert part.writer is not None
         if not part.writer.open_frames and (fault := part.writer.fits(values)):
             raise ClpError(fault, where=bag, hint="give --resize, or convert these recordings into another dataset")

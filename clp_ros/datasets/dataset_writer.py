@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import threading
@@ -17,6 +18,7 @@ import numpy as np
 from lerobot.datasets import LeRobotDataset, compute_stats, video_utils
 from lerobot.utils.utils import SuppressProgressBars
 
+from clp_ros.core.errors import ClpError
 from clp_ros.datasets.dataset_features import FrameFormat
 from clp_ros.datasets.encoder_options import encoder_arguments
 from clp_ros.datasets.exact_statistics import PixelCounts
@@ -147,13 +149,18 @@ class DatasetWriter:
             )
         self.features: dict[str, Any] = self._dataset.meta.features
         self._writer: Any = self._dataset.writer
-        self._encoder: _WaitingEncoder | None = None
+        self._encoder: Any = None
         if frames.video:
             given = self._writer._streaming_encoder
             self._encoder = _WaitingEncoder(
                 fps, given._rgb_encoder, given._depth_encoder, _WAITING, given._encoder_threads
             )
             self._writer._streaming_encoder = self._encoder
+            try:
+                self._try_encoder(given._rgb_encoder, first)
+            except ClpError:
+                self.abandon()
+                raise
 
     @property
     def open_frames(self) -> int:
@@ -210,6 +217,29 @@ class DatasetWriter:
             self._writer.cancel_pending_videos()
             self._writer.stop_image_writer()
             self._dataset.finalize()
+
+    def _try_encoder(self, config: Any, first: Mapping[str, Any]) -> None:
+        """Encodes each camera's first picture, because encoders have limits that only they know.
+
+        Raises:
+            ClpError: The encoder does not take pictures of this size, or its options.
+        """
+        for camera in self._frames.cameras:
+            height, width = first[camera].shape[:2]
+            try:
+                with video_utils.av.open(io.BytesIO(), "w", format="mp4") as container:
+                    stream = container.add_stream(
+                        config.vcodec, self._encoder.fps, options=config.get_codec_options(None, as_strings=True)
+                    )
+                    stream.pix_fmt, stream.width, stream.height = config.pix_fmt, width, height
+                    container.mux(stream.encode(video_utils.av.VideoFrame.from_ndarray(first[camera], "rgb24")))
+                    container.mux(stream.encode())
+            except (video_utils.av.FFmpegError, ValueError) as error:
+                raise ClpError(
+                    f"the encoder {config.vcodec} does not take pictures of {width}x{height} ({error})",
+                    where=camera,
+                    hint="give --resize, --images png, or other --encoder options",
+                ) from error
 
     def _begin(self) -> None:
         self._ends, self._pixels = EpisodeEnds(), {camera: PixelCounts() for camera in self.pixels}

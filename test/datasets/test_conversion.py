@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from lerobot.datasets import video_utils
-from robot_tools import EYE, MS, START, STATES, document, recorded_states, sync
+from robot_tools import EYE, MS, START, STATES, document, picture, recorded_states, sync
 
 from clp_ros.cli import main
 from clp_ros.core.errors import ClpError
@@ -196,6 +196,22 @@ def test_the_task_of_each_bag_is_in_a_file_beside_it(
     ]
     assert "no instruction for the bag episode_2" in result.left_out[0].why
     assert stock(result.output)[8]["task"] == "lift, then turn"
+
+
+def test_pictures_that_the_encoder_does_not_take_are_a_reason(
+    write_bag: WriteBag, to_dataset: Callable[..., Any], tmp_path: Path
+) -> None:
+    tiny, odd = (
+        [(EYE, picture(one[2]) if rows is None else bag_tools.image(rows, "rgb8", stamp_ns=one[2]), one[2])
+         if one[0] == EYE else one for one in recording(8, seed)]
+        for seed, rows in ((0, None), (1, np.zeros((65, 97, 3), np.uint8)))
+    )  # fmt: skip
+    result = to_dataset(write_bag(tiny), write_bag(odd), images="video")
+    assert result.episodes == 0
+    assert "libsvtav1 does not take pictures of 2x2" in result.left_out[0].why
+    assert "width and height are even, but the pictures are 97x65" in result.left_out[1].why
+    assert not (tmp_path / "dataset").exists()
+    assert not list(tmp_path.glob("*dataset*"))
 
 
 def test_video_drops_no_frame(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -116,11 +117,10 @@ def evaluate(
     if len(set(prints)) < len(prints):
         raise ClpError("two of the checkpoints are the same", where="checkpoints", hint="give each checkpoint once")
     done: dict[tuple[str, str, tuple[int, ...]], tuple[list[EpisodeOutcome], dict[str, float]]] = {}
-    for fingerprint in prints if folder is not None else ():
-        for task in plan.tasks:
-            for seeds in plan.seeds():
-                if (found := folder.block(fingerprint, task.name, seeds)) is not None:
-                    done[fingerprint, task.name, seeds] = found
+    if folder is not None:
+        for fingerprint, task, seeds in itertools.product(prints, plan.tasks, plan.seeds()):
+            if (found := folder.block(fingerprint, task.name, seeds)) is not None:
+                done[fingerprint, task.name, seeds] = found
     latencies: dict[str, float] = {}
     with Workers(workers) as players:
         blocks: list[tuple[str, Block]] = []

@@ -156,6 +156,7 @@ class _Hooks:
             return loaded
 
         def compute_sampler_state(*args: Any, **kwargs: Any) -> Any:
+            assert compute_state is not None
             state = compute_state(*args, **kwargs)
             self._is_within_epoch = state["start_index"] > 0
             return state

@@ -143,6 +143,7 @@ import numpy as np
 import torch
 from lerobot.utils.import_utils import register_third_party_plugins
 
+sys.modules["lerobot_env_clp"] = None  # the other plugin, which needs clp_ros
 register_third_party_plugins()
 assert not [name for name in sys.modules if name.startswith("lerobot_policy_clp.modeling_")]
 

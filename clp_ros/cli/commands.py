@@ -159,10 +159,10 @@ def print_finetuning(result: FinetuneResult) -> None:
 
 def extract_head(options: argparse.Namespace) -> None:
     """Separates what a fine-tuning changed from its base."""
-    from clp_ros.jobs import head
+    from clp_ros.jobs import extract_head as job
 
     with Status() as progress:
-        result = head.extract(_request(head.ExtractHeadRequest, options), progress)
+        result = job.run(_request(job.ExtractHeadRequest, options), progress)
     share = f"{result.parameters / 1e6:.2f} M of {result.total / 1e6:.2f} M parameters"
     _print_result(
         options, result, lambda: print_line(f"{counted(result.tensors, 'tensor')}, {share}, in {result.output}")
@@ -171,10 +171,10 @@ def extract_head(options: argparse.Namespace) -> None:
 
 def apply_head(options: argparse.Namespace) -> None:
     """Makes a whole checkpoint of a base and a head."""
-    from clp_ros.jobs import head
+    from clp_ros.jobs import apply_head as job
 
     with Status() as progress:
-        result = head.apply(_request(head.ApplyHeadRequest, options), progress)
+        result = job.run(_request(job.ApplyHeadRequest, options), progress)
     _print_result(options, result, lambda: print_line(f"the fine-tuned checkpoint is in {result.output}"))
 
 

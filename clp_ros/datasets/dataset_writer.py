@@ -7,7 +7,6 @@ import contextlib
 import io
 import os
 import shutil
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import numpy as np
 from lerobot.datasets import LeRobotDataset, compute_stats, video_utils
 from lerobot.utils.utils import SuppressProgressBars
 
+from clp_ros.core.compat.lerobot import is_in_video_encoder, is_video_queue_full, replace_video_encoder
 from clp_ros.core.errors import ClpError
 from clp_ros.datasets.dataset_features import FrameFormat
 from clp_ros.datasets.encoder_options import encoder_arguments
@@ -42,8 +42,7 @@ class _NoStatistics:
 
 
 def _running_statistics(*arguments: Any, **options: Any) -> Any:
-    in_encoder = isinstance(threading.current_thread(), video_utils._CameraEncoderThread)
-    return _NoStatistics() if in_encoder else _RunningQuantileStats(*arguments, **options)
+    return _NoStatistics() if is_in_video_encoder() else _RunningQuantileStats(*arguments, **options)
 
 
 _RunningQuantileStats = compute_stats.RunningQuantileStats
@@ -64,10 +63,8 @@ class _WaitingEncoder(video_utils.StreamingVideoEncoder):
         Raises:
             RuntimeError: The encoder has failed.
         """
-        if self._episode_active:
-            waiting, thread = self._frame_queues[video_key], self._threads[video_key]
-            while waiting.full() and thread.is_alive():
-                time.sleep(_PAUSE_S)
+        while is_video_queue_full(self, video_key):
+            time.sleep(_PAUSE_S)
         super().feed_frame(video_key, image)
 
     def finish_episode(self) -> dict[str, tuple[Path, dict[str, np.ndarray] | None]]:
@@ -151,13 +148,11 @@ class DatasetWriter:
         self._writer: Any = self._dataset.writer
         self._encoder: Any = None
         if frames.video:
-            given = self._writer._streaming_encoder
-            self._encoder = _WaitingEncoder(
-                fps, given._rgb_encoder, given._depth_encoder, _WAITING, given._encoder_threads
+            self._encoder, settings = replace_video_encoder(
+                self._writer, lambda rgb, depth, threads: _WaitingEncoder(fps, rgb, depth, _WAITING, threads)
             )
-            self._writer._streaming_encoder = self._encoder
             try:
-                self._try_encoder(given._rgb_encoder, first)
+                self._try_encoder(settings, first)
             except ClpError:
                 self.abandon()
                 raise

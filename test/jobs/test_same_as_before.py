@@ -30,6 +30,13 @@ def with_patterned_weights(source: Path, folder: Path) -> Path:
     return folder
 
 
+def hash_of_weights(file: Path) -> str:
+    """SHA-256 of header and tensors. The spaces after the header differ: the version before aligned the tensors."""
+    content = file.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    return hashlib.sha256(content[8:start].rstrip(b" ") + content[start:]).hexdigest()
+
+
 def without_paths(document, *folders: Path):
     """A JSON document with these folders replaced by their names."""
     text = json.dumps(document)
@@ -57,7 +64,7 @@ def assert_holds(found, before, where: str = "") -> None:
 def test_a_pruned_checkpoint_is_the_same(tiny_checkpoint, tmp_path):
     base, pruned = with_patterned_weights(tiny_checkpoint, tmp_path / "base"), tmp_path / "pruned"
     result = prune.run(prune.PruneRequest(checkpoint=base, output=pruned, removal={"vlm": (1, 2, 5, 6)}))
-    assert hashlib.sha256((pruned / "model.safetensors").read_bytes()).hexdigest() == BEFORE["weights"]
+    assert hash_of_weights(pruned / "model.safetensors") == BEFORE["weights"]
     assert without_paths(json.loads((pruned / "config.json").read_text()), pruned) == BEFORE["config"]
     manifest = json.loads((pruned / "clp.json").read_text())
     assert_holds(without_paths(manifest, base, pruned), BEFORE["manifest"], "clp.json")

@@ -69,6 +69,8 @@ def make_checkpoint(family, size, folder, features, seed):
     rng = np.random.default_rng(seed)
     names = [f"model.blocks.{layer}.weight" for layer in range(depth)]
     save_file({name: rng.standard_normal((8, 8), dtype=np.float32) for name in names}, folder / "model.safetensors")
+    for name in ("policy_preprocessor", "policy_postprocessor"):
+        (folder / f"{name}.json").write_text(json.dumps({"name": name, "steps": []}))
 """
 BROKEN = "import a_module_that_is_not_installed"
 

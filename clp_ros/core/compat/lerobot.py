@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,3 +67,32 @@ def relative_state(step: Any) -> torch.Tensor:
         step: LeRobot's RelativeActionsProcessorStep.
     """
     return step._last_state
+
+
+def replace_video_encoder(writer: Any, make: Callable[[Any, Any, int | None], Any]) -> tuple[Any, Any]:
+    """Replaces the encoder of a dataset's writer (lerobot 0.6).
+
+    Args:
+        writer: LeRobot's DatasetWriter, with streaming encoding. Changed in place.
+        make: Returns the new encoder. Called with the settings of colour and of depth images, and the threads.
+
+    Returns:
+        The new encoder, and the settings of colour images.
+    """
+    given = writer._streaming_encoder
+    writer._streaming_encoder = made = make(given._rgb_encoder, given._depth_encoder, given._encoder_threads)
+    return made, given._rgb_encoder
+
+
+def is_in_video_encoder() -> bool:
+    """Whether the current thread is one of LeRobot's video encoder (lerobot 0.6)."""
+    from lerobot.datasets.video_utils import _CameraEncoderThread
+
+    return isinstance(threading.current_thread(), _CameraEncoderThread)
+
+
+def is_video_queue_full(encoder: Any, camera: str) -> bool:
+    """Whether pictures of a camera wait for LeRobot's StreamingVideoEncoder, as many as may (lerobot 0.6)."""
+    if not encoder._episode_active:
+        return False
+    return encoder._frame_queues[camera].full() and encoder._threads[camera].is_alive()

@@ -100,6 +100,8 @@ def assert_many_found_the_same(folder, samples):
             np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-9)
 
 
+# On a busy machine, one of torch's threads has aborted a process: once in eight runs, with torch 2.11.
+@pytest.mark.flaky(reruns=2, only_rerun=["terminate called without an active exception"])
 # accelerate differs in how it starts the processes only: see the test of that.
 @pytest.mark.parametrize(
     ("launcher", "count", "samples"), [(TORCHRUN, 2, 5), pytest.param(ACCELERATE, 3, 2, marks=pytest.mark.slow)]

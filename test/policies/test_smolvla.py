@@ -4,6 +4,7 @@
 import hashlib
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -99,8 +100,10 @@ def test_small_is_made_to_be_trained_from_nothing(tmp_path, capsys):
     with quiet():
         policy = load_policy(folder).policy
     assert {feature.shape for feature in policy.config.image_features.values()} == {(3, 96, 96)}
-    # lerobot never trains these: their outputs are not used.
-    unused = ("lm_head", "text_model.norm", "text_model.layers.11.")
+    # lerobot never trains these: their outputs are not used. 0.5 trains the last layer and the norm nevertheless.
+    unused = ["lm_head"]
+    if not version("lerobot").startswith("0.5."):
+        unused += ["text_model.norm", "text_model.layers.11."]
     frozen = {name for name, weight in policy.named_parameters() if not weight.requires_grad}
     assert frozen == {name for name, _ in policy.named_parameters() if any(part in name for part in unused)}
     # Unlike those of a tiny checkpoint, the layers begin alike.
